@@ -1,0 +1,5 @@
+"""``python -m betaedit``."""
+
+from betaedit.cli.main import main
+
+main()

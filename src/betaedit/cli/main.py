@@ -1,0 +1,88 @@
+"""The ``betaedit`` program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from betaedit import __version__
+from betaedit.cli.demo import demo
+from betaedit.cli.edit import edit
+from betaedit.cli.info import doctor, env, methods, models
+from betaedit.cli.statistics import statistics
+from betaedit.errors import (
+    BetaEditError,
+    ConfigError,
+    FactError,
+    MethodError,
+    ModelError,
+    NumericalError,
+    StatisticsError,
+)
+
+EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
+    (ConfigError, 2),
+    (MethodError, 2),
+    (FactError, 3),
+    (ModelError, 4),
+    (StatisticsError, 5),
+    (NumericalError, 6),
+    (BetaEditError, 1),
+)
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="betaedit",
+    help="Write facts into open-weight language models, one after another, without wrecking the model.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command in (edit, demo, statistics, methods, models, doctor, env):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"betaedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the library's log.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, stream=sys.stderr, format="%(message)s")
+    if debug:
+        os.environ["BETAEDIT_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    try:
+        app()
+    except BetaEditError as error:
+        if os.environ.get("BETAEDIT_DEBUG"):
+            raise
+        _report(error)
+        sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def _report(error: BetaEditError) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    text = str(error).removesuffix(error.mend).strip()
+    console.print(f"[bold red]error:[/] {escape(text)}")
+    if error.mend:
+        console.print(f"[bold]mend:[/] {escape(error.mend)}")

@@ -1,0 +1,118 @@
+"""Options that several commands share, and how they become library objects."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+
+from betaedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from betaedit.editors.editor import Editor
+    from betaedit.progress import Progress
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="smollm2 (bundled), a folder, or a Hugging Face id.")]
+MethodOption = Annotated[str, typer.Option("--method", help="An editing method; see `betaedit methods`.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto keeps the checkpoint's.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one.")]
+DeviceMapOption = Annotated[str | None, typer.Option("--device-map", help="Spread over devices, as accelerate: auto.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Decides sampled contexts and sampled text.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Hyper-parameters from a YAML, JSON or TOML file, over the preset.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One hyper-parameter, over all else. Repeatable.")
+]
+StatisticsOption = Annotated[
+    Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+def overrides(config: Path | None, settings: list[str] | None, seed: int | None) -> dict[str, Any]:
+    """Hyper-parameters the user gave: file, then ``--seed``, then ``--set``; later ones win.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is not KEY=VALUE.
+    """
+    values = {} if config is None else read_config(config)
+    if seed is not None:
+        values["seed"] = seed
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting!r} is not KEY=VALUE.", mend="Write --set value_clamp=1.0.")
+        values[key.strip()] = _value(text)
+    return values
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A mapping of hyper-parameters from a YAML, JSON or TOML file.
+
+    Raises:
+        ConfigError: The file is missing, broken, or holds no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", mend="Give a YAML, JSON or TOML file.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of names to values.", mend="Write lines like value_clamp: 1.0")
+    return {str(key): value for key, value in values.items()}
+
+
+def _value(text: str) -> Any:
+    """A list, number or truth value where the text is one (YAML), else the text itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, dict) else value
+
+
+def load_editor(
+    model: str,
+    method: str,
+    *,
+    dtype: Dtype,
+    device: str | None,
+    device_map: str | None,
+    values: dict[str, Any],
+    statistics: Path | None,
+    progress: Progress,
+) -> Editor:
+    """The editor that the options describe."""
+    from betaedit.editors.editor import Editor
+
+    quiet_libraries()
+    return Editor.from_pretrained(
+        model,
+        method=method,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        statistics=statistics,
+        progress=progress,
+        **values,
+    )
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and notices off the terminal; ours say what is going on."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def print_json(data: Any) -> None:
+    """``data`` on stdout as one JSON object."""
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))

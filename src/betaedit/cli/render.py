@@ -1,0 +1,137 @@
+"""What people see: progress bars, tables, highlighted tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from betaedit.editors.editor import PlannedEdit
+    from betaedit.evaluation.metrics import Figure
+    from betaedit.experiments.run import RunReport
+    from betaedit.facts.fact import Fact
+
+_SLOW = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Units per second, or seconds per unit when that is slow."""
+
+    def render(self, task: RichTask) -> Text:
+        unit = str(task.fields["unit"])
+        if not task.elapsed or not task.completed:
+            return Text(f"- {unit}/s", style="dim")
+        rate = task.completed / task.elapsed
+        text = f"{rate:,.0f} {unit}/s" if rate >= _SLOW else f"{1 / rate:.1f} s per {unit.removesuffix('s')}"
+        return Text(text, style="cyan")
+
+
+class _Bar:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, amount: int = 1) -> None:
+        self._bars.advance(self._task, amount)
+
+
+class Bars:
+    """Progress bars on stderr, with a rate and an estimate; quiet when stderr is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str) -> Iterator[_Bar]:
+        """One bar."""
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            yield _Bar(bars, bars.add_task(description, total=total, unit=unit))
+
+
+def highlighted(plan: PlannedEdit) -> Text:
+    """The prompt as tokens, its lookup token marked, and the new target after an arrow."""
+    text = Text()
+    for index, token in enumerate(plan.tokens):
+        text.append(token.replace("\n", "\\n"), style="bold black on yellow" if index == plan.lookup else "")
+        text.append("|", style="dim")
+    text.append(" -> ", style="dim")
+    for token in plan.target_tokens:
+        text.append(token, style="bold green")
+        text.append("|", style="dim")
+    return text
+
+
+def answers_table(facts: Sequence[Fact], before: Sequence[str], after: Sequence[str]) -> Table:
+    """What the model said and says after some prompts."""
+    table = Table(title="answers", show_lines=False)
+    for name, style in (("prompt", "dim"), ("before", "red"), ("now", "green"), ("wanted", "bold")):
+        table.add_column(name, style=style)
+    for fact, was, now in zip(facts, before, after, strict=True):
+        table.add_row(*(Text(one_line(text)) for text in (fact.text, was, now, fact.target_new)))
+    return table
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks or outer spaces."""
+    return " ".join(text.split())
+
+
+def summary_table(report: RunReport) -> Table:
+    """The figures of a run, before and after."""
+    table = Table(title=f"{len(report.results)} edits · {report.setup['method']} · {report.setup['model']}")
+    table.add_column("figure")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("what it says", style="dim")
+    rows = (
+        ("efficacy", report.before.efficacy, report.after.efficacy, "the prompt says the new answer"),
+        ("generality", report.before.generality, report.after.generality, "other wordings say it too"),
+        ("specificity", report.before.specificity, report.after.specificity, "neighbors keep their own answer"),
+    )
+    for name, before, after, meaning in rows:
+        _add_figure(table, name, before, after, meaning)
+    change = report.perplexity_after / report.perplexity_before - 1
+    table.add_row(
+        "perplexity",
+        f"{report.perplexity_before:.2f}",
+        f"{report.perplexity_after:.2f}",
+        f"{change:+.2%} on text that no edit saw",
+    )
+    drift = report.to_dict()
+    table.add_row("leakage", "0", f"{drift['leakage']['relative']:.2%}", "of ordinary outputs at the edited layers")
+    table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
+    table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
+    return table
+
+
+def _add_figure(table: Table, name: str, before: Figure, after: Figure, meaning: str) -> None:
+    table.add_row(f"{name}, probability", _share(before.probability), _share(after.probability), meaning)
+    table.add_row(f"{name}, argmax", _share(before.argmax), _share(after.argmax), "every token the most probable one")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,116 @@
+"""``betaedit statistics``: second moments of the keys, collected, shown and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from betaedit.cli import options
+
+if TYPE_CHECKING:
+    from betaedit.editors.editor import Editor
+
+
+def statistics(
+    model: options.ModelOption = "smollm2",
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", help="self (sampled from the model), a text or JSONL file, dataset:owner/name."),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Token budget.")] = None,
+    layers: Annotated[str | None, typer.Option("--layers", help="Such as 4,5,6,7,8; the preset's by default.")] = None,
+    file: Annotated[Path | None, typer.Option("--from", help="Show this file instead of collecting.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Keep the matrices in this safetensors file.")] = None,
+    seed: options.SeedOption = None,
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    json_: options.JsonOption = False,
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+    device_map: options.DeviceMapOption = None,
+) -> None:
+    """Collect second moments of the keys at the edited layers, and show their null space.
+
+    One pass over the text serves all layers. Results are cached; an interrupted run continues.
+    """
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+
+    values = options.overrides(config, set_, seed)
+    given = {"statistics_corpus": corpus, "statistics_tokens": tokens, "layers": _layers(layers)}
+    values = {**values, **{key: value for key, value in given.items() if value is not None}}
+    console = Console(stderr=json_)
+    editor = options.load_editor(
+        model,
+        "betaedit",
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        values=values,
+        statistics=file,
+        progress=Bars(console),
+    )
+    found = spectrum(editor)
+    if save is not None:
+        editor.statistics.save(save)
+    if json_:
+        options.print_json(found)
+        return
+    console.print(_table(found))
+    if save is not None:
+        console.print(f"saved to {save}")
+
+
+def spectrum(editor: Editor) -> dict[str, Any]:
+    """Per layer: trace, share of the largest direction, and the null space under the threshold."""
+    from betaedit.memory.projector import build_null_space
+
+    threshold = editor.config.nullspace_threshold
+    moments = editor.statistics
+    rows = []
+    for layer in editor.config.layers:
+        full = build_null_space(moments.matrices[layer], None)
+        kept = full.eigenvalues < threshold
+        trace = float(full.eigenvalues.sum())
+        rows.append(
+            {
+                "layer": layer,
+                "width": len(kept),
+                "trace": trace,
+                "largest_share": float(full.eigenvalues[-1]) / trace,
+                "null_directions": int(kept.sum()),
+                "null_share": float(kept.double().mean()),
+                "null_energy": float(full.eigenvalues[kept].sum()) / trace,
+            }
+        )
+    return {**moments.to_dict(), "threshold": threshold, "spectrum": rows}
+
+
+def _layers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.strip("[] ").split(",")]
+    except ValueError as error:
+        raise typer.BadParameter("write layers as 4,5,6,7,8", param_hint="--layers") from error
+
+
+def _table(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{found['tokens']:,} tokens of {found.get('corpus', 'unknown text')}")
+    for name in ("layer", "width", "trace", "largest direction", f"below {found['threshold']:g}", "their energy"):
+        table.add_column(name, justify="right")
+    for row in found["spectrum"]:
+        table.add_row(
+            str(row["layer"]),
+            str(row["width"]),
+            f"{row['trace']:.2f}",
+            f"{row['largest_share']:.1%}",
+            f"{row['null_directions']} ({row['null_share']:.0%})",
+            f"{row['null_energy']:.1%}",
+        )
+    return table

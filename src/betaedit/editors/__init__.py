@@ -1,0 +1,23 @@
+"""The locate-then-edit engine, the table of recipes, and the facade that users import."""
+
+from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.editor import Editor, PlannedEdit
+from betaedit.editors.engine import EditResult, Engine
+from betaedit.editors.presets import PRESETS, Preset, find_preset, preset_for
+from betaedit.editors.recipes import RECIPES, Recipe, find_recipe
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "EditConfig",
+    "EditResult",
+    "Editor",
+    "Engine",
+    "PlannedEdit",
+    "Preset",
+    "Recipe",
+    "find_preset",
+    "find_recipe",
+    "make_config",
+    "preset_for",
+]

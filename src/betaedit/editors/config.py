@@ -1,0 +1,123 @@
+"""Every hyper-parameter, in one typed place.
+
+Defaults are those that MEMIT, AlphaEdit and BetaEdit share for 7-8B models (methods.md 0.1); presets and the user
+override them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from betaedit.errors import ConfigError
+from betaedit.memory.rule import RefreshRule
+
+SLOT = "{}"
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
+
+
+class EditConfig(BaseModel):
+    """Hyper-parameters of locate-then-edit methods; unknown names and impossible values are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...] = Field(
+        (4, 5, 6, 7, 8), description="Decoder layers whose MLP output projection is edited."
+    )
+    lookup: Lookup = Field("subject_last", description="Token at which a fact is keyed.")
+
+    context_templates: tuple[str, ...] | None = Field(
+        None,
+        description="Texts with one {} in which prompts are embedded, '{}' first; sampled from the model if not given.",
+    )
+    context_openings: tuple[str, ...] = Field(
+        ("The", "Therefore", "Because", "I", "You"),
+        description="Words that open the sampled contexts, one context each.",
+    )
+    context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
+    context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
+
+    value_steps: int = Field(25, ge=1, description="Evaluations of the value's loss; one Adam step fewer.")
+    value_learning_rate: Positive = Field(0.1, description="Adam learning rate of the value.")
+    value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
+    value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
+    value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
+    value_stop_loss: NotNegative = Field(0.05, description="Stop once the loss is below it.")
+    kl_weight: NotNegative = Field(0.0625, description="Weight on keeping what the subject calls to mind.")
+    kl_template: str = Field("{} is a", description="Prompt of that term.")
+
+    leakage_weight: NotNegative = Field(3000.0, description="lambda1: weight on C0 (mom2_update_weight).")
+    ridge: NotNegative = Field(10.0, description="lambda2 (L2).")
+    nullspace_threshold: Positive = Field(0.02, description="Eigenvalues of C0 below it span the null space.")
+    refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
+    refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
+    history_keys: Literal["solved", "post"] = Field(
+        "solved",
+        description="Keys remembered: those solved with (BetaEdit), or recomputed after the write (AlphaEdit).",
+    )
+    update_norm_limit: Positive | None = Field(
+        None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
+    )
+
+    statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")
+    statistics_tokens: int = Field(20_000, ge=1, description="Tokens averaged for C0.")
+    statistics_skip_first_token: bool = Field(False, description="Leave each row's first token out of C0.")
+
+    seed: int = Field(0, ge=0, description="Decides sampled contexts and sampled text.")
+
+    @field_validator("layers")
+    @classmethod
+    def _ordered(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError("give different layers in rising order, such as [4, 5, 6, 7, 8]")
+        return layers
+
+    @field_validator("context_templates")
+    @classmethod
+    def _slotted(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if templates is not None and (not templates or templates[0] != SLOT):
+            raise ValueError("the first context template must be the bare '{}'")
+        if templates is not None and any(template.count(SLOT) != 1 for template in templates):
+            raise ValueError("every context template needs exactly one {}")
+        return templates
+
+    @field_validator("kl_template")
+    @classmethod
+    def _kl_slotted(cls, template: str) -> str:
+        if template.count(SLOT) != 1:
+            raise ValueError("needs exactly one {}")
+        return template
+
+    def replace(self, **changes: Any) -> EditConfig:
+        """A checked copy with some values changed.
+
+        Raises:
+            ConfigError: A name or value is not possible; the message names it and the nearest name.
+        """
+        return make_config({**self.model_dump(), **changes})
+
+
+def make_config(values: dict[str, Any]) -> EditConfig:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigError: A name is unknown (with the nearest known one) or a value is impossible.
+    """
+    unknown = [name for name in values if name not in EditConfig.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], EditConfig.model_fields, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "See `betaedit methods --config` for all names."
+        raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", mend=hint)
+    try:
+        return EditConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        field = EditConfig.model_fields[str(first["loc"][0])]
+        raise ConfigError(
+            f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{field.description}"
+        ) from error

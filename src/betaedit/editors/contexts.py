@@ -1,0 +1,37 @@
+"""Contexts in which a prompt is shown while its value is sought, so that the edit holds in any surroundings."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import torch
+
+from betaedit.editors.config import SLOT, EditConfig
+from betaedit.models.generate import sample
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import document_start, tokenize
+
+
+def context_templates(model: LanguageModel, config: EditConfig) -> tuple[str, ...]:
+    """The bare ``{}`` and one sampled opening sentence each per ``context_openings``, or those given explicitly.
+
+    Sampled from the model as it is now, so call it before the first edit. Special tokens are stripped and braces become
+    spaces (methods.md A.3; the official code keeps a BOS text, which is not reproduced).
+    """
+    if config.context_templates is not None:
+        return config.context_templates
+    generator = torch.Generator().manual_seed(config.seed)
+    texts = []
+    for opening in config.context_openings:
+        opened = tokenize(model.tokenizer, opening)
+        start = torch.tensor([document_start(model.tokenizer) + opened])
+        n_new = max(config.context_length - len(opened), 0)
+        ids = sample(model, start, n_new, top_k=config.context_top_k, generator=generator)
+        texts.append(_clean(str(model.tokenizer.decode(ids[0], skip_special_tokens=True))))
+    return (SLOT, *(f"{text}. {SLOT}" for text in texts))
+
+
+def _clean(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).replace("{", " ").replace("}", " ")
+    return re.sub(r"\s+", " ", plain).strip()

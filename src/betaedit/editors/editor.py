@@ -1,0 +1,281 @@
+"""The facade: a model, a method, and the facts written so far."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from betaedit.editors.config import EditConfig
+from betaedit.editors.contexts import context_templates
+from betaedit.editors.engine import EditResult, Engine
+from betaedit.editors.presets import preset_for
+from betaedit.editors.recipes import Recipe, find_recipe
+from betaedit.errors import ConfigError, FactError
+from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.models.generate import complete
+from betaedit.models.load import DtypeName, LanguageModel, load_language_model
+from betaedit.models.lookup import Prompt, encode_target, find_lookup_token, tokenize
+from betaedit.progress import Progress, SilentProgress
+from betaedit.statistics.collect import collect_moments
+from betaedit.statistics.corpus import corpus_from
+from betaedit.statistics.moments import Moments
+
+logger = logging.getLogger(__name__)
+
+EDITS_FILE = "betaedit.json"
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """What an edit would do, before anything is done.
+
+    Args:
+        fact: The fact.
+        tokens: The prompt's tokens as text.
+        lookup: Index of the lookup token among them.
+        target_tokens: The new target's tokens as text.
+    """
+
+    fact: Fact
+    tokens: tuple[str, ...]
+    lookup: int
+    target_tokens: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return {
+            "id": self.fact.id,
+            "prompt": self.fact.text,
+            "subject": self.fact.subject,
+            "tokens": list(self.tokens),
+            "lookup": self.lookup,
+            "target_tokens": list(self.target_tokens),
+        }
+
+
+class Editor:
+    """Writes facts into a language model.
+
+    ``edit`` always changes the model it holds. Statistics and contexts are made from the unedited model when they are
+    first needed; ``prepare`` does that ahead of time.
+
+    Args:
+        model: The model to change.
+        method: A recipe's name; ``betaedit methods`` lists them.
+        config: Hyper-parameters; the model's preset when not given.
+        statistics: Second moments, or a file of them; collected when not given.
+        progress: Where long work draws itself.
+
+    Raises:
+        MethodError: The method is unknown.
+        AnatomyError: A layer to be edited does not exist.
+        UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
+        StatisticsError: The statistics do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        method: str = "betaedit",
+        config: EditConfig | None = None,
+        statistics: Moments | str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.language_model = model
+        self.recipe: Recipe = find_recipe(method)
+        self.preset = preset_for(model.name, model.anatomy.n_layers)
+        self.config = config or self.preset.config(self.recipe)
+        self.results: list[EditResult] = []
+        self.progress: Progress = progress or SilentProgress()
+        self._engine: Engine | None = None
+        self._check_layers()
+        self._moments = Moments.load(statistics) if isinstance(statistics, str | Path) else statistics
+        if self._moments is not None:
+            self._check_moments(self._moments)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        method: str = "betaedit",
+        config: EditConfig | None = None,
+        statistics: Moments | str | Path | None = None,
+        dtype: DtypeName = "float32",
+        device: str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        progress: Progress | None = None,
+        **overrides: Any,
+    ) -> Editor:
+        """An editor for a model by name or folder, or for a live model with its tokenizer.
+
+        ``overrides`` are hyper-parameters by name, on top of ``config`` or the model's preset.
+
+        Raises:
+            ModelError: The model cannot be loaded (see ``load_language_model``).
+            ConfigError: An override is unknown or impossible.
+        """
+        find_recipe(method)
+        if isinstance(name, str):
+            model = load_language_model(name, dtype=dtype, device=device, device_map=device_map)
+        elif tokenizer is None:
+            raise ConfigError("a live model needs its tokenizer.", mend="Pass tokenizer=...")
+        else:
+            model = LanguageModel.wrap(name, tokenizer)
+        base = config or preset_for(model.name, model.anatomy.n_layers).config(find_recipe(method))
+        return cls(model, method=method, config=base.replace(**overrides), statistics=statistics, progress=progress)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, with all edits in its weights."""
+        return self.language_model.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.language_model.tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, made ready on first use."""
+        if self._engine is None:
+            contexts = context_templates(self.language_model, self.config)
+            self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
+        return self._engine
+
+    @property
+    def statistics(self) -> Moments:
+        """``C0`` of the edited layers, collected on first use."""
+        if self._moments is None:
+            corpus = corpus_from(self.config.statistics_corpus, seed=self.config.seed)
+            self._moments = collect_moments(
+                self.language_model,
+                self.config.layers,
+                corpus,
+                n_tokens=self.config.statistics_tokens,
+                skip_first_token=self.config.statistics_skip_first_token,
+                progress=self.progress,
+            )
+        return self._moments
+
+    def prepare(self) -> None:
+        """Make statistics, contexts and projectors now, so that the first edit does not wait for them."""
+        _ = self.engine
+
+    def plan(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[PlannedEdit]:
+        """What ``edit`` would write, with lookup and target tokens; changes nothing.
+
+        Raises:
+            FactError: Something is no fact, or two facts share an id.
+            LookupTokenError: A subject or target has no tokens.
+        """
+        return [self._plan_one(fact) for fact in _as_facts(facts)]
+
+    def edit(
+        self,
+        facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase],
+        *,
+        batch_size: int = 1,
+        on_edit: Callable[[EditResult], None] | None = None,
+    ) -> list[EditResult]:
+        """Write facts into the model, ``batch_size`` at a time, in order; ``on_edit`` hears of each.
+
+        All facts are checked before the first weight changes.
+
+        Raises:
+            FactError: Something is no fact, or two facts share an id.
+            LookupTokenError: A subject or target has no tokens.
+            NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+        chosen = [planned.fact for planned in self.plan(facts)]
+        engine = self.engine
+        written: list[EditResult] = []
+        with self.progress.task("editing", len(chosen), "facts") as task:
+            for at in range(0, len(chosen), batch_size):
+                results = engine.write(chosen[at : at + batch_size])
+                self.results += results
+                written += results
+                task.advance(len(results))
+                if on_edit is not None:
+                    for result in results:
+                        on_edit(result)
+        return written
+
+    def reset(self) -> None:
+        """The model as it was before the first edit, bit for bit, with nothing remembered."""
+        if self._engine is not None:
+            contexts = self._engine.contexts
+            self._engine.restore()
+            self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
+        self.results.clear()
+
+    def complete(self, prompt: str, n_tokens: int = 8) -> str:
+        """What the model says next, greedily."""
+        return complete(self.language_model, prompt, n_tokens)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / EDITS_FILE).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Model, method, hyper-parameters, statistics and every edit as plain data."""
+        prepared = self._engine is not None
+        return {
+            "model": self.language_model.name,
+            "method": self.recipe.name,
+            "preset": self.preset.name,
+            "config": self.config.model_dump(mode="json"),
+            "contexts": list(self.engine.contexts) if prepared else None,
+            "statistics": self.statistics.to_dict() if prepared else None,
+            "edits": [result.to_dict() for result in self.results],
+        }
+
+    def _plan_one(self, fact: Fact) -> PlannedEdit:
+        prompt = Prompt.fill("{}", fact.prompt, fact.subject)
+        lookup = find_lookup_token(self.tokenizer, prompt, self.config.lookup)
+        target = encode_target(self.tokenizer, fact.text, fact.target_new)
+        tokens = tokenize(self.tokenizer, prompt.text)
+        return PlannedEdit(fact, self._texts(tokens), lookup, self._texts(target))
+
+    def _texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(str(self.tokenizer.decode([token])) for token in ids)
+
+    def _check_layers(self) -> None:
+        for layer in self.config.layers:
+            self.language_model.anatomy.projection(layer)
+
+    def _check_moments(self, moments: Moments) -> None:
+        weights = moments.origin.get("weights")
+        if weights and weights != self.language_model.fingerprint(moments.layers[-1]):
+            logger.warning("the statistics were collected on other weights (%s).", moments.origin.get("model"))
+
+
+def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[Fact]:
+    items = [facts] if isinstance(facts, Fact | EvaluationCase) else list(facts)
+    chosen = [item.fact if isinstance(item, EvaluationCase) else item for item in items]
+    seen: set[str] = set()
+    for fact in chosen:
+        if not isinstance(fact, Fact):
+            raise FactError(
+                f"{fact!r} is no fact.",
+                mend='Write Fact("The mother tongue of {} is", "Danielle Darrieux", "English").',
+            )
+        if fact.id is not None and fact.id in seen:
+            raise FactError(f"two facts share the id {fact.id!r}.", mend="Give every fact its own id.", field="id")
+        if fact.id is not None:
+            seen.add(fact.id)
+    return chosen

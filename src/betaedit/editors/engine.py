@@ -1,0 +1,151 @@
+"""Locate-then-edit: values, then layer by layer keys, residuals and the memory's update (methods.md A.7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from betaedit.editors.config import EditConfig
+from betaedit.editors.keys import LayerWalk
+from betaedit.editors.matrix import EditedMatrix
+from betaedit.editors.recipes import Recipe
+from betaedit.editors.values import Value, optimize_value
+from betaedit.errors import NumericalError
+from betaedit.facts.fact import Fact
+from betaedit.memory.associative import AssociativeMemory
+from betaedit.models.anatomy import projection_shape
+from betaedit.models.load import LanguageModel
+from betaedit.statistics.moments import Moments
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What writing one fact took.
+
+    Args:
+        fact: The fact.
+        target_probability: Mean probability per target token when the value search ended, over all contexts.
+        value_length: Length of the value's change in norms of the hidden state.
+        n_evaluations: Evaluations of the value's loss.
+        update_norms: Frobenius norm of its batch's update, by layer.
+        seconds: Wall-clock time, its share of the batch.
+    """
+
+    fact: Fact
+    target_probability: float
+    value_length: float
+    n_evaluations: int
+    update_norms: dict[int, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data."""
+        return {
+            "id": self.fact.id,
+            "prompt": self.fact.text,
+            "subject": self.fact.subject,
+            "target_new": self.fact.target_new,
+            "target_probability": self.target_probability,
+            "value_length": self.value_length,
+            "evaluations": self.n_evaluations,
+            "update_norms": {str(layer): norm for layer, norm in self.update_norms.items()},
+            "seconds": self.seconds,
+        }
+
+
+class Engine:
+    """One model under one recipe: the edited matrices and what each remembers.
+
+    Args:
+        model: The model whose weights change.
+        recipe: The method.
+        config: Its hyper-parameters.
+        moments: ``C0`` of the edited layers.
+        contexts: Context templates, the bare one first.
+
+    Raises:
+        StatisticsError: The moments do not fit the model.
+        NumericalError: A projector or system cannot be built from them.
+    """
+
+    def __init__(
+        self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
+    ) -> None:
+        self.model, self.recipe, self.config, self.contexts = model, recipe, config, contexts
+        projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
+        moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
+        self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
+        rule = recipe.rule(config)
+        self.memories = {
+            layer: AssociativeMemory(moments.matrices[layer].to(module.get_parameter("weight").device), rule)
+            for layer, module in projections.items()
+        }
+
+    def write(self, facts: Sequence[Fact]) -> list[EditResult]:
+        """Write one batch: the facts are solved together and the weights change in place.
+
+        Raises:
+            NumericalError: An update is not finite or longer than allowed. Every weight is as it was before the batch.
+        """
+        started = time.perf_counter()
+        for memory in self.memories.values():
+            if memory.refresh_due():
+                memory.refresh()
+        values = [optimize_value(self.model, fact, self.contexts, self.config) for fact in facts]
+        keys, norms = self._write_values(facts, values)
+        if self.config.history_keys == "post":
+            keys = self._keys_now(facts)
+        for layer, memory in self.memories.items():
+            memory.remember(keys[layer])
+        seconds = (time.perf_counter() - started) / len(facts)
+        return [
+            EditResult(fact, value.target_probability, value.relative_length, value.n_evaluations, norms, seconds)
+            for fact, value in zip(facts, values, strict=True)
+        ]
+
+    def restore(self) -> None:
+        """The original weights, bit for bit."""
+        for matrix in self.matrices.values():
+            matrix.restore()
+
+    def _write_values(
+        self, facts: Sequence[Fact], values: Sequence[Value]
+    ) -> tuple[dict[int, Tensor], dict[int, float]]:
+        """Spread the residual over the layers, updating each in turn; all or nothing."""
+        targets = torch.stack([value.target for value in values], dim=1)
+        walk = LayerWalk(self.model, facts, self.contexts, self.config)
+        keys: dict[int, Tensor] = {}
+        norms: dict[int, float] = {}
+        before: dict[int, Tensor] = {}
+        try:
+            for step, layer in enumerate(self.config.layers):
+                keys[layer] = walk.keys(layer)
+                current = walk.outputs()
+                residuals = (targets.to(current) - current) / (len(self.config.layers) - step)
+                update = self.memories[layer].solve(keys[layer], residuals.to(keys[layer].device))
+                norms[layer] = update.norm()
+                self._check_norm(layer, norms[layer], len(facts))
+                before[layer] = self.matrices[layer].snapshot()
+                self.matrices[layer].add(update)
+        except BaseException:
+            for layer, snapshot in before.items():
+                self.matrices[layer].restore(snapshot)
+            raise
+        return keys, norms
+
+    def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
+        limit = self.config.update_norm_limit
+        if limit is not None and norm / n_facts**0.5 > limit:
+            raise NumericalError(
+                f"the update of layer {layer} has norm {norm:.3g}, over the limit of {limit:g} per root fact.",
+                mend="The model is near collapse: stop here, or raise update_norm_limit.",
+            )
+
+    def _keys_now(self, facts: Sequence[Fact]) -> dict[int, Tensor]:
+        walk = LayerWalk(self.model, facts, self.contexts, self.config)
+        return {layer: walk.keys(layer) for layer in self.config.layers}

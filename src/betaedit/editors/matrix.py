@@ -1,0 +1,60 @@
+"""One matrix under edit: updates go in, the original and the change come out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from betaedit.memory.update import Update
+from betaedit.models.anatomy import is_transposed
+
+_EXACT = (torch.float32, torch.float64)
+
+
+class EditedMatrix:
+    """The weight of an MLP output projection, whichever way round its module stores it.
+
+    A weight in half precision gets a float32 master copy: thousands of small updates would be rounded away otherwise.
+
+    Args:
+        projection: The module; its weight is changed in place.
+    """
+
+    def __init__(self, projection: nn.Module) -> None:
+        self._weight = projection.get_parameter("weight")
+        self._transposed = is_transposed(projection)
+        self._original = self._weight.detach().to("cpu", copy=True)
+        self._shared = self._weight.dtype in _EXACT
+        self._master = self._weight.detach() if self._shared else self._weight.detach().float()
+
+    @torch.no_grad()
+    def add(self, update: Update) -> None:
+        """``W <- W + left right^T``."""
+        left, right = update.left.to(self._master), update.right.to(self._master)
+        if self._transposed:
+            left, right = right, left
+        self._master.addmm_(left, right.T)
+        if not self._shared:
+            self._weight.copy_(self._master)
+
+    def snapshot(self) -> Tensor:
+        """A copy to go back to with ``restore``."""
+        return self._master.clone()
+
+    @torch.no_grad()
+    def restore(self, snapshot: Tensor | None = None) -> None:
+        """Back to ``snapshot``, bit for bit; to the original weight without one."""
+        self._master.copy_(self._original if snapshot is None else snapshot)
+        if not self._shared:
+            self._weight.copy_(self._original if snapshot is None else self._master)
+
+    def original(self) -> Tensor:
+        """``W_0`` (d_out, d_in), float32."""
+        return self._oriented(self._original.float())
+
+    def change(self) -> Tensor:
+        """``W_t - W_0`` (d_out, d_in), float32 on the CPU."""
+        return self._oriented(self._master.cpu().float() - self._original.float())
+
+    def _oriented(self, stored: Tensor) -> Tensor:
+        return stored.T if self._transposed else stored

@@ -1,0 +1,146 @@
+"""Hyper-parameters per model: published ones, and those measured for the bundled model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for one model.
+
+    Args:
+        name: What to call it.
+        models: Lower-case endings of the model names it is for.
+        source: Where the values come from.
+        parameters: Weights of the model, in billions.
+        mlp_size: Width of its keys, ``d_in``.
+        values: What differs from ``EditConfig``'s defaults.
+        by_method: What differs further for one recipe.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    source: str
+    parameters: float
+    mlp_size: int
+    values: dict[str, Any]
+    by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def config(self, recipe: Recipe) -> EditConfig:
+        """The configuration for a recipe."""
+        return make_config({**self.values, **self.by_method.get(recipe.name, {})})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The preset as plain data."""
+        return {
+            "name": self.name,
+            "models": list(self.models),
+            "source": self.source,
+            "values": self.values,
+            "by_method": self.by_method,
+        }
+
+
+# PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); methods.md 0.1.
+_MEMIT_15000 = {"memit": {"leakage_weight": 15000.0}, "memit-h": {"leakage_weight": 15000.0}}
+_MEMIT_20000 = {"memit": {"leakage_weight": 20000.0}, "memit-h": {"leakage_weight": 20000.0}}
+_ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        name="smollm2",
+        models=("smollm2", "smollm2-135m-instruct", "smollm2-135m"),
+        source="measured: docs/presets.md",
+        parameters=0.135,
+        mlp_size=1536,
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.5},
+    ),
+    Preset(
+        name="gpt2-xl",
+        models=("gpt2-xl",),
+        source=_ALPHAEDIT_REPO,
+        parameters=1.558,
+        mlp_size=6400,
+        values={"layers": (13, 14, 15, 16, 17), "value_steps": 20, "value_learning_rate": 0.5},
+        by_method=_MEMIT_20000,
+    ),
+    Preset(
+        name="gpt-j-6b",
+        models=("gpt-j-6b",),
+        source=_ALPHAEDIT_REPO,
+        parameters=6.05,
+        mlp_size=16384,
+        values={"layers": (3, 4, 5, 6, 7, 8), "value_learning_rate": 0.5},
+        by_method=_MEMIT_15000,
+    ),
+    Preset(
+        name="llama-3-8b-instruct",
+        models=("llama-3-8b-instruct", "llama-3-8b"),
+        source=_ALPHAEDIT_REPO,
+        parameters=8.03,
+        mlp_size=14336,
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        by_method=_MEMIT_15000,
+    ),
+    Preset(
+        name="llama-3.1-8b",
+        models=("llama-3.1-8b", "llama-3.1-8b-instruct"),
+        source="BetaEdit repository",
+        parameters=8.03,
+        mlp_size=14336,
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        by_method=_MEMIT_15000,
+    ),
+    Preset(
+        name="qwen2.5-7b",
+        models=("qwen2.5-7b", "qwen2.5-7b-instruct"),
+        source="BetaEdit repository",
+        parameters=7.62,
+        mlp_size=18944,
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        by_method=_MEMIT_15000,
+    ),
+    Preset(
+        name="qwen3-4b-instruct-2507",
+        models=("qwen3-4b-instruct-2507",),
+        source="BetaEdit paper names the layers; no configuration is released, the rest is that of the other models",
+        parameters=4.02,
+        mlp_size=9728,
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        by_method=_MEMIT_15000,
+    ),
+)
+
+_DEPTH_OF_DEFAULTS = 32
+
+
+def preset_for(model_name: str, n_layers: int) -> Preset:
+    """The preset of a model, by the last part of its name; scaled defaults marked as untuned when there is none."""
+    last = model_name.rstrip("/").rpartition("/")[2].lower()
+    known = next((preset for preset in PRESETS if last in preset.models), None)
+    return known or untuned(n_layers)
+
+
+def untuned(n_layers: int) -> Preset:
+    """The shared defaults with layers 4 to 8 of 32 scaled to the model's depth."""
+    first = round(4 * n_layers / _DEPTH_OF_DEFAULTS)
+    last = max(round(8 * n_layers / _DEPTH_OF_DEFAULTS), first)
+    layers = tuple(range(first, min(last, n_layers - 1) + 1))
+    return Preset(
+        name="untuned",
+        models=(),
+        source="defaults of 8B models, layers scaled to the depth; not measured",
+        parameters=0.0,
+        mlp_size=0,
+        values={"layers": layers},
+    )
+
+
+def find_preset(name: str) -> Preset | None:
+    """The preset of that name, if there is one."""
+    return next((preset for preset in PRESETS if preset.name == name), None)

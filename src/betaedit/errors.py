@@ -1,0 +1,110 @@
+"""Every error this package raises on purpose, in one tree.
+
+    BetaEditError
+    ├── FactError            a fact or a file of facts cannot be used (slot, subject, target, duplicate)
+    ├── ModelError           a model cannot be loaded, read or edited
+    │   ├── ModelNotFoundError       nothing under that name
+    │   ├── AnatomyError             layers, projection, norm or head not found
+    │   ├── UnsupportedMatrixError   quantized or mixture-of-experts projection
+    │   └── LookupTokenError         the subject's token cannot be located
+    ├── ShapeError           tensors that do not fit together
+    ├── StatisticsError      moments that are missing, too small, or of another model
+    ├── NumericalError       a system that is not positive definite, or a non-finite result
+    ├── MethodError          an unknown method, or one that cannot do what was asked
+    ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
+    └── MissingExtraError    an optional library that is not installed
+
+Each error says what is wrong and, in ``mend``, what to do about it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class BetaEditError(Exception):
+    """Root of all errors raised on purpose; ``mend`` is one sentence on what to do."""
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.mend}".strip()
+
+
+class FactError(BetaEditError):
+    """A fact cannot be used; names the field, and the file and line when it came from one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        mend: str = "",
+        field: str | None = None,
+        path: Path | None = None,
+        line: int | None = None,
+    ) -> None:
+        super().__init__(message, mend=mend)
+        self.field = field
+        self.path = path
+        self.line = line
+
+    def at(self, path: Path, line: int) -> FactError:
+        """The same error, located in a file (lines count from 1)."""
+        return FactError(self.message, mend=self.mend, field=self.field, path=path, line=line)
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f":{self.line}"
+        place = "" if self.path is None else f"{self.path}{line}: "
+        field = "" if self.field is None else f"[{self.field}] "
+        return f"{place}{field}{super().__str__()}"
+
+
+class ModelError(BetaEditError):
+    """A model cannot be loaded, read or edited."""
+
+
+class ModelNotFoundError(ModelError):
+    """Nothing is found under the given model name or path."""
+
+
+class AnatomyError(ModelError):
+    """The decoder layers, an MLP output projection, the final norm or the head are not found."""
+
+
+class UnsupportedMatrixError(ModelError):
+    """The MLP output projection is quantized or belongs to a mixture of experts."""
+
+
+class LookupTokenError(ModelError):
+    """The last token of the subject cannot be located in the tokenized prompt."""
+
+
+class ShapeError(BetaEditError):
+    """Tensors do not fit together."""
+
+
+class StatisticsError(BetaEditError):
+    """Second moments are missing, too small, broken, or belong to another model."""
+
+
+class NumericalError(BetaEditError):
+    """A system is not positive definite or a result is not finite."""
+
+
+class MethodError(BetaEditError):
+    """The method is unknown or cannot do what was asked."""
+
+
+class ConfigError(BetaEditError):
+    """A hyper-parameter does not exist or has an impossible value."""
+
+
+class MissingExtraError(BetaEditError):
+    """An optional library is needed for this and is not installed."""
+
+
+class NumericalWarning(UserWarning):
+    """The arithmetic needed help (jitter, clamped eigenvalues); the result is usable but look at it."""

@@ -1,0 +1,144 @@
+"""Efficacy, generality and specificity, in the two forms the papers use (methods.md G.1).
+
+``probability``: the wanted target is more probable per token than the other one; needs both targets, and a tie is a
+failure. ``argmax``: every token of the wanted target is the most probable one. Means are taken per record, then over
+the records that have the figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from betaedit.evaluation.scoring import Score, score_targets
+from betaedit.facts.fact import EvaluationCase
+from betaedit.models.load import LanguageModel
+from betaedit.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOutcome:
+    """One prompt of one record: the target that counts as success and the one it is compared with."""
+
+    wanted: Score
+    other: Score | None
+
+    @property
+    def probability(self) -> bool | None:
+        """Whether the wanted target is strictly more probable; ``None`` without another target."""
+        return None if self.other is None else self.wanted.nll < self.other.nll
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """Everything measured on one record."""
+
+    rewrite: tuple[PromptOutcome, ...]
+    paraphrases: tuple[PromptOutcome, ...]
+    neighbors: tuple[PromptOutcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric in both forms, as shares from 0 to 1; ``None`` where no record has what it needs."""
+
+    probability: float | None
+    argmax: float | None
+
+
+@dataclass(frozen=True)
+class EditMeasures:
+    """The three edit metrics over a list of records.
+
+    Args:
+        efficacy: The edit prompt says the new target.
+        generality: Paraphrases say the new target.
+        specificity: Neighbors keep their own answer.
+        outcomes: What the figures were computed from, one entry a record.
+    """
+
+    efficacy: Figure
+    generality: Figure
+    specificity: Figure
+    outcomes: tuple[CaseOutcome, ...]
+
+
+def measure_edits(
+    model: LanguageModel,
+    cases: Sequence[EvaluationCase],
+    *,
+    progress: Progress | None = None,
+    label: str = "evaluating",
+) -> EditMeasures:
+    """The three edit metrics of ``cases`` on the model as it is now."""
+    plans = [_Plan.of(case) for case in cases]
+    pairs = [pair for plan in plans for pair in plan.pairs()]
+    scores = iter(score_targets(model, pairs, progress=progress, label=label))
+    outcomes = tuple(plan.outcome(scores.__next__) for plan in plans)
+    return summarize(outcomes)
+
+
+def summarize(outcomes: Iterable[CaseOutcome]) -> EditMeasures:
+    """The figures of recorded outcomes; needs no model."""
+    kept = tuple(outcomes)
+    return EditMeasures(
+        efficacy=_figure([case.rewrite for case in kept]),
+        generality=_figure([case.paraphrases for case in kept]),
+        specificity=_figure([case.neighbors for case in kept]),
+        outcomes=kept,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which ``(prompt, wanted, other)`` triples one record asks for, by kind."""
+
+    rewrite: tuple[tuple[str, str, str | None], ...]
+    paraphrases: tuple[tuple[str, str, str | None], ...]
+    neighbors: tuple[tuple[str, str, str | None], ...]
+
+    @classmethod
+    def of(cls, case: EvaluationCase) -> _Plan:
+        fact = case.fact
+        known = [(probe.prompt, probe.target, fact.target_new) for probe in case.neighbors if probe.target]
+        return cls(
+            rewrite=((fact.text, fact.target_new, fact.target_true),),
+            paraphrases=tuple((text, fact.target_new, fact.target_true) for text in case.paraphrases),
+            neighbors=tuple(known),
+        )
+
+    def _all(self) -> tuple[tuple[str, str, str | None], ...]:
+        return (*self.rewrite, *self.paraphrases, *self.neighbors)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs to be scored, wanted before other."""
+        return [(prompt, t) for prompt, wanted, other in self._all() for t in (wanted, other) if t is not None]
+
+    def outcome(self, take: Callable[[], Score]) -> CaseOutcome:
+        """The record's outcome, taking scores in the order of ``pairs``."""
+
+        def read(group: tuple[tuple[str, str, str | None], ...]) -> tuple[PromptOutcome, ...]:
+            return tuple(PromptOutcome(take(), None if other is None else take()) for _, _, other in group)
+
+        return CaseOutcome(read(self.rewrite), read(self.paraphrases), read(self.neighbors))
+
+
+def _figure(groups: list[tuple[PromptOutcome, ...]]) -> Figure:
+    return Figure(
+        probability=_mean_of_means([[o.probability for o in group if o.probability is not None] for group in groups]),
+        argmax=_mean_of_means([[o.wanted.argmax for o in group] for group in groups]),
+    )
+
+
+def _mean_of_means(groups: list[list[bool]]) -> float | None:
+    means = [sum(group) / len(group) for group in groups if group]
+    return sum(means) / len(means) if means else None
+
+
+def before_and_after(before: Figure, after: Figure) -> dict[str, Any]:
+    """``{"probability": {"before", "after"}, "argmax": {"before", "after"}}``."""
+    return {
+        "probability": {"before": before.probability, "after": after.probability},
+        "argmax": {"before": before.argmax, "after": after.argmax},
+    }

@@ -1,0 +1,141 @@
+"""What is to be written into a model, and what it is measured with: plain data, checked when made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from betaedit.errors import FactError
+
+SLOT = "{}"
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing a model should say: ``prompt`` with the subject in its slot continues with ``target_new``.
+
+    Args:
+        prompt: Text with exactly one ``{}`` where the subject goes.
+        subject: What the fact is about, as it is written in running text.
+        target_new: The continuation to write, without its leading space.
+        target_true: What the model is expected to say today; ``None`` when nobody knows.
+        id: A name that is unique within a run; readers fill it from the file.
+
+    Raises:
+        FactError: A slot is missing or doubled, the subject or a target is empty, or both targets are equal.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Clean surrounding white space, then refuse what no method could write."""
+        for name in ("prompt", "subject", "target_new", "target_true", "id"):
+            value = getattr(self, name)
+            if value is None and name in ("target_true", "id"):
+                continue
+            if not isinstance(value, str):
+                raise FactError(f"must be text, not {type(value).__name__}.", field=name)
+            object.__setattr__(self, name, value.strip())
+        self._check()
+
+    def _check(self) -> None:
+        slots = self.prompt.count(SLOT)
+        if slots != 1:
+            raise FactError(
+                f"the prompt {self.prompt!r} has {slots} slots for its subject.",
+                mend="Put exactly one {} where the subject goes, as in 'The mother tongue of {} is'.",
+                field="prompt",
+            )
+        if not self.subject:
+            raise FactError("the subject is empty.", mend="Name what the fact is about.", field="subject")
+        if SLOT in self.subject:
+            raise FactError("the subject contains a slot {}.", mend="Write the subject itself.", field="subject")
+        if not self.target_new:
+            raise FactError("the new target is empty.", mend="Say what the model should answer.", field="target_new")
+        if self.target_true is not None and not self.target_true:
+            raise FactError("the true target is empty.", mend="Leave it out when it is not known.", field="target_true")
+        if self.target_true is not None and self.target_new == self.target_true:
+            raise FactError(
+                f"old and new target are both {self.target_new!r}: the edit would change nothing.",
+                mend="Give a new target that differs from the old one.",
+                field="target_new",
+            )
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace(SLOT, self.subject)
+
+    @classmethod
+    def from_text(cls, prompt: str, subject: str, target_new: str, target_true: str | None = None) -> Fact:
+        """A fact from a prompt that holds either ``{}`` or the subject itself.
+
+        A subject that occurs several times is taken at its last place, nearest to the answer.
+
+        Raises:
+            FactError: The prompt has neither a slot nor the subject in it.
+        """
+        return cls(slotted(prompt, subject), subject, target_new, target_true)
+
+    @classmethod
+    def from_bracketed(cls, prompt: str, target_new: str, target_true: str | None = None) -> Fact:
+        """A fact from a prompt with its subject in brackets: ``The mother tongue of [Danielle Darrieux] is``.
+
+        Raises:
+            FactError: The prompt does not hold exactly one pair of brackets with text in it.
+        """
+        subjects = _BRACKETED.findall(prompt)
+        if len(subjects) != 1:
+            raise FactError(
+                f"the prompt {prompt!r} has {len(subjects)} subjects in brackets.",
+                mend="Put brackets round the one subject, as in 'The mother tongue of [Danielle Darrieux] is'.",
+                field="prompt",
+            )
+        return cls(_BRACKETED.sub(SLOT, prompt), subjects[0], target_new, target_true)
+
+
+def slotted(prompt: str, subject: str) -> str:
+    """``prompt`` with a slot for ``subject``: as it is when it has one, else the subject's last place becomes it.
+
+    Raises:
+        FactError: There is neither a slot nor the subject.
+    """
+    if SLOT in prompt:
+        return prompt
+    subject = subject.strip()
+    if not subject or subject not in prompt:
+        raise FactError(
+            f"the subject {subject!r} does not occur in the prompt {prompt!r}.",
+            mend="Write the subject exactly as it stands in the prompt, or put {} in its place.",
+            field="subject",
+        )
+    before, _, after = prompt.rpartition(subject)
+    return before + SLOT + after
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt that an edit should leave alone, with the answer it has today (``None`` when not known)."""
+
+    prompt: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationCase:
+    """A fact with the prompts it is measured on.
+
+    Args:
+        fact: The edit.
+        paraphrases: Other wordings that should carry the new target (generality).
+        neighbors: Prompts about other things that should keep their answer (specificity).
+    """
+
+    fact: Fact
+    paraphrases: tuple[str, ...] = ()
+    neighbors: tuple[Probe, ...] = ()

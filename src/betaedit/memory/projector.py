@@ -1,0 +1,55 @@
+"""The pseudo null space of a second moment: directions in which protected keys have almost no energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from betaedit.errors import NumericalError
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """An orthonormal basis of the directions kept.
+
+    Args:
+        basis: ``U`` (d_in, m), float64; the projector is ``U U^T``.
+        eigenvalues: (m,) energy of the thresholded matrix along each column.
+        energy_share: Share of the whole trace that lies in these directions.
+    """
+
+    basis: Float[Tensor, "d_in m"]
+    eigenvalues: Float[Tensor, " m"]
+    energy_share: float
+
+    @property
+    def rank(self) -> int:
+        """How many directions are kept."""
+        return self.basis.shape[1]
+
+
+def build_null_space(moment: Float[Tensor, "d_in d_in"], threshold: float | None) -> NullSpace:
+    """The eigenvectors of a symmetric matrix whose eigenvalues lie below ``threshold``; all of them without one.
+
+    Law: ``U^T U = I`` and ``U^T moment U`` is diagonal.
+    Raises: NumericalError when the matrix is not finite, or no direction is left.
+    Cost: one float64 eigendecomposition, O(d_in^3). Source: methods.md B.6 (AlphaEdit's projector).
+    """
+    if not bool(torch.isfinite(moment).all()):
+        raise NumericalError(
+            "the second moment holds values that are not finite.", mend="Compute the statistics again."
+        )
+    values, vectors = torch.linalg.eigh(moment.double())
+    if threshold is None:
+        return NullSpace(vectors, values, 1.0)
+    keep = values < threshold
+    if not bool(keep.any()):
+        raise NumericalError(
+            f"no direction has an eigenvalue below {threshold:g} (the smallest is {values[0].item():.3g}).",
+            mend="Raise nullspace_threshold.",
+        )
+    total = values.clamp(min=0).sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return NullSpace(vectors[:, keep], values[keep], float(values[keep].clamp(min=0).sum() / total))

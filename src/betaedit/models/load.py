@@ -1,0 +1,186 @@
+"""From a name to a model that can be edited: the bundled default, a local folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
+from betaedit.models.anatomy import Anatomy, find_anatomy
+from betaedit.models.bundled import BUNDLED_NAME, bundled_folder
+
+DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+DTYPES: dict[str, torch.dtype | str] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "auto": "auto",
+}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with what editing needs beside it.
+
+    Args:
+        model: The model, in evaluation mode; its weights are the ones that edits change.
+        tokenizer: Its tokenizer.
+        anatomy: Where its editable parts are.
+        name: What it was loaded as.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    name: str
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LanguageModel:
+        """A live model and its tokenizer; the model is put into evaluation mode and its parameters are frozen.
+
+        Raises:
+            AnatomyError: Its parts are not found.
+        """
+        model.train(False)
+        model.requires_grad_(False)
+        return cls(model, tokenizer, find_anatomy(model), name or str(getattr(model.config, "_name_or_path", "model")))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().get_parameter("weight").device
+
+    def fingerprint(self, until: int | None = None) -> str:
+        """``sha256:...`` of the weights that decide what enters layer ``until``'s MLP projection; of all by default."""
+        return fingerprint_weights(self._weights(until))
+
+    def _weights(self, until: int | None) -> Iterable[tuple[str, Tensor]]:
+        prefix = self.anatomy.layers_path + "."
+        for name, weight in self.model.state_dict().items():
+            if until is None or not name.startswith(prefix) or int(name[len(prefix) :].split(".")[0]) <= until:
+                yield name, weight
+
+
+def fingerprint_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """``sha256:...`` over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def load_language_model(
+    name: str,
+    *,
+    dtype: DtypeName = "float32",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> LanguageModel:
+    """The model of that name, ready to be edited.
+
+    Args:
+        name: ``smollm2`` (bundled), a local folder, or a Hugging Face id.
+        dtype: Type of the weights; ``auto`` keeps the checkpoint's own.
+        device: Where to put the whole model, such as ``cpu`` or ``cuda``; a GPU when there is one, by default.
+        device_map: Spread over devices as accelerate does it; excludes ``device``.
+
+    Raises:
+        ModelNotFoundError: There is nothing of that name.
+        UnsupportedMatrixError: The checkpoint is quantized.
+        ModelError: It is no causal language model, its files are damaged, or weights are missing.
+    """
+    if device is not None and device_map is not None:
+        raise ModelError("device and device_map exclude each other.", mend="Give one of them.")
+    place = _resolve(name)
+    _check_config(name, place)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:
+        raise ModelError(f"the tokenizer of {name!r} cannot be read: {error}", mend=_damaged(place)) from error
+    model = _load_weights(name, place, DTYPES[dtype], device_map)
+    if device_map is None:
+        torch.nn.Module.to(model, _checked_device(device))
+    return LanguageModel.wrap(model, tokenizer, name)
+
+
+def _resolve(name: str) -> str:
+    if name == BUNDLED_NAME:
+        return str(bundled_folder())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ModelNotFoundError(
+                f"{folder} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
+            )
+        return str(folder)
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
+    return name
+
+
+def _check_config(name: str, place: str) -> None:
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"no model {name!r}: {_first_line(error)}",
+            mend=f"Use {BUNDLED_NAME!r}, a local folder, or a Hugging Face id that this machine can reach.",
+        ) from error
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named = list(getattr(config, "architectures", None) or [])
+    causal = (expected, "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if expected is None or config.is_encoder_decoder or (named and not named[0].endswith(tuple(filter(None, causal)))):
+        raise ModelError(
+            f"{name!r} is no causal language model (it is {(named or [config.model_type])[0]}).",
+            mend="Choose a decoder-only model such as Llama, Qwen, Mistral, Gemma, Phi, OLMo or GPT.",
+        )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedMatrixError(
+            f"{name!r} is quantized and cannot take exact updates.",
+            mend="Load the unquantized checkpoint (float32, bfloat16 or float16); quantize after editing.",
+        )
+
+
+def _load_weights(name: str, place: str, dtype: torch.dtype | str, device_map: Any) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, device_map=device_map, output_loading_info=True
+        )
+        model, report = loaded
+    except Exception as error:
+        raise ModelError(
+            f"the weights of {name!r} cannot be read: {_first_line(error)}", mend=_damaged(place)
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{name!r} lacks {len(missing)} of its weights, {missing[0]} among them.", mend=_damaged(place)
+        )
+    return cast(PreTrainedModel, model)
+
+
+def _checked_device(device: str | None) -> torch.device:
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {wanted!r} cannot be used: {_first_line(error)}", mend="Try --device cpu.") from error
+
+
+def _damaged(place: str) -> str:
+    if Path(place).is_dir():
+        return f"The files in {place} are incomplete or damaged: delete the folder and get the model again."
+    return "Download the model again."
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

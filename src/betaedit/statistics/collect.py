@@ -1,0 +1,167 @@
+"""Second moments of the keys at all edited layers, in one pass that stops after the last of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from betaedit.errors import StatisticsError
+from betaedit.models.anatomy import projection_shape
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import pad_rows, pad_token_id
+from betaedit.models.partial import ForwardEnded, hooks
+from betaedit.paths import cache_folder
+from betaedit.progress import Progress, SilentProgress
+from betaedit.statistics.corpus import Corpus, Rows
+from betaedit.statistics.moments import FORMAT, Moments
+
+logger = logging.getLogger(__name__)
+
+_TOKENS_PER_FORWARD = 2048
+
+
+def collect_moments(
+    model: LanguageModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    *,
+    n_tokens: int,
+    skip_first_token: bool = False,
+    progress: Progress | None = None,
+) -> Moments:
+    """``C0`` of ``layers``: the mean of ``k k^T`` over ``n_tokens`` tokens of ``corpus`` (methods.md A.6).
+
+    Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
+    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last finished block.
+
+    Args:
+        model: The unedited model.
+        layers: The layers whose MLP projection will be edited.
+        corpus: Where tokens come from.
+        n_tokens: Token budget; the last block is cut to meet it exactly.
+        skip_first_token: Leave each row's first token out; in many models it has a huge norm and dominates ``C0``.
+        progress: Where to draw.
+
+    Raises:
+        StatisticsError: The corpus has fewer tokens than the layers are wide.
+    """
+    layers = sorted(layers)
+    widths = {layer: projection_shape(model.anatomy.projection(layer))[1] for layer in layers}
+    origin = {
+        "model": model.name,
+        "weights": model.fingerprint(layers[-1]),
+        "corpus": corpus.label,
+        "corpus_hash": corpus.fingerprint(model),
+        "skip_first_token": str(skip_first_token),
+    }
+    key = hashlib.sha256(json.dumps([FORMAT, origin, n_tokens, layers], sort_keys=True).encode()).hexdigest()[:24]
+    file = cache_folder("moments") / f"{key}.safetensors"
+    if file.exists():
+        logger.info("statistics from the cache: %s", file)
+        return Moments.load(file)
+    sums = _Sums(file.with_suffix(".partial"), widths)
+    with (progress or SilentProgress()).task("second moments", n_tokens, "tokens") as task:
+        task.advance(sums.n_tokens)
+        for block in corpus.blocks(model, sums.n_blocks):
+            before = sums.n_tokens
+            _add_block(model, sums, block, n_tokens, skip_first_token)
+            task.advance(sums.n_tokens - before)
+            if sums.n_tokens >= n_tokens:
+                break
+            sums.checkpoint()
+    moments = Moments({layer: sums.mean(layer) for layer in layers}, sums.n_tokens, origin)
+    if sums.n_tokens < max(widths.values()):
+        raise StatisticsError(
+            f"the corpus has only {sums.n_tokens} tokens; {max(widths.values())} directions need more.",
+            mend="Give more text, or use text sampled from the model (the default).",
+        )
+    moments.save(file)
+    sums.discard()
+    return moments
+
+
+class _Sums:
+    """Sums of ``k k^T`` under way, kept on disk between blocks."""
+
+    def __init__(self, file: Path, widths: dict[int, int]) -> None:
+        self._file = file
+        self.n_blocks = 0
+        self.n_tokens = 0
+        self.total = {layer: torch.zeros(width, width, dtype=torch.float64) for layer, width in widths.items()}
+        if file.exists():
+            saved = load_file(file)
+            self.n_blocks, self.n_tokens = (int(value) for value in saved.pop("counts"))
+            self.total = {int(layer): tensor for layer, tensor in saved.items()}
+
+    def add(self, layer: int, keys: Tensor) -> None:
+        """Count the keys ``(n, d_in)`` of one forward pass."""
+        self.total[layer] += (keys.T @ keys).to(self.total[layer])
+
+    def mean(self, layer: int) -> Tensor:
+        """``C0`` so far, float32."""
+        return (self.total[layer] / max(self.n_tokens, 1)).float()
+
+    def checkpoint(self) -> None:
+        """Make the blocks so far safe."""
+        tensors = {str(layer): tensor for layer, tensor in self.total.items()}
+        scratch = self._file.with_suffix(".writing")
+        save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
+        scratch.replace(self._file)
+
+    def discard(self) -> None:
+        """Forget the checkpoint."""
+        self._file.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _add_block(model: LanguageModel, sums: _Sums, block: Rows, budget: int, skip_first: bool) -> None:
+    for rows in _batches(block):
+        ids, mask = pad_rows(rows, pad_token_id(model.tokenizer))
+        counted = mask.bool()
+        if skip_first:
+            counted[:, 0] = False
+        chosen = counted.flatten().nonzero().squeeze(1)[: budget - sums.n_tokens]
+        with _key_hooks(model, sums, chosen), suppress(ForwardEnded):
+            model.anatomy.body(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        sums.n_tokens += len(chosen)
+        if sums.n_tokens >= budget:
+            return
+    sums.n_blocks += 1
+
+
+def _batches(block: Rows) -> Iterator[Rows]:
+    """Rows of similar length together, a bounded number of padded tokens each."""
+    batch: Rows = []
+    for row in sorted((row for row in block if row), key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > _TOKENS_PER_FORWARD:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _key_hooks(model: LanguageModel, sums: _Sums, chosen: Tensor) -> Iterator[None]:
+    last = max(sums.total)
+
+    def hook(layer: int) -> Any:
+        def collect(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            keys = args[0].flatten(0, -2)
+            sums.add(layer, keys[chosen.to(keys.device)].float())
+            if layer == last:
+                raise ForwardEnded
+
+        return collect
+
+    with hooks([model.anatomy.projection(layer).register_forward_pre_hook(hook(layer)) for layer in sums.total]):
+        yield

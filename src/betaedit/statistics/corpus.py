@@ -1,0 +1,254 @@
+"""Where the tokens come from: text sampled from the model itself, text files, or a Hugging Face dataset.
+
+A corpus hands out blocks of token rows in a fixed order, so that collection can continue at any block.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from betaedit.errors import MissingExtraError, StatisticsError
+from betaedit.models.generate import sample
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import document_start, tokenize
+from betaedit.paths import cache_folder
+
+Rows = list[list[int]]
+
+_OPENINGS = """
+The In A It When After There This For As At On One During While He She They We I You If Many Some Most New From Since
+Before Although Because With According By Under Over Between Two First Early Later Today People Each Every
+"""
+_SAMPLE_ROWS = 128
+_SAMPLE_WIDTH = 64
+_SAMPLE_TOP_K = 50
+_ROWS_PER_BLOCK = 32
+
+
+class Corpus(Protocol):
+    """Text as blocks of token rows."""
+
+    @property
+    def label(self) -> str:
+        """What to call it in a report."""
+
+    def fingerprint(self, model: LanguageModel) -> str:
+        """A hash of everything that decides the tokens."""
+
+    def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
+        """Blocks in order, from block ``first`` on."""
+
+
+@dataclass(frozen=True)
+class SampledText:
+    """Text drawn from the model itself, top-k 50 at temperature 1, opened by common English words.
+
+    Needs no file and no network. Blocks are seeded one by one and kept in the cache, so an interrupted run loses at
+    most the block in flight.
+
+    Args:
+        seed: Decides the text.
+    """
+
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """What to call it in a report."""
+        return f"text sampled from the model itself (seed {self.seed})"
+
+    def fingerprint(self, model: LanguageModel) -> str:
+        """A hash of the whole model and the sampling settings."""
+        settings = [self.seed, _SAMPLE_ROWS, _SAMPLE_WIDTH, _SAMPLE_TOP_K, _OPENINGS, model.fingerprint()]
+        return _hash_text(json.dumps(settings))
+
+    def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
+        """Endless blocks of ``_SAMPLE_ROWS`` rows of ``_SAMPLE_WIDTH`` tokens."""
+        folder = cache_folder("samples", self.fingerprint(model)[:16])
+        index = first
+        while True:
+            file = folder / f"{index:05d}.json"
+            if not file.exists():
+                _write_atomically(file, json.dumps(self._draw(model, index)))
+            yield json.loads(file.read_text())
+            index += 1
+
+    def _draw(self, model: LanguageModel, index: int) -> Rows:
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, index))
+        words = random.Random(_seed_of(self.seed, index)).choices(_OPENINGS.split(), k=_SAMPLE_ROWS)
+        opened = [tokenize(model.tokenizer, word) for word in words]
+        width = min(len(row) for row in opened)
+        lead = document_start(model.tokenizer)
+        start = torch.tensor([lead + row[:width] for row in opened])
+        ids = sample(model, start, _SAMPLE_WIDTH - width, top_k=_SAMPLE_TOP_K, generator=generator)
+        rows: Rows = ids[:, len(lead) :].tolist()
+        return rows
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Plain text (documents separated by blank lines) or JSONL with a ``text`` field, gzip too.
+
+    Args:
+        paths: The files, read in order.
+        max_length: Longest row in tokens; longer documents are cut into several rows.
+    """
+
+    paths: tuple[Path, ...]
+    max_length: int = 512
+
+    @property
+    def label(self) -> str:
+        """What to call it in a report."""
+        return ", ".join(path.name for path in self.paths)
+
+    def fingerprint(self, model: LanguageModel) -> str:
+        """A hash of the files' bytes and the row length."""
+        digest = hashlib.sha256(f"text {self.max_length}".encode())
+        for path in self.paths:
+            with _opened(path):  # a missing file is named here, before any work
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
+        """Blocks of rows, longest first inside each so that little is padded."""
+        return _skip(_blocked(_cut_rows(model, self.texts(), self.max_length)), first)
+
+    def texts(self) -> Iterator[str]:
+        """The documents, one by one.
+
+        Raises:
+            StatisticsError: A file cannot be read, or a line is no record with a text.
+        """
+        return (text for path in self.paths for text in _texts(path))
+
+
+@dataclass(frozen=True)
+class DatasetText:
+    """The ``text`` column of a Hugging Face dataset, streamed.
+
+    Args:
+        name: ``owner/name`` or ``owner/name:config``.
+        split: Which split.
+        column: Which column holds the text.
+        max_length: Longest row in tokens.
+    """
+
+    name: str
+    split: str = "train"
+    column: str = "text"
+    max_length: int = 512
+
+    @property
+    def label(self) -> str:
+        """What to call it in a report."""
+        return f"{self.name} ({self.split})"
+
+    def fingerprint(self, model: LanguageModel) -> str:
+        """A hash of the dataset's name; the hub's content is taken on trust."""
+        return _hash_text(json.dumps(["dataset", self.name, self.split, self.column, self.max_length]))
+
+    def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
+        """Blocks of rows in the dataset's order.
+
+        Raises:
+            MissingExtraError: The datasets library is absent.
+            StatisticsError: The dataset cannot be read or lacks the column.
+        """
+        return _skip(_blocked(_cut_rows(model, self._texts(), self.max_length)), first)
+
+    def _texts(self) -> Iterator[str]:
+        try:
+            from datasets import load_dataset  # noqa: PLC0415 - an optional extra
+        except ImportError as error:
+            raise MissingExtraError(
+                "reading a dataset needs the datasets library.", mend='pip install "betaedit[datasets]"'
+            ) from error
+        path, _, config = self.name.partition(":")
+        try:
+            for record in load_dataset(path, config or None, split=self.split, streaming=True):
+                yield str(record[self.column])
+        except KeyError as error:
+            raise StatisticsError(f"{self.name} has no column {error}.", mend="Name the text column.") from error
+        except Exception as error:
+            raise StatisticsError(
+                f"the dataset {self.name} cannot be read: {error}",
+                mend="Check the name and the network, or use text files.",
+            ) from error
+
+
+def _texts(path: Path) -> Iterator[str]:
+    with _opened(path) as file:
+        if ".jsonl" not in path.name:
+            yield from (text for text in file.read().split("\n\n") if text.strip())
+            return
+        for number, line in enumerate(file, start=1):
+            try:
+                yield str(json.loads(line)["text"])
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise StatisticsError(
+                    f"{path}:{number}: no record with a 'text' field ({error}).",
+                    mend='Lines look like {"text": "..."}.',
+                ) from error
+
+
+def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip.open and Path.open share no public type
+    try:
+        return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    except OSError as error:
+        raise StatisticsError(
+            f"the text file {path} cannot be read: {error.strerror}.", mend="Check the path."
+        ) from error
+
+
+def _cut_rows(model: LanguageModel, texts: Iterable[str], max_length: int) -> Iterator[list[int]]:
+    for text in texts:
+        ids = tokenize(model.tokenizer, text)
+        yield from (ids[at : at + max_length] for at in range(0, len(ids), max_length))
+
+
+def _blocked(rows: Iterator[list[int]]) -> Iterator[Rows]:
+    block: Rows = []
+    for row in rows:
+        block.append(row)
+        if len(block) == _ROWS_PER_BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _skip(blocks: Iterator[Rows], first: int) -> Iterator[Rows]:
+    return (block for index, block in enumerate(blocks) if index >= first)
+
+
+def _seed_of(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def corpus_from(source: str | Sequence[str | Path], *, seed: int = 0) -> Corpus:
+    """The corpus a user named: ``self``, one or more text files, or ``dataset:owner/name``."""
+    if source == "self":
+        return SampledText(seed)
+    if isinstance(source, str) and source.startswith("dataset:"):
+        return DatasetText(source.removeprefix("dataset:"))
+    return TextFiles(tuple(Path(path) for path in ([source] if isinstance(source, str) else source)))

@@ -1,0 +1,119 @@
+"""Second moments of keys, and the file they are kept in."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from betaedit.errors import StatisticsError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "betaedit-moments-1"
+_NAME = "layer.{}.second_moment"
+_SYMMETRY = 1e-4
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``C0`` of every edited layer, with where it came from.
+
+    Args:
+        matrices: (d_in, d_in) float32 mean of ``k k^T`` per token, by layer.
+        n_tokens: How many tokens were averaged.
+        origin: Model, fingerprint, corpus and settings, as text.
+    """
+
+    matrices: dict[int, Tensor]
+    n_tokens: int
+    origin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers present."""
+        return tuple(sorted(self.matrices))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file: one matrix a layer, origin in the metadata."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"format": FORMAT, "n_tokens": str(self.n_tokens), **self.origin}
+        tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
+        scratch = path.with_name(path.name + ".writing")
+        save_file(tensors, scratch, metadata=metadata)
+        scratch.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Read what ``save`` wrote, or any safetensors file with ``layer.N.second_moment`` matrices.
+
+        Raises:
+            StatisticsError: The file is missing, damaged, or a matrix is no second moment.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise StatisticsError(
+                f"the statistics file {path} cannot be read: {error}", mend="Give a file made by `betaedit statistics`."
+            ) from error
+        matrices = {int(name.split(".")[1]): tensor.float() for name, tensor in tensors.items() if _is_moment(name)}
+        if not matrices:
+            raise StatisticsError(
+                f"{path} holds no second moments.", mend=f"Tensors must be named {_NAME.format('N')!r}."
+            )
+        for layer, matrix in matrices.items():
+            _check(path, layer, matrix)
+        known = {key: value for key, value in metadata.items() if key not in ("format", "n_tokens")}
+        return cls(matrices, int(metadata.get("n_tokens", 0)), known)
+
+    def require(self, widths: dict[int, int]) -> None:
+        """Refuse moments that do not cover the given layers with matrices of those widths.
+
+        Raises:
+            StatisticsError: A layer is absent or of another size, or there were too few tokens to say anything.
+        """
+        for layer, width in widths.items():
+            if layer not in self.matrices:
+                raise StatisticsError(
+                    f"the statistics cover layers {list(self.layers)}, not layer {layer}.",
+                    mend="Collect them for the layers to be edited, or edit other layers.",
+                )
+            if self.matrices[layer].shape[0] != width:
+                raise StatisticsError(
+                    f"the statistics of layer {layer} are {self.matrices[layer].shape[0]} wide, the model {width}.",
+                    mend="They belong to another model.",
+                )
+            if 0 < self.n_tokens < width:
+                raise StatisticsError(
+                    f"{self.n_tokens} tokens cannot describe {width} directions.",
+                    mend=f"Collect at least {10 * width} tokens (--set statistics_tokens={10 * width}).",
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a report says of them."""
+        return {"layers": list(self.layers), "tokens": self.n_tokens, **self.origin}
+
+
+def _is_moment(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == 3 and parts[0] == "layer" and parts[1].isdigit() and parts[2] == "second_moment"  # noqa: PLR2004
+
+
+def _check(path: Path, layer: int, matrix: Tensor) -> None:
+    square = matrix.dim() == 2 and matrix.shape[0] == matrix.shape[1]  # noqa: PLR2004 - a matrix has two axes
+    if not square or not bool(torch.isfinite(matrix).all()):
+        raise StatisticsError(f"{path}: layer {layer} is no finite square matrix.", mend="The file is damaged.")
+    scale = float(matrix.abs().max())
+    if float((matrix - matrix.T).abs().max()) > _SYMMETRY * scale or float(matrix.diagonal().min()) < 0:
+        raise StatisticsError(f"{path}: layer {layer} is no second moment.", mend="It must be symmetric, E[k k^T].")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from betaedit.evaluation import held_out_prose, leakage, perplexity
+from betaedit.facts.readers import demo_path
+from betaedit.models import LanguageModel
+from support.tiny import FAMILIES, WORDS, RecordedProgress, count_calls, plain_logs, tiny_gpt2, tiny_llama
+
+# Leakage
+
+
+def random_layer(seed: int = 0, n_tokens: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    """A change ``(d_out, d_in)`` and keys ``(d_in, n_tokens)``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(5, 8, generator=generator), torch.randn(8, n_tokens, generator=generator)
+
+
+def test_leakage_is_the_root_mean_square_change_of_the_output_over_tokens():
+    change, keys = random_layer()
+    changes = [(change.double() @ key.double()).norm() ** 2 for key in keys.T]
+    expected = math.sqrt(sum(changes) / len(changes))
+    assert leakage(change, keys @ keys.T / keys.shape[1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_leakage_times_the_root_of_the_number_of_tokens_is_what_the_papers_plot():
+    change, keys = random_layer(1)
+    moment = keys @ keys.T / keys.shape[1]
+    assert leakage(change, moment) * math.sqrt(keys.shape[1]) == pytest.approx(float((change @ keys).norm()), rel=1e-5)
+
+
+def test_no_change_leaks_nothing():
+    _, keys = random_layer()
+    assert leakage(torch.zeros(5, 8), keys @ keys.T) == 0
+
+
+def test_a_change_in_directions_that_no_token_has_leaks_nothing():
+    keys = torch.zeros(8, 10)
+    keys[:4] = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    change = torch.zeros(5, 8)
+    change[:, 4:] = 3
+    assert leakage(change, keys @ keys.T / 10) == 0
+
+
+def test_twice_the_change_leaks_twice_as_much():
+    change, keys = random_layer(2)
+    moment = keys @ keys.T
+    assert leakage(-2 * change, moment) == pytest.approx(2 * leakage(change, moment))
+
+
+def test_rounding_errors_below_zero_are_no_leakage():
+    change = torch.tensor([[1.0, 0.0]])
+    assert leakage(change, torch.tensor([[-1e-12, 0.0], [0.0, 1.0]])) == 0
+
+
+def test_low_precision_arguments_are_measured_in_float64():
+    change, keys = random_layer(3)
+    moment = keys @ keys.T / keys.shape[1]
+    exact = leakage(change.bfloat16().double(), moment.double())
+    assert leakage(change.bfloat16(), moment) == pytest.approx(exact, rel=1e-12)
+
+
+# Perplexity
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return FAMILIES[request.param]()
+
+
+def texts(*lengths: int) -> list[str]:
+    return [" ".join(["the", *random.Random(index).choices(WORDS, k=n)]) for index, n in enumerate(lengths)]
+
+
+def plain_losses(model: LanguageModel, text: str, longest: int = 512) -> list[float]:
+    """The negative log-likelihood of each token of a text but the first."""
+    ids = model.tokenizer(text)["input_ids"][:longest]
+    logs = plain_logs(model, ids)
+    return [-float(logs[at - 1, ids[at]]) for at in range(1, len(ids))]
+
+
+def plain_perplexity(model: LanguageModel, given: Sequence[str]) -> float:
+    losses = [loss for text in given for loss in plain_losses(model, text)]
+    return math.exp(sum(losses) / len(losses))
+
+
+def test_perplexity_is_exp_of_the_mean_loss_per_token_over_all_texts(model: LanguageModel):
+    given = texts(30, 2, 11, 7, 19, 1, 4)
+    assert perplexity(model, given) == pytest.approx(plain_perplexity(model, given), rel=1e-5)
+
+
+def test_long_texts_weigh_more_than_short_ones(model: LanguageModel):
+    short, long = texts(2, 60)
+    per_text = [plain_perplexity(model, [text]) for text in (short, long)]
+    n_tokens = [len(plain_losses(model, text)) for text in (short, long)]
+    weighted = sum(n * math.log(value) for n, value in zip(n_tokens, per_text, strict=True)) / sum(n_tokens)
+    assert perplexity(model, [short, long]) == pytest.approx(math.exp(weighted), rel=1e-5)
+
+
+def test_the_order_of_texts_and_their_company_in_a_batch_do_not_matter(model: LanguageModel):
+    given = texts(30, 2, 11, 7, 19, 1, 4)
+    assert perplexity(model, given[::-1]) == pytest.approx(perplexity(model, given), rel=1e-6)
+    assert perplexity(model, [given[1]]) == pytest.approx(plain_perplexity(model, [given[1]]), rel=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_padding_side_of_the_tokenizer_does_not_matter_to_perplexity(side: str):
+    llama = tiny_llama()
+    llama.tokenizer.padding_side = side
+    assert perplexity(llama, texts(9, 3, 5)) == pytest.approx(plain_perplexity(llama, texts(9, 3, 5)), rel=1e-5)
+
+
+def test_the_first_token_is_not_predicted():
+    gpt2 = tiny_gpt2()
+    ids = gpt2.tokenizer("ab")["input_ids"]
+    assert len(ids) == 2
+    assert perplexity(gpt2, ["ab"]) == pytest.approx(math.exp(-float(plain_logs(gpt2, ids)[0, ids[1]])), rel=1e-5)
+
+
+def test_texts_of_one_token_say_nothing():
+    gpt2 = tiny_gpt2()
+    assert perplexity(gpt2, ["a", *texts(5), ""]) == perplexity(gpt2, texts(5))
+
+
+def test_texts_are_cut_at_512_tokens(model: LanguageModel):
+    (text,) = texts(590)
+    assert len(model.tokenizer(text)["input_ids"]) > 550
+    assert perplexity(model, [text]) == pytest.approx(plain_perplexity(model, [text]), rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
+    llama = tiny_llama()
+    with torch.no_grad():
+        llama.model.get_output_embeddings().weight.zero_()
+    assert perplexity(llama, texts(6, 3)) == pytest.approx(len(llama.tokenizer), rel=1e-5)
+
+
+def test_progress_is_told_the_number_of_texts_and_each_of_them():
+    progress = RecordedProgress()
+    llama = tiny_llama()
+    with count_calls(llama.model.base_model) as calls:
+        perplexity(llama, texts(3, 4, 5, 6, 7, 8), progress=progress)
+    (task,) = progress.tasks
+    assert (task.total, sum(task.steps), task.finished) == (6, 6, True)
+    assert sum(n_rows for n_rows, _ in calls.rows) == 6
+
+
+# Held-out prose
+
+
+def test_there_are_twenty_passages_of_prose_or_more():
+    passages = held_out_prose()
+    assert len(passages) >= 20
+    assert len(set(passages)) == len(passages)
+    assert all(len(passage.split()) > 50 for passage in passages)
+
+
+def test_held_out_prose_mentions_no_subject_of_the_demo():
+    prose = "\n".join(held_out_prose())
+    subjects = [json.loads(line)["subject"] for line in demo_path().read_text(encoding="utf-8").splitlines() if line]
+    assert len(subjects) > 100
+    found = [subject for subject in subjects if re.search(rf"\b{re.escape(subject)}\b", prose, re.IGNORECASE)]
+    assert found == []

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from support.families import FAMILY_NAMES, language_model
+from support.tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
+from torch import Tensor
+
+from betaedit.models import LanguageModel
+from betaedit.models.generate import complete, sample
+
+every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
+PROMPT = "The mother tongue of Danielle Darrieux is"
+
+
+@pytest.fixture(scope="module")
+def llama() -> LanguageModel:
+    return language_model("llama")
+
+
+def start(n: int = 3, width: int = 5) -> Tensor:
+    return torch.randint(3, VOCABULARY, (n, width), generator=torch.Generator().manual_seed(6))
+
+
+def sampled(model: LanguageModel, n_tokens: int = 7, *, seed: int = 0, top_k: int = 5) -> Tensor:
+    return sample(model, start(), n_tokens, top_k=top_k, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def greedy(model: LanguageModel, ids: Tensor, n_tokens: int) -> Tensor:
+    """Greedy continuation by full forward passes over the whole text, without any cache."""
+    for _ in range(n_tokens):
+        ids = torch.cat([ids, model.model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+def test_the_generators_seed_decides_the_text(llama: LanguageModel):
+    assert torch.equal(sampled(llama, seed=1), sampled(llama, seed=1))
+    assert not torch.equal(sampled(llama, seed=1), sampled(llama, seed=2))
+
+
+def test_one_generator_goes_on_where_it_stopped(llama: LanguageModel):
+    generator = torch.Generator().manual_seed(1)
+    first, second = (sample(llama, start(), 7, top_k=5, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_rows_keep_their_start_and_grow_by_the_number_asked_for(llama: LanguageModel):
+    ids = sampled(llama, 7)
+    assert ids.shape == (3, 12)
+    assert torch.equal(ids[:, :5], start())
+    assert 0 <= int(ids.min()) <= int(ids.max()) < VOCABULARY
+
+
+def test_nothing_is_added_when_no_tokens_are_asked_for(llama: LanguageModel):
+    assert torch.equal(sampled(llama, 0), start())
+
+
+def test_no_other_random_stream_is_read_or_moved(llama: LanguageModel):
+    torch.manual_seed(1)
+    first = sampled(llama)
+    torch.manual_seed(2)
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - watched
+    second = sampled(llama)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002 - watched, not used
+    assert random.getstate() == states[2]
+
+
+def test_only_the_likeliest_tokens_are_drawn(llama: LanguageModel):
+    ids = sampled(llama, 7, top_k=3)
+    with torch.no_grad():
+        logits = llama.model(input_ids=ids).logits
+    for at in range(5, 12):
+        likeliest = logits[:, at - 1].topk(3).indices
+        assert bool((likeliest == ids[:, at, None]).any(dim=1).all())
+
+
+def test_more_choices_than_words_are_all_words(llama: LanguageModel):
+    assert sampled(llama, 2, top_k=10 * VOCABULARY).shape == (3, 7)
+
+
+@every_family
+def test_with_one_choice_the_text_is_the_models_own_greedy_one(name: str):
+    """Longer than the sliding window, with the family's own scaling of logits, and through the attention cache."""
+    model = language_model(name)
+    assert torch.equal(sampled(model, 7, top_k=1), greedy(model, start(), 7))
+
+
+@every_family
+def test_a_completion_is_the_models_own_greedy_text(name: str):
+    model = language_model(name)
+    model.model.generation_config.eos_token_id = None
+    ids = shared_tokenizer()(PROMPT, return_tensors="pt")["input_ids"]
+    expected = greedy(model, ids, 6)[0, ids.shape[1] :]
+    assert complete(model, PROMPT, 6) == shared_tokenizer().decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_completion_goes_on_from_the_prompt_and_not_from_a_closing_token(kind: str):
+    model = language_model("llama", tokenizer=kind)
+    model.model.generation_config.eos_token_id = None
+    opening = [1] if "+bos" in kind else []
+    ids = torch.tensor([opening + model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])
+    expected = greedy(model, ids, 6)[0, ids.shape[1] :]
+    assert complete(model, PROMPT, 6) == model.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_a_completion_ends_at_the_end_of_text_token():
+    model = language_model("llama")
+    ids = shared_tokenizer()(PROMPT, return_tensors="pt")["input_ids"]
+    expected = greedy(model, ids, 3)[0, ids.shape[1] :]
+    model.model.generation_config.eos_token_id = int(expected[2])
+    text = complete(model, PROMPT, 8)
+    assert shared_tokenizer().decode(expected[:2]) in text
+    assert len(shared_tokenizer()(text)["input_ids"]) < 8
+
+
+def test_a_completion_is_the_same_every_time(llama: LanguageModel):
+    assert complete(llama, PROMPT) == complete(llama, PROMPT)
+
+
+@pytest.mark.parametrize("setting", ["token_type_ids", "left padding"])
+def test_a_completion_does_not_depend_on_what_else_the_tokenizer_returns(setting: str):
+    model, plain = language_model("llama"), language_model("llama")
+    if setting == "token_type_ids":
+        model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        model.tokenizer.padding_side = "left"
+    assert complete(model, PROMPT, 4) == complete(plain, PROMPT, 4)

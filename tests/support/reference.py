@@ -1,0 +1,134 @@
+"""Dense float64 formulas of every recipe, written from docs/methods.md (sections B and D) and nothing else.
+
+Nothing of ``betaedit`` is imported here: each rule is its published closed form on d x d matrices, in the order of its
+factors on paper. ``DenseMemory`` runs a rule over a sequence of edits as the official code does, step after step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RefreshRule = Literal["normalised", "literal"]
+Reference = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
+
+
+def memit(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.3, batch: ``R K^T (lambda1 C0 + K K^T)^-1``; knows neither history nor projector nor ridge."""
+    return torch.linalg.solve(lambda1 * C0 + K @ K.T, K @ R.T).T
+
+
+def memit_h(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.3, sequential: ``R K^T (lambda1 C0 + H + K K^T)^-1``."""
+    return torch.linalg.solve(lambda1 * C0 + H + K @ K.T, K @ R.T).T
+
+
+def alphaedit(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.6 with history: ``R K^T P ((K K^T + H) P + lambda2 I)^-1``."""
+    return R @ K.T @ P @ torch.linalg.inv((K @ K.T + H) @ P + lambda2 * _identity(P))
+
+
+def alphaedit_naive(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.6, naive: ``R K^T P (K K^T P + lambda2 I)^-1``."""
+    return R @ K.T @ P @ torch.linalg.inv(K @ K.T @ P + lambda2 * _identity(P))
+
+
+def betaedit(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.7: ``R K^T P_t (lambda2 I + (K K^T + lambda1 C0 + H) P_t)^-1``."""
+    return R @ K.T @ P @ torch.linalg.inv(lambda2 * _identity(P) + (K @ K.T + lambda1 * C0 + H) @ P)
+
+
+REFERENCES: dict[str, Reference] = {
+    "memit": memit,
+    "memit-h": memit_h,
+    "alphaedit": alphaedit,
+    "alphaedit-naive": alphaedit_naive,
+    "betaedit": betaedit,
+}
+
+REMEMBERING = ("memit-h", "alphaedit", "betaedit")
+FORGETTING = ("memit", "alphaedit-naive")
+PROJECTING = ("alphaedit", "alphaedit-naive", "betaedit")
+REFRESHING = ("betaedit",)
+
+
+def grid_rule(K: Tensor, R: Tensor, Q: Tensor, S: Tensor, lambda2: float) -> Tensor:
+    """The literal line of the official code (head of section B): ``solve(Q (K K^T + S) + lambda2 I, Q K R^T)^T``."""
+    return torch.linalg.solve(Q @ (K @ K.T + S) + lambda2 * _identity(Q), Q @ K @ R.T).T
+
+
+def reference_projector(C0: Tensor, threshold: float) -> Tensor:
+    """B.6: the left singular vectors whose singular values lie below ``threshold``, as ``U_s U_s^T``."""
+    U, values, _ = torch.linalg.svd(C0.double())
+    small = U[:, values < threshold]
+    return small @ small.T
+
+
+def refresh_matrix(C0: Tensor, H: Tensor, count: int, lambda1: float, rule: RefreshRule) -> Tensor:
+    """The matrix whose small eigenvalues span BetaEdit's projector after ``count`` edits (B.7).
+
+    ``normalised``, the official code: ``C0`` before the first edit, ``(H / count + lambda1 C0) / (lambda1 + 1)`` after.
+    ``literal``, the paper: ``lambda1 C0 + H`` throughout.
+    """
+    if rule == "literal":
+        return lambda1 * C0 + H
+    return C0 if count == 0 else (H / count + lambda1 * C0) / (lambda1 + 1)
+
+
+class DenseMemory:
+    """One recipe over a sequence of edits, with full matrices: the slow truth."""
+
+    def __init__(
+        self,
+        name: str,
+        C0: Tensor,
+        *,
+        lambda1: float,
+        lambda2: float,
+        threshold: float,
+        refresh_every: int = 10**9,
+        refresh_rule: RefreshRule = "normalised",
+    ) -> None:
+        self.name, self.C0, self.lambda1, self.lambda2 = name, C0.double(), lambda1, lambda2
+        self.threshold, self.refresh_every, self.refresh_rule = threshold, refresh_every, refresh_rule
+        self.H = torch.zeros_like(self.C0)
+        self.count = self.last = 0
+        self.P = reference_projector(self.thresholded(), threshold)
+
+    def thresholded(self) -> Tensor:
+        """The matrix that the next projector would be cut from."""
+        if self.name not in REFRESHING:
+            return self.C0
+        return refresh_matrix(self.C0, self.H, self.count, self.lambda1, self.refresh_rule)
+
+    def due(self) -> bool:
+        """B.7: ``count - last >= tau``."""
+        return self.name in REFRESHING and self.count - self.last >= self.refresh_every
+
+    def refresh(self) -> None:
+        """A new projector from text and history."""
+        self.P = reference_projector(self.thresholded(), self.threshold)
+        self.last = self.count
+
+    def solve(self, K: Tensor, R: Tensor) -> Tensor:
+        """``Delta`` of one batch."""
+        K, R = K.double(), R.double()
+        return REFERENCES[self.name](K, R, self.C0, self.H, self.P, self.lambda1, self.lambda2)
+
+    def remember(self, K: Tensor) -> None:
+        """``H += K K^T``; the rules without history never look at it."""
+        K = K.double()
+        self.H = self.H + K @ K.T
+        self.count += K.shape[1]
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """The Frobenius norm of the difference in norms of what was wanted."""
+    return float(torch.linalg.norm(got - wanted) / torch.linalg.norm(wanted))
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[0], dtype=like.dtype)
