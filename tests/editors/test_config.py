@@ -29,7 +29,7 @@ def test_the_defaults_are_those_the_papers_share_for_8b_models():
     assert (config.value_steps, config.value_learning_rate) == (25, 0.1)
     assert (config.value_clamp, config.value_decay, config.kl_weight) == (0.75, 0.5, 0.0625)
     assert (config.leakage_weight, config.ridge, config.nullspace_threshold) == (3000.0, 10.0, 0.02)
-    assert (config.refresh_every, config.refresh_rule, config.history_keys) == (1000, "normalised", "solved")
+    assert (config.refresh_every, config.refresh_rule) == (1000, "normalised")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,6 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("nullspace_threshold", 0.0, "greater than 0"),
     ("refresh_every", 0, "1"),
     ("refresh_rule", "normalized", "normalised"),
-    ("history_keys", "pre", "solved"),
     ("update_norm_limit", 0.0, "greater than 0"),
     ("statistics_tokens", 0, "1"),
     ("seed", -1, "0"),
@@ -153,7 +152,6 @@ CHOSEN = {
     "value_loss_layer": 5,
     "update_norm_limit": 20.0,
     "refresh_rule": "literal",
-    "history_keys": "post",
     "seed": 7,
 }
 

@@ -304,8 +304,10 @@ def test_a_tiny_model_is_measured_as_the_definition_has_it():
 @pytest.mark.real_model
 def test_smollm2_is_measured_as_the_definition_has_it(smollm2: LanguageModel):
     file = read_cases(data_file("counterfact_full.jsonl.gz"), limit=6)
-    cases = [dataclasses.replace(one, neighbors=one.neighbors[:2]) for one in file.cases]
-    assert all(len(one.paraphrases) == len(one.neighbors) == 2 for one in cases)
+    cases = [
+        dataclasses.replace(one, paraphrases=one.paraphrases[:1], neighbors=one.neighbors[:1]) for one in file.cases
+    ]
+    assert all(one.paraphrases and one.neighbors for one in cases)
     found = measure_edits(smollm2, cases)
     assert_figures(found, by_definition(smollm2, cases))
     fact, outcome = cases[0].fact, found.outcomes[0].rewrite[0]

@@ -4,18 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import (
-    FAMILIES_AND_ATTENTION,
-    FAMILY_NAMES,
-    HIDDEN,
-    MLP,
-    N_LAYERS,
-    family,
-    model_of,
-    shared_model,
-    tiny_model,
-)
-from support.tokenizers import VOCABULARY, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -31,10 +19,22 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from betaedit import Editor, Fact
-from betaedit.errors import AnatomyError, UnsupportedMatrixError
+from betaedit.errors import AnatomyError, BetaEditError, UnsupportedMatrixError
 from betaedit.models import find_anatomy
 from betaedit.models.anatomy import is_transposed, projection_shape
 from betaedit.statistics import Moments
+from support.families import (
+    FAMILIES_AND_ATTENTION,
+    FAMILY_NAMES,
+    HIDDEN,
+    MLP,
+    N_LAYERS,
+    family,
+    model_of,
+    shared_model,
+    tiny_model,
+)
+from support.tokenizers import VOCABULARY, tiny_tokenizer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 
@@ -79,7 +79,7 @@ def random_moments(layers: tuple[int, ...], width: int = MLP) -> Moments:
     return Moments(matrices, n_tokens=1000)
 
 
-def editor_of(model: PreTrainedModel, layers: tuple[int, ...] = EDITED) -> Editor:
+def editor_of(model: PreTrainedModel, layers: tuple[int, ...] = EDITED, **overrides: Any) -> Editor:
     return Editor.from_pretrained(
         model,
         tokenizer=tiny_tokenizer(),
@@ -89,6 +89,7 @@ def editor_of(model: PreTrainedModel, layers: tuple[int, ...] = EDITED) -> Edito
         context_templates=("{}",),
         value_steps=3,
         leakage_weight=1.0,
+        **overrides,
     )
 
 
@@ -174,7 +175,7 @@ def test_soft_capped_logits_stay_below_the_cap():
     torch.testing.assert_close(anatomy.logits(hidden), logits, atol=1e-5, rtol=0)
 
 
-@every_family
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "llama"])
 @pytest.mark.parametrize("layer", [-1, N_LAYERS])
 def test_a_layer_out_of_range_is_refused_with_the_range(name: str, layer: int):
     anatomy = find_anatomy(shared_model(name))
@@ -285,6 +286,15 @@ def test_a_layer_that_does_not_exist_is_refused_before_any_weight_changes():
     before = weights(model)
     with pytest.raises(AnatomyError, match="no layer 4"):
         editor_of(model, layers=(3, 4))
+    assert not changed(model, before)
+
+
+def test_a_loss_layer_that_does_not_exist_is_refused_before_any_weight_changes():
+    model = tiny_model("llama")
+    before = weights(model)
+    with pytest.raises(BetaEditError, match="9") as caught:
+        editor_of(model, value_loss_layer=9).edit(FACT)
+    assert caught.value.mend
     assert not changed(model, before)
 
 

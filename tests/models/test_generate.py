@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.families import FAMILY_NAMES, language_model
-from support.tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
 from torch import Tensor
 
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete, sample
+from support.families import FAMILY_NAMES, language_model
+from support.tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 PROMPT = "The mother tongue of Danielle Darrieux is"
@@ -91,7 +91,7 @@ def test_with_one_choice_the_text_is_the_models_own_greedy_one(name: str):
     assert torch.equal(sampled(model, 7, top_k=1), greedy(model, start(), 7))
 
 
-@every_family
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
 def test_a_completion_is_the_models_own_greedy_text(name: str):
     model = language_model(name)
     model.model.generation_config.eos_token_id = None
@@ -111,13 +111,13 @@ def test_a_completion_goes_on_from_the_prompt_and_not_from_a_closing_token(kind:
 
 
 def test_a_completion_ends_at_the_end_of_text_token():
-    model = language_model("llama")
+    model = language_model("llama", seed=1)
+    model.model.generation_config.eos_token_id = None
     ids = shared_tokenizer()(PROMPT, return_tensors="pt")["input_ids"]
-    expected = greedy(model, ids, 3)[0, ids.shape[1] :]
-    model.model.generation_config.eos_token_id = int(expected[2])
-    text = complete(model, PROMPT, 8)
-    assert shared_tokenizer().decode(expected[:2]) in text
-    assert len(shared_tokenizer()(text)["input_ids"]) < 8
+    whole = greedy(model, ids, 8)[0, ids.shape[1] :].tolist()
+    end = next(at for at in range(1, 7) if whole[at] not in whole[:at])
+    model.model.generation_config.eos_token_id = whole[end]
+    assert complete(model, PROMPT, 8) == shared_tokenizer().decode(whole[: end + 1])
 
 
 def test_a_completion_is_the_same_every_time(llama: LanguageModel):

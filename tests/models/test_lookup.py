@@ -5,6 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from betaedit.errors import LookupTokenError
+from betaedit.models import EncodedPrompts, Prompt, encode_prompts, encode_target, find_lookup_token
+from betaedit.models.lookup import LookupStrategy, document_start, pad_rows, pad_token_id, tokenize
 from support.families import language_model
 from support.tokenizers import (
     BOS,
@@ -17,12 +23,6 @@ from support.tokenizers import (
     shared_tokenizer,
     tiny_tokenizer,
 )
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
-
-from betaedit.errors import LookupTokenError
-from betaedit.models import EncodedPrompts, Prompt, encode_prompts, encode_target, find_lookup_token
-from betaedit.models.lookup import LookupStrategy, document_start, pad_rows, pad_token_id, tokenize
 
 every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 
@@ -160,15 +160,12 @@ def test_first_after_last_is_the_token_behind_the_subject_or_the_last_where_ther
 
 
 @every_tokenizer
-@pytest.mark.parametrize("case", ORDINARY)
-def test_the_official_count_of_prefix_tokens_agrees_on_ordinary_text(kind: str, case: str):
+def test_the_official_count_of_prefix_tokens_agrees_on_ordinary_text(kind: str):
     """AlphaEdit and BetaEdit: ``n(prefix + subject) - 1``, with BOS counted (methods.md A.2)."""
-    tokenizer, prompt = shared_tokenizer(kind), prompt_of(case)
-    n_bos, n_eos = int(kind in WITH_BOS), int(kind in WITH_EOS)
-    alone = tokenizer(prompt.text[: prompt.subject_end])["input_ids"]
-    assert find_lookup_token(tokenizer, prompt) == len(alone) - n_eos - 1
-    bare = tokenizer(prompt.text[: prompt.subject_end], add_special_tokens=False)["input_ids"]
-    assert find_lookup_token(tokenizer, prompt) == n_bos + len(bare) - 1
+    tokenizer, n_eos = shared_tokenizer(kind), int(kind in WITH_EOS)
+    for prompt in map(prompt_of, ORDINARY):
+        alone = tokenizer(prompt.text[: prompt.subject_end])["input_ids"]
+        assert find_lookup_token(tokenizer, prompt) == len(alone) - n_eos - 1
 
 
 @every_tokenizer
@@ -246,7 +243,7 @@ def test_as_many_continuations_as_prompts_are_asked_for():
 
 def test_a_subject_without_tokens_is_refused_by_name():
     prompt = Prompt.fill("{}", "the capital {} is", "東京")
-    with pytest.raises(LookupTokenError, match="東京.*no token of its own") as caught:
+    with pytest.raises(LookupTokenError, match=r"東京.*no token of its own") as caught:
         find_lookup_token(dropping_tokenizer(), prompt)
     assert "drops" in caught.value.mend
 
@@ -269,22 +266,23 @@ TARGETS = ("French", "Danielle Darrieux", "Émile", "東京", "🚀", "the city 
 
 
 @every_tokenizer
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_target_gets_exactly_one_leading_space(kind: str, target: str):
+def test_a_target_gets_exactly_one_leading_space(kind: str):
     tokenizer, text = shared_tokenizer(kind), "The mother tongue of Danielle Darrieux is"
-    ids = encode_target(tokenizer, text, target)
-    assert encode_target(tokenizer, text, " " + target) == ids
-    assert encode_target(tokenizer, text, "  " + target) == ids
-    assert read(tokenizer, tokenize(tokenizer, text) + ids) == f"{text} {target}"
+    for target in TARGETS:
+        ids = encode_target(tokenizer, text, target)
+        assert encode_target(tokenizer, text, " " + target) == ids
+        assert encode_target(tokenizer, text, "  " + target) == ids
+        assert read(tokenizer, tokenize(tokenizer, text) + ids) == f"{text} {target}"
 
 
 @every_tokenizer
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_target_holds_no_special_tokens(kind: str, target: str):
+def test_a_target_holds_no_special_tokens(kind: str):
     tokenizer = shared_tokenizer(kind)
-    ids = encode_target(tokenizer, "The mother tongue of Léon Blum is", target)
-    assert ids
-    assert not {tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS)} & set(ids)
+    special = {tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS)}
+    for target in TARGETS:
+        ids = encode_target(tokenizer, "The mother tongue of Léon Blum is", target)
+        assert ids
+        assert not special & set(ids)
 
 
 @pytest.mark.parametrize("kind", ["pieces+bos", "legacy pieces+bos"])

@@ -1,29 +1,33 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import BloomConfig, CohereConfig, FalconConfig, GPTNeoConfig, GraniteConfig, MptConfig
+
+from betaedit import Editor, Fact
+from betaedit.errors import ModelError
+from betaedit.models import Anatomy, EncodedPrompts, find_anatomy
+from betaedit.models.partial import LayerCall, cut_to_suffix, record, run_layers, take_rows, without_cache
+from betaedit.statistics import Moments
 from support.families import (
     FAMILIES_AND_ATTENTION,
     FAMILY_NAMES,
     HIDDEN,
     N_LAYERS,
+    SPECIAL,
     WINDOW,
     family,
     model_of,
     shared_model,
     tiny_model,
 )
-from support.tokenizers import VOCABULARY
-from torch import Tensor, nn
-from transformers import CohereConfig, GraniteConfig
-
-from betaedit.errors import ModelError
-from betaedit.models import Anatomy, EncodedPrompts, find_anatomy
-from betaedit.models.partial import LayerCall, cut_to_suffix, record, run_layers, take_rows, without_cache
+from support.tokenizers import VOCABULARY, tiny_tokenizer
 
 every_attention = pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
 
@@ -110,7 +114,7 @@ def count_calls(modules: list[nn.Module], work: Callable[[], Any]) -> list[int]:
 
 
 @every_attention
-@every_batch
+@pytest.mark.parametrize("shape", ["ragged", "no padding"])
 def test_recorded_layers_run_again_give_the_models_own_logits(name: str, attention: str, shape: str):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), batch(shape)
     recording = record(anatomy, prompts, keep=(0, 2, N_LAYERS))
@@ -130,11 +134,11 @@ def test_the_output_of_one_recorded_layer_is_the_input_of_the_next(name: str, at
 
 
 @every_attention
-@every_batch
+@pytest.mark.parametrize("shape", ["ragged", "no padding"])
 def test_the_suffix_alone_gives_the_logits_of_the_full_forward(name: str, attention: str, shape: str):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), batch(shape)
     full = anatomy.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask).logits
-    for layer in (0, 1, 3, N_LAYERS):
+    for layer in (0, 3):
         assert_rows_equal(suffix_logits(anatomy, prompts, layer, 0.0), cut_rows(full, prompts))
 
 
@@ -145,25 +149,31 @@ def test_a_change_at_the_lookup_token_gives_the_logits_of_a_full_forward_with_th
 ):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), batch(shape)
     change = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
-    unchanged = logits_with_change(anatomy, prompts, 2, 0.0)
-    for layer in (2, N_LAYERS):
-        full = logits_with_change(anatomy, prompts, layer, change)
-        assert_rows_equal(suffix_logits(anatomy, prompts, layer, change), cut_rows(full, prompts))
-        at_lookup = (full - unchanged)[torch.arange(len(full)), prompts.lookup]
-        assert float(at_lookup.abs().max(dim=-1).values.min()) > 0.05  # the change is no detail in any row
+    full = logits_with_change(anatomy, prompts, 2, change)
+    assert_rows_equal(suffix_logits(anatomy, prompts, 2, change), cut_rows(full, prompts))
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_a_change_after_the_last_layer_needs_no_layer_at_all(name: str):
+    anatomy, prompts = find_anatomy(shared_model(name)), batch()
+    change = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
+    full = logits_with_change(anatomy, prompts, N_LAYERS, change)
+    assert_rows_equal(suffix_logits(anatomy, prompts, N_LAYERS, change), cut_rows(full, prompts))
 
 
 @every_attention
-def test_a_change_reaches_later_positions_through_attention(name: str, attention: str):
-    """Otherwise the comparison with the full forward would say nothing of the prefix and its mask."""
-    anatomy, prompts = find_anatomy(shared_model(name, attention)), batch("ragged")
-    change = 3 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
-    moved = suffix_logits(anatomy, prompts, 2, change)[1] - suffix_logits(anatomy, prompts, 2, 0.0)[1]
-    assert float(moved[1:3].abs().max()) > 1e-3
+def test_a_change_is_no_detail_at_its_position_and_reaches_later_ones(name: str, attention: str):
+    """Otherwise the comparison with the full forward would say nothing of the change, the prefix and its mask."""
+    anatomy, prompts = find_anatomy(shared_model(name, attention)), batch()
+    change = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
+    rows = zip(suffix_logits(anatomy, prompts, 2, change), suffix_logits(anatomy, prompts, 2, 0.0), strict=True)
+    moved = [(ours - theirs).abs().amax(dim=-1) for ours, theirs in rows]
+    assert all(float(row[0]) > 0.05 for row in moved)
+    assert float(moved[1][1:3].min()) > 1e-3
 
 
 @every_attention
-@pytest.mark.parametrize("shape", ["ragged", "no padding", "lookup at the first token"])
+@pytest.mark.parametrize("shape", ["ragged", "no padding"])
 def test_the_gradient_of_a_change_is_that_of_the_full_forward(name: str, attention: str, shape: str):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), batch(shape)
     generator = torch.Generator().manual_seed(5)
@@ -191,6 +201,45 @@ def test_a_family_outside_the_table_is_run_by_its_own_arguments_too(config: type
     assert_rows_equal(suffix_logits(anatomy, prompts, 2, change), cut_rows(full, prompts))
 
 
+OWN_MASKS = {
+    "gpt-neo": lambda: GPTNeoConfig(
+        **SPECIAL,
+        hidden_size=HIDDEN,
+        num_layers=N_LAYERS,
+        num_heads=4,
+        attention_types=[[["global", "local"], N_LAYERS // 2]],
+        window_size=WINDOW,
+        max_position_embeddings=64,
+    ),
+    "mpt": lambda: MptConfig(**SPECIAL, d_model=HIDDEN, n_layers=N_LAYERS, n_heads=4, max_seq_len=64),
+    "bloom": lambda: BloomConfig(**SPECIAL, hidden_size=HIDDEN, n_layer=N_LAYERS, n_head=4),
+    "falcon": lambda: FalconConfig(
+        **SPECIAL, hidden_size=HIDDEN, num_hidden_layers=N_LAYERS, num_attention_heads=4, alibi=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_MASKS)
+def test_a_family_that_builds_masks_or_position_biases_inside_its_layers_is_refused_or_exact(name: str):
+    """None of the supported ones does, but a model of any name can be loaded: wrong values must not pass silently."""
+    model, prompts = model_of(OWN_MASKS[name]()), batch()
+    with contextlib.suppress(ModelError):  # wherever it is refused
+        editor = Editor.from_pretrained(
+            model,
+            tokenizer=tiny_tokenizer(),
+            method="memit",
+            statistics=Moments({1: torch.eye(4 * HIDDEN)}, n_tokens=1000),
+            layers=(1,),
+            context_templates=("{}", "She said. {}"),
+            value_steps=1,
+        )
+        editor.edit(Fact("The mother tongue of {} is", "Danielle Darrieux", "English"))
+        editor.reset()
+        anatomy = editor.language_model.anatomy
+        full = logits_with_change(anatomy, prompts, 2, 1.0)
+        assert_rows_equal(suffix_logits(anatomy, prompts, 2, 1.0), cut_rows(full, prompts))
+
+
 @every_attention
 @pytest.mark.parametrize("shape", ["ragged", "no padding", "as many rows as positions"])
 def test_chosen_rows_run_alone_give_what_they_gave_in_the_batch(name: str, attention: str, shape: str):
@@ -204,7 +253,7 @@ def test_chosen_rows_run_alone_give_what_they_gave_in_the_batch(name: str, atten
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-@pytest.mark.parametrize("until", range(N_LAYERS))
+@pytest.mark.parametrize("until", [0, 2])
 def test_layers_from_until_on_and_the_head_do_not_run(name: str, until: int):
     anatomy = find_anatomy(shared_model(name))
     found: dict[int, Any] = {}

@@ -88,6 +88,13 @@ class TestSampledText:
         blocks = take(SampledText(), model, 3)
         assert len({json.dumps(block) for block in blocks}) == 3
 
+    def test_blocks_and_seeds_differ_in_more_than_their_first_words(
+        self, llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(corpora, "_OPENINGS", ["The"])
+        blocks = [*take(SampledText(seed=0), llama, 2), *take(SampledText(seed=1), llama, 2)]
+        assert len({tuple(row) for block in blocks for row in block}) == 4 * ROWS
+
     def test_rows_of_a_block_differ(self, model: LanguageModel):
         (block,) = take(SampledText(), model, 1)
         assert len({tuple(row) for row in block}) == ROWS

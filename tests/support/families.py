@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from support.tokenizers import VOCABULARY, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -29,12 +28,13 @@ from transformers import (
 )
 
 from betaedit.models import LanguageModel
+from support.tokenizers import VOCABULARY, tiny_tokenizer
 
 HIDDEN, MLP, N_LAYERS, WINDOW = 32, 48, 4, 4
 
-_SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _LLAMA: dict[str, Any] = {
-    **_SPECIAL,
+    **SPECIAL,
     "hidden_size": HIDDEN,
     "intermediate_size": MLP,
     "num_hidden_layers": N_LAYERS,
@@ -43,7 +43,7 @@ _LLAMA: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 _GPT: dict[str, Any] = {
-    **_SPECIAL,
+    **SPECIAL,
     "n_embd": HIDDEN,
     "n_inner": MLP,
     "n_layer": N_LAYERS,

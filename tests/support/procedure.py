@@ -1,8 +1,8 @@
 """The official locate-then-edit procedure, written plainly from docs/methods.md A.2 to A.7 and B.7.
 
-Whole forward passes for everything, forward hooks at the layers by path, dense float64 solves. It shares no code with the
-package: transformers, torch and the formulas only. Prompts are prefix + subject + suffix; the lookup index comes from
-counting the tokens of the prefix with the subject (the official way), not from character offsets.
+Whole forward passes for everything, hooks at the layers by path, dense float64 solves. Nothing of the package is used:
+transformers, torch and the formulas only. The lookup index comes from counting the tokens of prefix and subject (the
+official way), not from character offsets.
 """
 
 from __future__ import annotations
@@ -147,5 +147,5 @@ def _pad(tokenizer, texts: list[str]) -> dict[str, Tensor]:
 
 def _projector(matrix: Tensor, threshold: float) -> Tensor:
     U, S, _ = torch.linalg.svd(matrix)
-    small = U[:, S < threshold]
+    small = U[:, threshold > S]
     return small @ small.T

@@ -55,10 +55,6 @@ class EditConfig(BaseModel):
     nullspace_threshold: Positive = Field(0.02, description="Eigenvalues of C0 below it span the null space.")
     refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
     refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
-    history_keys: Literal["solved", "post"] = Field(
-        "solved",
-        description="Keys remembered: those solved with (BetaEdit), or recomputed after the write (AlphaEdit).",
-    )
     update_norm_limit: Positive | None = Field(
         None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
     )

@@ -98,8 +98,6 @@ class Engine:
                 memory.refresh()
         values = [optimize_value(self.model, fact, self.contexts, self.config) for fact in facts]
         keys, norms = self._write_values(facts, values)
-        if self.config.history_keys == "post":
-            keys = self._keys_now(facts)
         for layer, memory in self.memories.items():
             memory.remember(keys[layer])
         seconds = (time.perf_counter() - started) / len(facts)
@@ -145,7 +143,3 @@ class Engine:
                 f"the update of layer {layer} has norm {norm:.3g}, over the limit of {limit:g} per root fact.",
                 mend="The model is near collapse: stop here, or raise update_norm_limit.",
             )
-
-    def _keys_now(self, facts: Sequence[Fact]) -> dict[int, Tensor]:
-        walk = LayerWalk(self.model, facts, self.contexts, self.config)
-        return {layer: walk.keys(layer) for layer in self.config.layers}

@@ -111,7 +111,10 @@ RECIPES: tuple[Recipe, ...] = (
         ridge=True,
         paper=_ALPHAEDIT,
         equation="R K^T P ((K K^T + H) P + lambda2 I)^-1",
-        notes="The official code remembers keys recomputed after each batch: history_keys=post. The default is solved.",
+        notes=(
+            "The official code computes the keys it remembers again after each batch. These equal the keys it solved "
+            "with: a layer's keys depend on the layers below it alone, which have their final weights by then."
+        ),
         aliases=("alphaedit-h",),
     ),
     Recipe(

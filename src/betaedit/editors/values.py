@@ -120,7 +120,7 @@ def _pose(model: LanguageModel, fact: Fact, contexts: tuple[str, ...], config: E
     at = first_target[:, None] + torch.arange(len(target_ids), device=first_target.device)
     return _Problem(
         model=model,
-        suffix=cut_to_suffix(recording, last_edited + 1),
+        suffix=cut_to_suffix(recording, last_edited + 1, last),
         first=last_edited + 1,
         last=last,
         target_ids=torch.tensor(target_ids),

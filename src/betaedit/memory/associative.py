@@ -21,7 +21,9 @@ from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
 FOLD_AFTER = 512
+_MATRIX = 2
 _RELATIVE_FLOOR = 1e-12
+_RELATIVE_ROUNDING = 1e-6
 
 
 class AssociativeMemory:
@@ -39,7 +41,7 @@ class AssociativeMemory:
     """
 
     def __init__(self, moment: Float[Tensor, "d_in d_in"], rule: MemoryRule, *, fold_after: int = FOLD_AFTER) -> None:
-        if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:  # noqa: PLR2004 - a matrix has two axes
+        if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
             raise ShapeError(
                 f"a second moment is square, not {tuple(moment.shape)}.", mend="Check the statistics file."
             )
@@ -55,7 +57,9 @@ class AssociativeMemory:
         self._columns: Float[Tensor, "m n"]
         self._factor: Float[Tensor, "n n"]
         self.null_space = self._project()
-        self._diagonalize()
+        # With no key written yet the eigenvectors of C0 diagonalize the system as they are.
+        basis = self.null_space.basis
+        self._install(basis, rule.leakage_weight * (basis * (self.moment @ basis)).sum(dim=0))
 
     @property
     def d_in(self) -> int:
@@ -84,13 +88,18 @@ class AssociativeMemory:
         return update
 
     def remember(self, keys: Float[Tensor, "d_in b"]) -> None:
-        """Count ``keys`` as written; under a rule with history later updates protect them."""
-        self.n_written += keys.shape[1]
+        """Count ``keys`` as written; under a rule with history later updates protect them.
+
+        Raises: as ``solve``; a refused call remembers nothing.
+        """
+        self._check_keys(keys)
         if not self.rule.history:
+            self.n_written += keys.shape[1]
             return
         keys = keys.to(self._pending)
         projected = self._basis.T @ keys
         cross, factor = self._extend(projected, projected / self._diagonal[:, None])
+        self.n_written += keys.shape[1]
         n, b = self._factor.shape[0], keys.shape[1]
         grown = self._factor.new_zeros(n + b, n + b)
         grown[:n, :n], grown[n:, :n], grown[n:, n:] = self._factor, cross.T, factor
@@ -113,8 +122,8 @@ class AssociativeMemory:
     def refresh(self) -> None:
         """A new projector from text and history (methods.md B.7), whatever ``refresh_every`` says."""
         self._absorb_pending()
-        self.last_refresh = self.n_written
         self.null_space = self._project()
+        self.last_refresh = self.n_written
         self._diagonalize()
 
     def _project(self) -> NullSpace:
@@ -138,21 +147,25 @@ class AssociativeMemory:
         self._pending = self._pending[:, :0]
 
     def _diagonalize(self) -> None:
-        """Rotate the basis so that ``lambda2 I + U^T C U`` is diagonal, with no key carried beside it."""
+        """Rotate the null space's basis so that ``U^T C U`` is diagonal."""
         basis = self.null_space.basis
         energies, rotation = torch.linalg.eigh(basis.T @ self._protected() @ basis)
+        self._install(basis @ rotation, energies)
+
+    def _install(self, basis: Float[Tensor, "d_in m"], energies: Float[Tensor, " m"]) -> None:
+        """Take ``lambda2 I + diag(energies)`` as the system in ``basis``, with no key carried beside it."""
         diagonal = energies + self.rule.ridge
-        floor = _RELATIVE_FLOOR * float(diagonal[-1].clamp(min=torch.finfo(diagonal.dtype).tiny))
-        if bool((diagonal < -1e6 * floor).any()) or float(diagonal[-1]) <= 0:
+        largest = float(diagonal.max())
+        floor = _RELATIVE_FLOOR * largest
+        if largest <= 0 or bool((diagonal < -_RELATIVE_ROUNDING * largest).any()):
             raise NumericalError(
                 "the memory's system is not positive definite.",
                 mend="Use more tokens of statistics, or a rule with a ridge (lambda2 > 0).",
             )
         if (low := int((diagonal < floor).sum())) > 0:
-            warnings.warn(
-                f"{low} eigenvalues were raised to {floor:.3g} to stay positive.", NumericalWarning, stacklevel=3
-            )
-        self._basis = basis @ rotation
+            text = f"{low} eigenvalues were raised to {floor:.3g} to stay positive."
+            warnings.warn(text, NumericalWarning, stacklevel=3)
+        self._basis = basis
         self._diagonal = diagonal.clamp(min=floor)
         self._columns = basis.new_zeros(basis.shape[1], 0)
         self._factor = basis.new_zeros(0, 0)
@@ -167,9 +180,14 @@ class AssociativeMemory:
         return cross, corner
 
     def _check(self, keys: Tensor, residuals: Tensor) -> None:
-        if keys.dim() != 2 or residuals.dim() != 2 or keys.shape[0] != self.d_in:  # noqa: PLR2004 - matrices
-            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
-        if keys.shape[1] != residuals.shape[1]:
+        self._check_keys(keys)
+        if residuals.dim() != _MATRIX or keys.shape[1] != residuals.shape[1]:
             raise ShapeError(
-                f"{keys.shape[1]} keys but {residuals.shape[1]} residuals.", mend="Give one of each per fact."
+                f"{keys.shape[1]} keys but {residuals.shape[-1]} residuals.", mend="Give one column of each per fact."
             )
+
+    def _check_keys(self, keys: Tensor) -> None:
+        if keys.dim() != _MATRIX or keys.shape[0] != self.d_in:
+            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
+        if not bool(torch.isfinite(keys).all()):
+            raise NumericalError("the keys are not finite.", mend="Look at the model's activations for overflow.")

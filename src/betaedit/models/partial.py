@@ -186,8 +186,8 @@ class Suffix:
     positions: Tensor
 
 
-def cut_to_suffix(recording: Recording, first: int) -> Suffix:
-    """The part of a recorded batch that a change at the lookup token's input to layer ``first`` can reach.
+def cut_to_suffix(recording: Recording, first: int, last: int | None = None) -> Suffix:
+    """The part of a recorded batch that a change at the lookup tokens, entering layer ``first``, can reach.
 
     Exact in a causal model: positions before the lookup token do not see the change, so their attention keys and
     values are taken from the recording (methods.md A.5; architecture.md section 3).
@@ -202,7 +202,7 @@ def cut_to_suffix(recording: Recording, first: int) -> Suffix:
     prefix: dict[int, tuple[Tensor, Tensor]] = {}
     calls = {}
     for index, call in recording.calls.items():
-        if index < first:
+        if index < first or (last is not None and index > last):
             continue
         layer: Any = recording.cache.layers[index]
         prefix[index] = (window.prefix_state(layer.keys), window.prefix_state(layer.values))

