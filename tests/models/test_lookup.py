@@ -12,7 +12,7 @@ from betaedit.errors import LookupTokenError
 from betaedit.models import EncodedPrompts, Prompt, encode_prompts, encode_target, find_lookup_token
 from betaedit.models.lookup import LookupStrategy, document_start, pad_rows, pad_token_id, tokenize
 from support.families import language_model
-from support.tokenizers import (
+from support.tiny_tokenizers import (
     BOS,
     EOS,
     SEPARATOR,

@@ -27,7 +27,7 @@ from support.families import (
     shared_model,
     tiny_model,
 )
-from support.tokenizers import VOCABULARY, tiny_tokenizer
+from support.tiny_tokenizers import VOCABULARY, tiny_tokenizer
 
 every_attention = pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from betaedit.models import LanguageModel
-from support.tokenizers import VOCABULARY, tiny_tokenizer
+from support.tiny_tokenizers import VOCABULARY, tiny_tokenizer
 
 HIDDEN, MLP, N_LAYERS, WINDOW = 32, 48, 4, 4
 

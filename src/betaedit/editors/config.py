@@ -15,8 +15,8 @@ from betaedit.errors import ConfigError
 from betaedit.memory.rule import RefreshRule
 
 SLOT = "{}"
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 

@@ -54,7 +54,7 @@ class EditedMatrix:
 
     def change(self) -> Tensor:
         """``W_t - W_0`` (d_out, d_in), float32 on the CPU."""
-        return self._oriented(self._master.cpu().float() - self._original.float())
+        return self._oriented((self._master.cpu() - self._original.to(self._master.dtype)).float())
 
     def _oriented(self, stored: Tensor) -> Tensor:
         return stored.T if self._transposed else stored

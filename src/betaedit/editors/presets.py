@@ -122,7 +122,7 @@ _DEPTH_OF_DEFAULTS = 32
 def preset_for(model_name: str, n_layers: int) -> Preset:
     """The preset of a model, by the last part of its name; scaled defaults marked as untuned when there is none."""
     last = model_name.rstrip("/").rpartition("/")[2].lower()
-    known = next((preset for preset in PRESETS if last in preset.models), None)
+    known = next((preset for preset in PRESETS if last.endswith(preset.models)), None)
     return known or untuned(n_layers)
 
 
@@ -130,7 +130,7 @@ def untuned(n_layers: int) -> Preset:
     """The shared defaults with layers 4 to 8 of 32 scaled to the model's depth."""
     first = round(4 * n_layers / _DEPTH_OF_DEFAULTS)
     last = max(round(8 * n_layers / _DEPTH_OF_DEFAULTS), first)
-    layers = tuple(range(first, min(last, n_layers - 1) + 1))
+    layers = tuple(range(first, last + 1))
     return Preset(
         name="untuned",
         models=(),
@@ -138,6 +138,7 @@ def untuned(n_layers: int) -> Preset:
         parameters=0.0,
         mlp_size=0,
         values={"layers": layers},
+        by_method=_MEMIT_15000,
     )
 
 
