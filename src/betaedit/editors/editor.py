@@ -257,6 +257,12 @@ class Editor:
     def _check_layers(self) -> None:
         for layer in self.config.layers:
             self.language_model.anatomy.projection(layer)
+        loss_layer, n_layers = self.config.value_loss_layer, self.language_model.anatomy.n_layers
+        if loss_layer is not None and not 0 <= loss_layer < n_layers:
+            raise ConfigError(
+                f"value_loss_layer is {loss_layer}: the model has layers 0 to {n_layers - 1}.",
+                mend="Leave it out to use the last layer.",
+            )
 
     def _check_moments(self, moments: Moments) -> None:
         weights = moments.origin.get("weights")

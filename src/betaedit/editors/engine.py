@@ -20,6 +20,7 @@ from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
+from betaedit.models.partial import check_partial
 from betaedit.statistics.moments import Moments
 
 
@@ -77,6 +78,7 @@ class Engine:
         self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
     ) -> None:
         self.model, self.recipe, self.config, self.contexts = model, recipe, config, contexts
+        check_partial(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}

@@ -184,5 +184,6 @@ def _in_attention(path: str) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it is an ordinary matrix; subclasses of Linear in other packages are quantized or sharded."""
-    return type(module) in (nn.Linear, Conv1D) and module.get_parameter("weight").is_floating_point()
+    """Whether it is an ordinary matrix; subclasses of Linear outside the model's own code are quantized or sharded."""
+    own = isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
+    return (own or type(module) in (nn.Linear, Conv1D)) and module.get_parameter("weight").is_floating_point()

@@ -82,6 +82,8 @@ def _convert(source: Path, folder: Path) -> None:
         plain.load_state_dict(quantized.state_dict())
         plain.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        if folder.exists() and not (folder / "config.json").exists():  # what lies there is no model
+            shutil.rmtree(folder)
         scratch.replace(folder)
     except Exception as error:
         shutil.rmtree(scratch, ignore_errors=True)

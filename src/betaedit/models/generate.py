@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import tokenize
 
 
 @torch.no_grad()
@@ -23,7 +24,8 @@ def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, ge
     ids = fed = start.to(model.device)
     for _ in range(n_tokens):
         hidden = anatomy.body(input_ids=fed, past_key_values=cache, use_cache=True).last_hidden_state
-        scores, choices = anatomy.head_logits(hidden[:, -1]).float().topk(min(top_k, anatomy.model.config.vocab_size))
+        logits = anatomy.head_logits(hidden[:, -1]).float()
+        scores, choices = logits.topk(min(top_k, logits.shape[-1]))
         drawn = torch.multinomial(scores.softmax(dim=-1).cpu(), 1, generator=generator)
         fed = choices.gather(1, drawn.to(choices.device))
         ids = torch.cat([ids, fed.to(ids.device)], dim=1)
@@ -33,8 +35,13 @@ def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, ge
 @torch.no_grad()
 def complete(model: LanguageModel, prompt: str, n_tokens: int = 8) -> str:
     """What the model says next, greedily: at most ``n_tokens`` tokens, ending at the end-of-text token."""
-    inputs = model.tokenizer(prompt, return_tensors="pt").to(model.device)
-    eos = model.tokenizer.eos_token_id
+    ids = torch.tensor([tokenize(model.tokenizer, prompt)], device=model.device)
     generate: Any = model.model.generate
-    out = generate(**inputs, max_new_tokens=n_tokens, do_sample=False, pad_token_id=eos)
-    return str(model.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    out = generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n_tokens,
+        do_sample=False,
+        pad_token_id=model.tokenizer.eos_token_id,
+    )
+    return str(model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

@@ -60,7 +60,7 @@ class LanguageModel:
         return self.model.get_input_embeddings().get_parameter("weight").device
 
     def fingerprint(self, until: int | None = None) -> str:
-        """``sha256:...`` of the weights that decide what enters layer ``until``'s MLP projection; of all by default."""
+        """``sha256:...`` of all weights, or of all but the decoder layers above ``until``."""
         return fingerprint_weights(self._weights(until))
 
     def _weights(self, until: int | None) -> Iterable[tuple[str, Tensor]]:
@@ -132,6 +132,10 @@ def _check_config(name: str, place: str) -> None:
     try:
         config = AutoConfig.from_pretrained(place)
     except Exception as error:
+        if Path(place).is_dir():
+            raise ModelError(
+                f"the configuration of {name!r} cannot be read: {_first_line(error)}", mend=_damaged(place)
+            ) from error
         raise ModelNotFoundError(
             f"no model {name!r}: {_first_line(error)}",
             mend=f"Use {BUNDLED_NAME!r}, a local folder, or a Hugging Face id that this machine can reach.",

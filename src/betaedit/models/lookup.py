@@ -118,15 +118,23 @@ def find_lookup_token(
 
 def _subject_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], int]:
     """Indices of the tokens that cover the subject, and the number of tokens of the whole prompt."""
+    ids = tokenize(tokenizer, prompt.text)
     if not tokenizer.is_fast:
-        before = len(tokenize(tokenizer, prompt.text[: prompt.subject_start].rstrip()))
-        until = len(tokenize(tokenizer, prompt.text[: prompt.subject_end]))
-        return list(range(before, until)), len(tokenize(tokenizer, prompt.text))
+        before = tokenize(tokenizer, prompt.text[: prompt.subject_start])
+        until = tokenize(tokenizer, prompt.text[: prompt.subject_end])
+        last = min(_n_shared(until, ids), len(until) - 1)
+        return list(range(_n_shared(before, ids), last + 1)), len(ids)
     offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
     covered = [
         index for index, (start, end) in enumerate(offsets) if start < prompt.subject_end and end > prompt.subject_start
     ]
-    return covered, len(offsets)
+    return covered, len(ids)
+
+
+def _n_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens two texts share."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -294,3 +294,34 @@ def _checked(mask: Any) -> Tensor | None:
         "the model's attention does not use a plain mask (flash or flex attention).",
         mend='Load the model with attn_implementation="sdpa" or "eager".',
     )
+
+
+_TOLERANCE = 0.02
+
+
+@torch.no_grad()
+def check_partial(anatomy: Anatomy) -> None:
+    """Refuse a model whose layers know more of positions than their arguments say (ALiBi, masks built inside)."""
+    device = anatomy.model.get_input_embeddings().get_parameter("weight").device
+    ids = torch.arange(16, device=device).view(2, 8) % anatomy.model.config.get_text_config().vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    prompts = EncodedPrompts(ids, mask, torch.tensor([5, 1], device=device))
+    recording = record(anatomy, prompts, keep=(0, anatomy.n_layers), cache=True)
+    try:
+        suffix = cut_to_suffix(recording, 0)
+        hidden = run_layers(anatomy, suffix.calls, suffix.start, 0, anatomy.n_layers - 1)
+    except RuntimeError as error:
+        raise _refused(anatomy) from error
+    for row, (start, end) in enumerate(zip(prompts.lookup.tolist(), prompts.lengths.tolist(), strict=True)):
+        expected = recording.inputs[anatomy.n_layers][row, start:end].float()
+        found = hidden[row, : end - start].float().to(expected.device)
+        if not float((found - expected).norm()) <= _TOLERANCE * float(expected.norm()):
+            raise _refused(anatomy)
+
+
+def _refused(anatomy: Anatomy) -> ModelError:
+    return ModelError(
+        f"the layers of {type(anatomy.model).__name__} cannot be run on a part of the positions.",
+        mend="Models with ALiBi or masks of their own (BLOOM, MPT, GPT-Neo) are not supported.",
+    )
