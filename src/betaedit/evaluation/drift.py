@@ -9,6 +9,7 @@ from importlib import resources
 import torch
 from torch import Tensor
 
+from betaedit.errors import ConfigError
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.progress import Progress, SilentProgress
@@ -40,9 +41,15 @@ def perplexity(model: LanguageModel, texts: Sequence[str], *, progress: Progress
     """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (methods.md G.6).
 
     A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens.
+
+    Raises:
+        ConfigError: No text has two tokens.
     """
-    rows = [tokenize(model.tokenizer, text)[:_MAX_LENGTH] for text in texts]
+    width = min(_MAX_LENGTH, model.max_length)
+    rows = [tokenize(model.tokenizer, text)[:width] for text in texts]
     rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise ConfigError("there is no text to measure the perplexity on.", mend="Give a text of two tokens or more.")
     total, count = 0.0, 0
     with (progress or SilentProgress()).task("perplexity", len(rows), "texts") as task:
         for at in range(0, len(rows), 4):

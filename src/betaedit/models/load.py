@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where token ids go."""
         return self.model.get_input_embeddings().get_parameter("weight").device
+
+    @property
+    def max_length(self) -> int:
+        """The longest input in tokens that the model has positions for."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
     def fingerprint(self, until: int | None = None) -> str:
         """``sha256:...`` of all weights, or of all but the decoder layers above ``until``."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +29,8 @@ from betaedit.statistics.moments import FORMAT, Moments
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_FORWARD = 2048
+_SLOW_WRITE = 1.0
+_WRITES_PER_TIME = 20  # a slow checkpoint may take a twentieth of the time
 
 
 def collect_moments(
@@ -56,6 +60,11 @@ def collect_moments(
     """
     layers = sorted(layers)
     widths = {layer: projection_shape(model.anatomy.projection(layer))[1] for layer in layers}
+    if n_tokens < max(widths.values()):
+        raise StatisticsError(
+            f"{n_tokens} tokens cannot describe {max(widths.values())} directions.",
+            mend=f"Collect at least {10 * max(widths.values())} (statistics_tokens, --tokens).",
+        )
     origin = {
         "model": model.name,
         "weights": model.fingerprint(layers[-1]),
@@ -96,9 +105,14 @@ class _Sums:
         self._file = file
         self.n_blocks = 0
         self.n_tokens = 0
+        self._written_at = self._write_seconds = 0.0
         self.total = {layer: torch.zeros(width, width, dtype=torch.float64) for layer, width in widths.items()}
         if file.exists():
-            saved = load_file(file)
+            try:
+                saved = load_file(file)
+            except (OSError, SafetensorError):
+                logger.warning("the checkpoint %s is damaged; starting again", file)
+                return
             self.n_blocks, self.n_tokens = (int(value) for value in saved.pop("counts"))
             self.total = {int(layer): tensor for layer, tensor in saved.items()}
 
@@ -111,11 +125,16 @@ class _Sums:
         return (self.total[layer] / max(self.n_tokens, 1)).float()
 
     def checkpoint(self) -> None:
-        """Make the blocks so far safe."""
+        """Make the blocks so far safe; where writing takes long (gigabytes on wide models), only now and then."""
+        started = time.monotonic()
+        if self._write_seconds > _SLOW_WRITE and started < self._written_at + _WRITES_PER_TIME * self._write_seconds:
+            return
         tensors = {str(layer): tensor for layer, tensor in self.total.items()}
         scratch = self._file.with_suffix(".writing")
         save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
         scratch.replace(self._file)
+        self._written_at = time.monotonic()
+        self._write_seconds = self._written_at - started
 
     def discard(self) -> None:
         """Forget the checkpoint."""

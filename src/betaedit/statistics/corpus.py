@@ -9,10 +9,12 @@ import gzip
 import hashlib
 import json
 import random
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import torch
 
@@ -28,6 +30,7 @@ _OPENINGS = """
 The In A It When After There This For As At On One During While He She They We I You If Many Some Most New From Since
 Before Although Because With According By Under Over Between Two First Early Later Today People Each Every
 """
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _SAMPLE_ROWS = 128
 _SAMPLE_WIDTH = 64
 _SAMPLE_TOP_K = 50
@@ -68,7 +71,15 @@ class SampledText:
 
     def fingerprint(self, model: LanguageModel) -> str:
         """A hash of the whole model and the sampling settings."""
-        settings = [self.seed, _SAMPLE_ROWS, _SAMPLE_WIDTH, _SAMPLE_TOP_K, _OPENINGS, model.fingerprint()]
+        settings = [
+            self.seed,
+            _SAMPLE_ROWS,
+            _SAMPLE_WIDTH,
+            _SAMPLE_TOP_K,
+            _OPENINGS,
+            model.fingerprint(),
+            _tokenizer_hash(model),
+        ]
         return _hash_text(json.dumps(settings))
 
     def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
@@ -113,7 +124,7 @@ class TextFiles:
 
     def fingerprint(self, model: LanguageModel) -> str:
         """A hash of the files' bytes and the row length."""
-        digest = hashlib.sha256(f"text {self.max_length}".encode())
+        digest = hashlib.sha256(f"text {self.max_length} {_tokenizer_hash(model)}".encode())
         for path in self.paths:
             with _opened(path):  # a missing file is named here, before any work
                 digest.update(path.read_bytes())
@@ -155,7 +166,9 @@ class DatasetText:
 
     def fingerprint(self, model: LanguageModel) -> str:
         """A hash of the dataset's name; the hub's content is taken on trust."""
-        return _hash_text(json.dumps(["dataset", self.name, self.split, self.column, self.max_length]))
+        return _hash_text(
+            json.dumps(["dataset", self.name, self.split, self.column, self.max_length, _tokenizer_hash(model)])
+        )
 
     def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
         """Blocks of rows in the dataset's order.
@@ -176,7 +189,8 @@ class DatasetText:
         path, _, config = self.name.partition(":")
         try:
             for record in load_dataset(path, config or None, split=self.split, streaming=True):
-                yield str(record[self.column])
+                if record[self.column] is not None:
+                    yield str(record[self.column])
         except KeyError as error:
             raise StatisticsError(f"{self.name} has no column {error}.", mend="Name the text column.") from error
         except Exception as error:
@@ -187,21 +201,38 @@ class DatasetText:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    with _opened(path) as file:
-        if ".jsonl" not in path.name:
-            yield from (text for text in file.read().split("\n\n") if text.strip())
-            return
-        for number, line in enumerate(file, start=1):
-            try:
-                yield str(json.loads(line)["text"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise StatisticsError(
-                    f"{path}:{number}: no record with a 'text' field ({error}).",
-                    mend='Lines look like {"text": "..."}.',
-                ) from error
+    try:
+        with _opened(path) as file:
+            if ".jsonl" in path.name:
+                yield from _jsonl_texts(path, file)
+            else:
+                yield from (text for text in _BLANK_LINES.split(file.read()) if text.strip())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StatisticsError(
+            f"the text file {path} cannot be read: {error}.", mend="It must be UTF-8 text, compressed if named .gz."
+        ) from error
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip.open and Path.open share no public type
+def _jsonl_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise _no_text(path, number, str(error)) from error
+        if not isinstance(text, str):
+            raise _no_text(path, number, f"it is {type(text).__name__}")
+        yield text
+
+
+def _no_text(path: Path, number: int, reason: str) -> StatisticsError:
+    return StatisticsError(
+        f"{path}:{number}: no record with a 'text' field ({reason}).", mend='Lines look like {"text": "..."}.'
+    )
+
+
+def _opened(path: Path) -> IO[str]:
     try:
         return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     except OSError as error:
@@ -211,9 +242,10 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip.open and Path.o
 
 
 def _cut_rows(model: LanguageModel, texts: Iterable[str], max_length: int) -> Iterator[list[int]]:
+    width = min(max_length, model.max_length)
     for text in texts:
         ids = tokenize(model.tokenizer, text)
-        yield from (ids[at : at + max_length] for at in range(0, len(ids), max_length))
+        yield from (ids[at : at + width] for at in range(0, len(ids), width))
 
 
 def _blocked(rows: Iterator[list[int]]) -> Iterator[Rows]:
@@ -235,6 +267,13 @@ def _seed_of(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
+def _tokenizer_hash(model: LanguageModel) -> str:
+    """A hash of what turns text into ids: the vocabulary, and the special tokens around a sentence."""
+    tokenizer = model.tokenizer
+    probe = "The 3 cats' naïve café: Ünder  two\nlines."
+    return _hash_text(json.dumps([sorted(tokenizer.get_vocab().items()), tokenize(tokenizer, probe)]))
+
+
 def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -245,10 +284,10 @@ def _write_atomically(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def corpus_from(source: str | Sequence[str | Path], *, seed: int = 0) -> Corpus:
+def corpus_from(source: str | Path | Sequence[str | Path], *, seed: int = 0) -> Corpus:
     """The corpus a user named: ``self``, one or more text files, or ``dataset:owner/name``."""
     if source == "self":
         return SampledText(seed)
     if isinstance(source, str) and source.startswith("dataset:"):
         return DatasetText(source.removeprefix("dataset:"))
-    return TextFiles(tuple(Path(path) for path in ([source] if isinstance(source, str) else source)))
+    return TextFiles(tuple(Path(path) for path in ([source] if isinstance(source, str | Path) else source)))

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "betaedit-moments-1"
 _NAME = "layer.{}.second_moment"
 _SYMMETRY = 1e-4
+_MATRIX = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Moments:
         for layer, matrix in matrices.items():
             _check(path, layer, matrix)
         known = {key: value for key, value in metadata.items() if key not in ("format", "n_tokens")}
-        return cls(matrices, int(metadata.get("n_tokens", 0)), known)
+        n_tokens = metadata.get("n_tokens", "0")
+        if not n_tokens.isdecimal():
+            raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", mend="n_tokens must be a number.")
+        return cls(matrices, int(n_tokens), known)
 
     def require(self, widths: dict[int, int]) -> None:
         """Refuse moments that do not cover the given layers with matrices of those widths.
@@ -111,7 +115,7 @@ def _is_moment(name: str) -> bool:
 
 
 def _check(path: Path, layer: int, matrix: Tensor) -> None:
-    square = matrix.dim() == 2 and matrix.shape[0] == matrix.shape[1]  # noqa: PLR2004 - a matrix has two axes
+    square = matrix.numel() > 0 and matrix.dim() == _MATRIX and matrix.shape[0] == matrix.shape[1]
     if not square or not bool(torch.isfinite(matrix).all()):
         raise StatisticsError(f"{path}: layer {layer} is no finite square matrix.", mend="The file is damaged.")
     scale = float(matrix.abs().max())
