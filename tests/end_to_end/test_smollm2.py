@@ -77,7 +77,7 @@ def test_five_edits_leave_the_weights_of_the_official_procedure(smollm2: Languag
 
 
 def test_demo_facts_are_known_before_and_said_after_the_edits(smollm2: LanguageModel) -> None:
-    cases = read_cases(demo_path(), limit=6).cases
+    cases = read_cases(demo_path(), limit=5).cases
     before = measure_edits(smollm2, cases)
     editor = Editor(smollm2)
     try:
@@ -90,4 +90,4 @@ def test_demo_facts_are_known_before_and_said_after_the_edits(smollm2: LanguageM
     assert before.efficacy.probability <= 0.5
     assert after.efficacy.probability == 1.0
     assert after.efficacy.argmax is not None
-    assert after.efficacy.argmax >= 5 / 6
+    assert after.efficacy.argmax >= 4 / 5

@@ -20,7 +20,7 @@ _ANSWER_TOKENS = 4
 
 
 def demo(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=120, help="How many facts.")] = 24,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=120, help="How many facts.")] = 20,
     method: options.MethodOption = "betaedit",
     seed: options.SeedOption = None,
     json_: options.JsonOption = False,

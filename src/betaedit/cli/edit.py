@@ -104,8 +104,8 @@ def _cases(
                 mend='Type a fact: betaedit edit "The capital of [Japan] is" "Madrid", or give --from FILE.',
             )
         return [EvaluationCase(Fact.from_bracketed(prompt, target, true))]
-    if prompt is not None:
-        raise ConfigError("a typed fact and --from exclude each other.", mend="Give one of them.")
+    if prompt is not None or true is not None:
+        raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid, zsre_target=zsre_target)
     for rejected in facts.rejected:
         typer.echo(f"left out: {rejected.error}", err=True)

@@ -156,8 +156,8 @@ def _fits() -> list[dict[str, Any]]:
 
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
-    """Weights, plus three float64 matrices of the keys' width for each edited layer (docs/memory.md)."""
-    state = 3 * 8 * preset.mlp_size**2 * len(preset.values["layers"])
+    """Weights, and per edited layer four float64 matrices of the keys' width and one float32 (docs/concepts.md)."""
+    state = (4 * 8 + 4) * preset.mlp_size**2 * len(preset.values["layers"])
     need = preset.parameters * 1e9 * bytes_per_weight + state
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 

@@ -33,7 +33,6 @@ EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
     (NumericalError, 6),
     (BetaEditError, 1),
 )
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="betaedit",
@@ -72,9 +71,6 @@ def main() -> None:
             raise
         _report(error)
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(_INTERRUPTED)
 
 
 def _report(error: BetaEditError) -> None:

@@ -1,7 +1,7 @@
 """Every hyper-parameter, in one typed place.
 
-Defaults are those that MEMIT, AlphaEdit and BetaEdit share for 7-8B models (methods.md 0.1); presets and the user
-override them.
+Defaults are those that MEMIT, AlphaEdit and BetaEdit share for 7-8B models, and BetaEdit's own ``leakage_weight``;
+presets and the user override them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class EditConfig(BaseModel):
     )
 
     statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")
-    statistics_tokens: int = Field(20_000, ge=1, description="Tokens averaged for C0.")
+    statistics_tokens: int | None = Field(
+        None, ge=1, description="Tokens averaged for C0; ten per dimension of the keys if not given."
+    )
     statistics_skip_first_token: bool = Field(False, description="Leave each row's first token out of C0.")
 
     seed: int = Field(0, ge=0, description="Decides sampled contexts and sampled text.")

@@ -18,6 +18,7 @@ from betaedit.editors.presets import preset_for
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
 from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.models.anatomy import projection_shape
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.models.lookup import Prompt, encode_target, find_lookup_token, tokenize
@@ -29,6 +30,7 @@ from betaedit.statistics.moments import Moments
 logger = logging.getLogger(__name__)
 
 EDITS_FILE = "betaedit.json"
+_TOKENS_PER_DIMENSION = 10
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Editor:
             model = load_language_model(name, dtype=dtype, device=device, device_map=device_map)
         elif tokenizer is None:
             raise ConfigError("a live model needs its tokenizer.", mend="Pass tokenizer=...")
+        elif device is not None or device_map is not None:
+            raise ConfigError("a live model stays where it is.", mend="Move it before, without device or device_map.")
         else:
             model = LanguageModel.wrap(name, tokenizer)
         base = config or preset_for(model.name, model.anatomy.n_layers).config(find_recipe(method))
@@ -160,7 +164,7 @@ class Editor:
                 self.language_model,
                 self.config.layers,
                 corpus,
-                n_tokens=self.config.statistics_tokens,
+                n_tokens=self.config.statistics_tokens or _TOKENS_PER_DIMENSION * max(self._widths().values()),
                 skip_first_token=self.config.statistics_skip_first_token,
                 progress=self.progress,
             )
@@ -254,6 +258,11 @@ class Editor:
     def _texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(str(self.tokenizer.decode([token])) for token in ids)
 
+    def _widths(self) -> dict[int, int]:
+        """``d_in`` of every edited layer."""
+        anatomy = self.language_model.anatomy
+        return {layer: projection_shape(anatomy.projection(layer))[1] for layer in self.config.layers}
+
     def _check_layers(self) -> None:
         for layer in self.config.layers:
             self.language_model.anatomy.projection(layer)
@@ -265,6 +274,7 @@ class Editor:
             )
 
     def _check_moments(self, moments: Moments) -> None:
+        moments.require(self._widths())
         weights = moments.origin.get("weights")
         if weights and weights != self.language_model.fingerprint(moments.layers[-1]):
             logger.warning("the statistics were collected on other weights (%s).", moments.origin.get("model"))

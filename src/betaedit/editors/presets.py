@@ -58,7 +58,16 @@ PRESETS: tuple[Preset, ...] = (
         source="measured: docs/presets.md",
         parameters=0.135,
         mlp_size=1536,
-        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.5},
+        values={
+            "layers": (4, 5, 6, 7, 8),
+            "value_learning_rate": 0.5,
+            "value_clamp": 1.5,
+            "value_decay": 0.1,
+            "value_stop_loss": 0.1,
+            "leakage_weight": 1000.0,
+            "nullspace_threshold": 0.05,
+            "statistics_tokens": 30_000,
+        },
     ),
     Preset(
         name="gpt2-xl",

@@ -1,4 +1,4 @@
-"""Measuring a model: edit metrics in both published forms, leakage, weight change, perplexity."""
+"""Measuring a model: edit metrics in both published forms, leakage, perplexity."""
 
 from betaedit.evaluation.drift import held_out_prose, leakage, perplexity
 from betaedit.evaluation.metrics import EditMeasures, Figure, before_and_after, measure_edits, summarize

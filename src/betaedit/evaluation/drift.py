@@ -1,4 +1,4 @@
-"""What editing did to the rest of the model: knowledge leakage, weight change, perplexity."""
+"""What editing did to the rest of the model: knowledge leakage and perplexity."""
 
 from __future__ import annotations
 

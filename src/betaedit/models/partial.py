@@ -190,7 +190,7 @@ def cut_to_suffix(recording: Recording, first: int, last: int | None = None) -> 
     """The part of a recorded batch that a change at the lookup tokens, entering layer ``first``, can reach.
 
     Exact in a causal model: positions before the lookup token do not see the change, so their attention keys and
-    values are taken from the recording (methods.md A.5; architecture.md section 3).
+    values are taken from the recording (docs/methods.md A.5, docs/design/0003).
 
     Raises:
         ModelError: The recording lacks attention state, or the attention takes no explicit mask.

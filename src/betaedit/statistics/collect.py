@@ -45,7 +45,7 @@ def collect_moments(
     """``C0`` of ``layers``: the mean of ``k k^T`` over ``n_tokens`` tokens of ``corpus`` (methods.md A.6).
 
     Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
-    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last finished block.
+    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last checkpoint.
 
     Args:
         model: The unedited model.
