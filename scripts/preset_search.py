@@ -3,7 +3,7 @@
     python scripts/preset_search.py FILE 'leakage_weight=300' 'leakage_weight=1000 nullspace_threshold=0.05'
 
 FILE is CounterFact; facts 1,001 to 1,040 are used, so that the first ones stay unseen. Values are sought once per value
-setting on the unedited model and used again for every memory setting: a search, not a measurement of sequential editing.
+setting on the unedited model and used again for every memory setting: a search, not a run of sequential editing.
 """
 
 from __future__ import annotations
