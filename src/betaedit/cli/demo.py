@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from betaedit.facts.fact import EvaluationCase
 
 _NEIGHBORS_SHOWN = 6
-_ANSWER_TOKENS = 4
+_ANSWER_TOKENS = 3
+_STATISTICS_TOKENS = 16_384  # two blocks of sampled text: the demo is to be short
 
 
 def demo(
@@ -41,7 +42,7 @@ def demo(
         dtype="float32",
         device=None,
         device_map=None,
-        values=options.overrides(None, None, seed),
+        values={"statistics_tokens": _STATISTICS_TOKENS, **options.overrides(None, None, seed)},
         statistics=None,
         progress=Bars(console),
     )
