@@ -197,8 +197,7 @@ def cut_to_suffix(recording: Recording, first: int, last: int | None = None) -> 
     """
     if recording.cache is None:
         raise ModelError("the recording holds no attention state.", mend="Record with cache=True.")
-    prompts = recording.prompts
-    window = _Window.of(prompts)
+    window = _Window.of(recording.prompts)
     prefix: dict[int, tuple[Tensor, Tensor]] = {}
     calls = {}
     for index, call in recording.calls.items():
@@ -221,13 +220,11 @@ class _Window:
         positions: ``(n, width)`` suffix positions, clamped to the padded length.
         columns: ``(n, longest_prefix + width)`` full-prompt index of every attended column, -1 where there is none.
         length: Padded length of the full batch.
-        mask: ``(n, length)`` padding mask of the full batch.
     """
 
     positions: Tensor
     columns: Tensor
     length: int
-    mask: Tensor
 
     @classmethod
     def of(cls, prompts: EncodedPrompts) -> _Window:
@@ -239,7 +236,7 @@ class _Window:
         before = torch.arange(longest, device=lookup.device).expand(len(lookup), longest)
         prefix = torch.where(before < lookup[:, None], before, -1)
         suffix = torch.where(positions < lengths[:, None], positions, -1)
-        return cls(positions.clamp(max=length - 1), torch.cat([prefix, suffix], dim=1), length, prompts.attention_mask)
+        return cls(positions.clamp(max=length - 1), torch.cat([prefix, suffix], dim=1), length)
 
     def rows(self, value: Tensor) -> Tensor:
         """``(n or 1, length, ...)`` cut to the suffix positions: ``(n, width, ...)``."""

@@ -78,15 +78,7 @@ def collect_moments(
         logger.info("statistics from the cache: %s", file)
         return Moments.load(file)
     sums = _Sums(file.with_suffix(".partial"), widths)
-    with (progress or SilentProgress()).task("second moments", n_tokens, "tokens") as task:
-        task.advance(sums.n_tokens)
-        for block in corpus.blocks(model, sums.n_blocks):
-            before = sums.n_tokens
-            _add_block(model, sums, block, n_tokens, skip_first_token)
-            task.advance(sums.n_tokens - before)
-            if sums.n_tokens >= n_tokens:
-                break
-            sums.checkpoint()
+    _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
     moments = Moments({layer: sums.mean(layer) for layer in layers}, sums.n_tokens, origin)
     if sums.n_tokens < max(widths.values()):
         raise StatisticsError(
@@ -96,6 +88,21 @@ def collect_moments(
     moments.save(file)
     sums.discard()
     return moments
+
+
+def _gather(
+    model: LanguageModel, sums: _Sums, corpus: Corpus, n_tokens: int, skip_first_token: bool, progress: Progress
+) -> None:
+    """Add blocks of the corpus, from the first one not yet counted, until the budget is met."""
+    with progress.task("second moments", n_tokens, "tokens") as task:
+        task.advance(sums.n_tokens)
+        for block in corpus.blocks(model, sums.n_blocks):
+            before = sums.n_tokens
+            _add_block(model, sums, block, n_tokens, skip_first_token)
+            task.advance(sums.n_tokens - before)
+            if sums.n_tokens >= n_tokens:
+                return
+            sums.checkpoint()
 
 
 class _Sums:
