@@ -2,8 +2,8 @@
 
     python scripts/preset_search.py FILE 'leakage_weight=300' 'leakage_weight=1000 nullspace_threshold=0.05'
 
-FILE is CounterFact; facts 1,001 to 1,040 are used, so that the first ones stay unseen. Values are sought once per value
-setting on the unedited model and used again for every memory setting: a search, not a run of sequential editing.
+FILE is CounterFact; facts 1,001 to 1,040 are used, so that the first ones stay unseen. Each setting starts from the
+unedited model and writes them one after another.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from betaedit import EvaluationCase
-from betaedit.editors import Editor, preset_for, values
-from betaedit.editors import engine as engine_room
+from betaedit.editors import Editor, preset_for
 from betaedit.editors.recipes import find_recipe
 from betaedit.evaluation import held_out_prose, measure_edits, perplexity
 from betaedit.experiments import layer_drift
@@ -24,7 +23,6 @@ from betaedit.facts import read_cases
 from betaedit.models import LanguageModel, load_language_model
 
 FIRST, COUNT, NEIGHBORS = 1000, 40, 3
-VALUE_SETTINGS = ("value_", "kl_", "context_", "seed", "lookup")
 
 
 def main(path: str, settings: list[str]) -> None:
@@ -36,10 +34,9 @@ def main(path: str, settings: list[str]) -> None:
     model = load_language_model("smollm2")
     texts = held_out_prose()
     before = measure_edits(model, cases), perplexity(model, texts)
-    found: dict[tuple[str, str], values.Value] = {}
     for setting in settings:
         changes = {key: yaml.safe_load(value) for key, _, value in (part.partition("=") for part in setting.split())}
-        print(json.dumps({"setting": setting, **run(model, cases, texts, changes, before, found)}), flush=True)  # noqa: T201
+        print(json.dumps({"setting": setting, **run(model, cases, texts, changes, before)}), flush=True)  # noqa: T201
 
 
 def run(
@@ -48,23 +45,16 @@ def run(
     texts: list[str],
     changes: dict[str, Any],
     before: Any,
-    found: Any,
 ) -> dict[str, Any]:
-    """Edit all cases with values from ``found`` where they were sought before, measure, and take the edits back."""
+    """Edit all cases, measure, and take the edits back."""
     method = changes.pop("method", "betaedit")
     config = preset_for("smollm2", model.anatomy.n_layers).config(find_recipe(method)).replace(**changes)
     editor = Editor(model, method=method, config=config)
-    key = json.dumps(
-        [config.layers[-1], {k: v for k, v in config.model_dump().items() if k.startswith(VALUE_SETTINGS)}]
-    )
-    contexts = editor.engine.contexts
-    for case in cases:
-        if (key, case.fact.text) not in found:
-            found[key, case.fact.text] = values.optimize_value(model, case.fact, contexts, config)
-    engine_room.optimize_value = lambda _, fact, *__: found[key, fact.text]  # type: ignore[attr-defined]
-    editor.edit(cases)
+    results = editor.edit(cases)
     after, drift = measure_edits(model, cases), layer_drift(editor)
     row = {
+        "evaluations": sum(result.n_evaluations for result in results) / len(results),
+        "length": sum(result.value_length for result in results) / len(results),
         "efficacy": [after.efficacy.probability, after.efficacy.argmax],
         "generality": after.generality.probability,
         "specificity": [before[0].specificity.probability, after.specificity.probability],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from betaedit.cli.main import main
-from editors.test_engine import moments_for
+from support.edits import moments_for
 from support.families import language_model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from betaedit import EditConfig, Editor, EvaluationCase, Fact
 from betaedit.editors.contexts import context_templates
+from betaedit.editors.engine import EditResult
+from betaedit.editors.pose import Pose, pose
 from betaedit.errors import (
     AnatomyError,
     ConfigError,
@@ -18,13 +21,11 @@ from betaedit.errors import (
     MethodError,
     StatisticsError,
 )
+from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
-from editors.test_engine import FACTS, SETTINGS, editor_for, moments_for, weights
+from support.edits import FACTS, SETTINGS, editor_for, moments_for, unchanged, weights
 from support.families import language_model
-
-
-def unchanged(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(before[name], weight) for name, weight in after.items())
+from support.tiny import RecordedProgress
 
 
 def test_an_edit_always_changes_the_model_it_is_given() -> None:
@@ -53,6 +54,54 @@ def test_every_edit_is_heard_of_as_it_is_made() -> None:
     heard = []
     editor_for(language_model("llama")).edit(FACTS, batch_size=2, on_edit=heard.append)
     assert [result.fact for result in heard] == FACTS
+
+
+@pytest.mark.parametrize("look_ahead", [1, 2, 9])
+def test_a_batch_is_heard_of_before_the_next_one_is_written_however_far_ahead_its_values_were_sought(
+    look_ahead: int,
+) -> None:
+    model, heard = language_model("llama"), []
+    editor = editor_for(model, value_look_ahead=look_ahead)
+    editor.progress = RecordedProgress()
+
+    def hear(result: EditResult) -> None:
+        heard.append((result.fact, {memory.n_written for memory in editor.engine.memories.values()}))
+
+    editor.edit(FACTS, batch_size=2, on_edit=hear)
+    assert heard == list(zip(FACTS, ({2}, {2}, {4}, {4}, {5}), strict=True))
+    assert [result.fact for result in editor.results] == FACTS
+    (task,) = editor.progress.tasks
+    assert (task.total, task.steps) == (5, [2, 2, 1])
+
+
+@pytest.mark.parametrize(("batch_size", "look_ahead", "sought"), [(1, 1, [1] * 5), (1, 2, [2, 2, 1]), (2, 2, [4, 1])])
+def test_values_are_sought_for_as_many_batches_together_as_the_look_ahead_says(
+    batch_size: int, look_ahead: int, sought: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def listen(model: LanguageModel, facts: Sequence[Fact], *rest: object) -> Pose:
+        found.append(len(facts))
+        return pose(model, facts, *rest)
+
+    monkeypatch.setattr("betaedit.editors.engine.pose", listen)
+    editor_for(language_model("llama"), value_look_ahead=look_ahead).edit(FACTS, batch_size=batch_size)
+    assert found == sought
+
+
+def test_the_look_ahead_is_told_with_the_edits() -> None:
+    editor = editor_for(language_model("llama"), value_look_ahead=3, value_optimizer="spectral")
+    editor.edit(FACTS)
+    config = editor.to_dict()["config"]
+    assert (config["value_look_ahead"], config["value_optimizer"]) == (3, "spectral")
+    assert editor_for(language_model("llama")).to_dict()["config"]["value_look_ahead"] == 1
+
+
+def test_no_facts_are_no_work() -> None:
+    model = language_model("llama")
+    before = weights(model)
+    assert editor_for(model).edit([]) == []
+    assert unchanged(before, weights(model))
 
 
 @pytest.mark.parametrize(

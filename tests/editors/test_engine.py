@@ -2,62 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from betaedit import Editor, Fact
+from betaedit import Editor
 from betaedit.editors import EditConfig
 from betaedit.editors.keys import LayerWalk, average_keys
+from betaedit.editors.pose import pose
+from betaedit.editors.values import optimize_values
 from betaedit.errors import NumericalError
+from betaedit.memory import Update
 from betaedit.models import LanguageModel
-from betaedit.statistics import Moments
-from editors.test_values import CONTEXTS, relative, settings_of
+from support.edits import CONTEXTS, FACTS, SETTINGS, editor_for, moments_for, relative, settings_of, unchanged, weights
 from support.families import language_model
-from support.procedure import compute_key
+from support.procedure import compute_key, read_output
 from support.procedure import edit as plain_edit
 
-FACTS = [
-    Fact("The mother tongue of {} is", "Danielle Darrieux", "English words", "French"),
-    Fact("{} is in the city of", "The long bridge", "Rome", "Paris"),
-    Fact("People know that {} was born in", "Ana", "Lima", "Oslo"),
-    Fact("The mother tongue of {} is", "Another Name", "Dutch", "French"),
-    Fact("In the end {} lives in", "Zoë", "a small town", "Cairo"),
-]
-SETTINGS = {
-    "layers": (1, 2),
-    "context_templates": CONTEXTS,
-    "value_steps": 6,
-    "value_learning_rate": 0.05,
-    "leakage_weight": 3.0,
-    "ridge": 0.05,
-    "nullspace_threshold": 0.3,
-    "refresh_every": 2,
-}
 
-
-def moments_for(model: LanguageModel, layers: tuple[int, ...] = (1, 2)) -> Moments:
-    generator = torch.Generator().manual_seed(1)
-    matrices = {}
-    for layer in layers:
-        d_in = model.anatomy.projection(layer).weight.numel() // model.anatomy.hidden_size
-        keys = torch.randn(d_in, 4 * d_in, generator=generator) * torch.linspace(0.1, 1.2, d_in)[:, None]
-        matrices[layer] = keys @ keys.T / (4 * d_in)
-    return Moments(matrices, 1000)
-
-
-def editor_for(model: LanguageModel, method: str = "betaedit", **changes: object) -> Editor:
-    config = EditConfig(**{**SETTINGS, **changes})  # type: ignore[arg-type]
-    return Editor(model, method=method, config=config, statistics=moments_for(model, config.layers))
-
-
-def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in model.model.state_dict().items()}
+def assert_same_changes(
+    ours: LanguageModel, reference: LanguageModel, before: dict[str, Tensor], tolerance: float = 1e-3
+) -> None:
+    """The edited matrices of both models moved alike from ``before``, and did move."""
+    for layer in (1, 2):
+        name = ours.anatomy.projection_path(layer) + ".weight"
+        change, expected = (weights(model)[name] - before[name] for model in (ours, reference))
+        assert expected.norm() > 0
+        assert relative(change, expected) < tolerance
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gemma3"])
-def test_five_edits_leave_the_weights_of_the_official_procedure(family: str) -> None:
+@pytest.mark.parametrize("look_ahead", [1, 3])
+def test_five_edits_leave_the_weights_of_the_official_procedure(family: str, look_ahead: int) -> None:
+    """With a look-ahead, values are those of the weights before it; keys, residuals and writes follow one another."""
     ours, reference = language_model(family), language_model(family)
-    editor = editor_for(ours)
+    editor = editor_for(ours, value_look_ahead=look_ahead)
     before = weights(ours)
     editor.edit(FACTS)
     plain_edit(
@@ -67,31 +49,121 @@ def test_five_edits_leave_the_weights_of_the_official_procedure(family: str) -> 
         moments_for(ours).matrices,
         settings_of(reference, editor.config),
         tau=2,
+        look_ahead=look_ahead,
     )
-    for layer in (1, 2):
-        name = ours.anatomy.projection_path(layer) + ".weight"
-        change = weights(ours)[name] - before[name]
-        expected = weights(reference)[name] - before[name]
-        assert expected.norm() > 0
-        assert relative(change, expected) < 1e-3
+    assert_same_changes(ours, reference, before)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-neox"])
-def test_keys_of_a_batch_equal_those_of_whole_forward_passes(family: str) -> None:
-    model = language_model(family)
+# ---- the walk through the layers
+
+
+class _Mirror:
+    """Two models that start alike: one walks, the other makes whole forward passes under the same weights."""
+
+    def __init__(self, family: str) -> None:
+        self.walked, self.reference = language_model(family), language_model(family)
+        self.config = EditConfig(**{**SETTINGS, "layers": (0, 1, 3)})  # type: ignore[arg-type]
+        posed = pose(self.walked, FACTS, CONTEXTS, self.config)
+        self.walk = LayerWalk(self.walked, posed, range(len(FACTS)), self.config)
+
+    def reference_keys(self, layer: int) -> list[Tensor]:
+        model = self.reference
+        settings = settings_of(model, self.config)
+        return [compute_key(model.model, model.tokenizer, fact, settings, layer) for fact in FACTS]
+
+    def reference_outputs(self) -> list[Tensor]:
+        model = self.reference
+        return [read_output(model.model, model.tokenizer, fact, settings_of(model, self.config)) for fact in FACTS]
+
+    def change_both(self, layer: int) -> None:
+        """An update of about a third of the weight, which no key could overlook."""
+        generator = torch.Generator().manual_seed(layer)
+        for model in (self.walked, self.reference):
+            weight = model.anatomy.projection(layer).weight
+            weight += 0.05 * torch.randn(weight.shape, generator=generator.manual_seed(layer))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gpt-neox", "gemma3", "mistral"])
+def test_keys_and_outputs_of_the_walk_are_those_of_whole_forward_passes_after_the_lower_layers_were_written(
+    family: str,
+) -> None:
+    mirror = _Mirror(family)
+    for layer in mirror.config.layers:
+
+        def write(keys: Tensor, outputs: Tensor, layer: int = layer) -> None:
+            for column, expected in enumerate(mirror.reference_keys(layer)):
+                assert relative(keys[:, column], expected) < 1e-5
+            for column, expected in enumerate(mirror.reference_outputs()):
+                assert relative(outputs[:, column], expected) < 1e-5
+            mirror.change_both(layer)
+
+        before = mirror.reference_keys(3)
+        mirror.walk.pass_layer(layer, write)
+        assert layer == 3 or relative(mirror.reference_keys(3)[0], before[0]) > 1e-2
+
+
+def test_some_of_the_posed_facts_walk_without_the_others() -> None:
+    model = language_model("llama")
+    config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
+    posed = pose(model, FACTS, CONTEXTS, config)
+    found: list[Tensor] = []
+    LayerWalk(model, posed, range(2, 4), config).pass_layer(1, lambda keys, _: found.append(keys))
+    for column, fact in enumerate(FACTS[2:4]):
+        expected = compute_key(model.model, model.tokenizer, fact, settings_of(model, config), 1)
+        assert relative(found[0][:, column], expected) < 1e-5
+
+
+def test_each_edited_layer_runs_once_for_all_prompts_of_a_batch_and_the_last_not_to_its_end() -> None:
+    model = language_model("llama")
     config = EditConfig(**{**SETTINGS, "layers": (1, 2, 3)})  # type: ignore[arg-type]
-    walk = LayerWalk(model, FACTS, CONTEXTS, config)
+    posed = pose(model, FACTS, CONTEXTS, config)
+    walk = LayerWalk(model, posed, range(len(FACTS)), config)
+    begun: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
+    handles = []
+    for layer in range(4):
+        module = model.anatomy.layers[layer]
+
+        def before(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+            begun.append((layer, args[0].shape[1]))
+
+        def after(_: nn.Module, args: tuple[Any, ...], __: Any, layer: int = layer) -> None:
+            ended.append((layer, args[0].shape[1]))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     for layer in config.layers:
-        keys = walk.keys(layer)
-        for column, fact in enumerate(FACTS):
-            expected = compute_key(model.model, model.tokenizer, fact, settings_of(model, config), layer)
-            assert relative(keys[:, column], expected) < 1e-5
+        walk.pass_layer(layer, lambda *_: None)
+    for handle in handles:
+        handle.remove()
+    sizes = (posed.lookup + 1)[posed.prompts(range(len(FACTS)))[:, :-1]]
+    all_prompts, bare_ones = int(sizes.sum(dim=1).max()), int(sizes[:, 0].max())
+    assert [layer for layer, width in begun if width == all_prompts] == [1, 2, 3]
+    assert [layer for layer, width in ended if width == all_prompts] == [1, 2]
+    assert [layer for layer, width in begun if width == bare_ones] == [1, 2, 3, 2, 3, 3]
+    assert {width for _, width in begun} == {all_prompts, bare_ones}
+
+
+def test_the_walk_leaves_no_hooks_behind_even_when_writing_fails() -> None:
+    model = language_model("llama")
+    config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
+    walk = LayerWalk(model, pose(model, FACTS, CONTEXTS, config), range(5), config)
+
+    def refuse(*_: Tensor) -> None:
+        raise NumericalError("no")
+
+    walk.pass_layer(1, lambda *_: None)
+    with pytest.raises(NumericalError):
+        walk.pass_layer(2, refuse)
+    assert not any(model.anatomy.projection(layer)._forward_pre_hooks for layer in range(4))
 
 
 def test_the_bare_prompt_weighs_as_much_as_all_contexts_together() -> None:
-    rows = torch.tensor([[2.0, 0.0], [0.0, 4.0], [0.0, 8.0]])
-    assert torch.equal(average_keys(rows, 3), torch.tensor([[1.0], [3.0]]))
-    assert torch.equal(average_keys(rows[:1], 1), torch.tensor([[2.0], [0.0]]))
+    inputs = torch.tensor([[[2.0, 0.0], [0.0, 4.0], [0.0, 8.0]]])
+    assert torch.equal(average_keys(inputs), torch.tensor([[1.0], [3.0]]))
+    assert torch.equal(average_keys(inputs[:, :1]), torch.tensor([[2.0], [0.0]]))
+
+
+# ---- all or nothing
 
 
 def test_an_update_that_is_too_long_leaves_every_weight_as_it_was() -> None:
@@ -103,24 +175,111 @@ def test_an_update_that_is_too_long_leaves_every_weight_as_it_was() -> None:
     before = weights(model)
     with pytest.raises(NumericalError, match="over the limit"):
         editor_for(model, update_norm_limit=between).edit(FACTS[0])
-    assert all(torch.equal(before[name], weight) for name, weight in weights(model).items())
+    assert unchanged(before, weights(model))
 
 
-def test_a_failure_at_the_second_layer_undoes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_failure_at_a_later_layer_undoes_the_layers_below_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = language_model("llama")
-    editor = editor_for(model)
+    model.model.to(dtype)
+    editor = editor_for(model, layers=(0, 1, 2))
     editor.prepare()
     before = weights(model)
+    written: list[bool] = []
 
     def refuse(*_: object) -> None:
+        written.append(not unchanged(before, weights(model)))
         raise NumericalError("no")
 
     monkeypatch.setattr(editor.engine.memories[2], "solve", refuse)
     with pytest.raises(NumericalError):
-        editor.edit(FACTS[0])
-    assert all(torch.equal(before[name], weight) for name, weight in weights(model).items())
-    assert editor.engine.memories[1].n_written == 0
+        editor.edit(FACTS[:3], batch_size=3)
+    assert written == [True], "the lower layers had been written"
+    assert unchanged(before, weights(model))
+    assert [memory.n_written for memory in editor.engine.memories.values()] == [0, 0, 0]
     assert editor.results == []
+
+
+def test_a_failure_undoes_its_own_batch_and_leaves_those_before_it_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one look-ahead as well."""
+    model, reference = language_model("llama"), language_model("llama")
+    editor_for(reference, value_look_ahead=3).edit(FACTS[:5], batch_size=2, on_edit=None)
+    editor = editor_for(model, value_look_ahead=3)
+    after_first: list[dict[str, Tensor]] = []
+    memory = editor.engine.memories[2]
+    solve = memory.solve
+
+    def refuse_the_second(*args: Any) -> Update:
+        if memory.n_written == 2:
+            raise NumericalError("no")
+        return solve(*args)
+
+    monkeypatch.setattr(memory, "solve", refuse_the_second)
+    with pytest.raises(NumericalError):
+        editor.edit(FACTS, batch_size=2, on_edit=lambda _: after_first.append(weights(model)))
+    assert [result.fact for result in editor.results] == FACTS[:2]
+    assert unchanged(after_first[-1], weights(model))
+    assert {memory.n_written for memory in editor.engine.memories.values()} == {2}
+
+
+# ---- batches and look-ahead
+
+
+def test_a_look_ahead_of_one_is_no_look_ahead() -> None:
+    plain, stated = language_model("llama"), language_model("llama")
+    editor_for(plain).edit(FACTS)
+    editor_for(stated, value_look_ahead=1).edit(FACTS)
+    assert unchanged(weights(plain), weights(stated))
+
+
+def test_a_look_ahead_changes_the_weights_from_its_second_fact_on() -> None:
+    ahead, step_by_step = language_model("llama"), language_model("llama")
+    seen: dict[str, list[dict[str, Tensor]]] = {"ahead": [], "step by step": []}
+    editor_for(ahead, value_look_ahead=2).edit(FACTS[:2], on_edit=lambda _: seen["ahead"].append(weights(ahead)))
+    editor_for(step_by_step).edit(FACTS[:2], on_edit=lambda _: seen["step by step"].append(weights(step_by_step)))
+    name = ahead.anatomy.projection_path(1) + ".weight"
+    first, second = ([seen[kind][at][name] for kind in seen] for at in (0, 1))
+    assert relative(*first) < 1e-5
+    assert relative(*second) > 1e-5
+
+
+def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, untouched = language_model("llama"), language_model("llama")
+    editor = editor_for(model, value_look_ahead=4)
+    found: list[Tensor] = []
+    write_values = editor.engine._write_values
+
+    def listen(posed: Any, batch: range, values: list[Any]) -> Any:
+        found.extend(value.target for value in values)
+        return write_values(posed, batch, values)
+
+    monkeypatch.setattr(editor.engine, "_write_values", listen)
+    editor.edit(FACTS[:4])
+    for fact, target in zip(FACTS[:4], found, strict=True):
+        (value,) = optimize_values(untouched, pose(untouched, [fact], CONTEXTS, editor.config), editor.config)
+        assert relative(target, value.target) < 1e-5
+
+
+def test_results_arrive_batch_by_batch_as_they_are_written() -> None:
+    model = language_model("llama")
+    engine = editor_for(model).engine
+    states, arrived = [weights(model)], []
+    for results in engine.write(FACTS, batch_size=2):
+        arrived.append([result.fact for result in results])
+        states.append(weights(model))
+        assert {memory.n_written for memory in engine.memories.values()} == {sum(map(len, arrived))}
+    assert arrived == [FACTS[:2], FACTS[2:4], FACTS[4:]]
+    assert not any(unchanged(before, after) for before, after in itertools.pairwise(states))
+
+
+def test_nothing_is_written_before_the_first_results_are_asked_for() -> None:
+    model = language_model("llama")
+    engine = editor_for(model).engine
+    before = weights(model)
+    engine.write(FACTS)
+    assert unchanged(before, weights(model))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-j"])
@@ -129,13 +288,19 @@ def test_keys_computed_again_after_the_write_are_those_solved_with(
 ) -> None:
     model = language_model(family)
     editor = editor_for(model)
-    remembered: dict[int, torch.Tensor] = {}
+    remembered: dict[int, Tensor] = {}
     for layer, memory in editor.engine.memories.items():
         monkeypatch.setattr(memory, "remember", lambda keys, layer=layer: remembered.update({layer: keys}))
     editor.edit(FACTS, batch_size=len(FACTS))
-    walk = LayerWalk(model, FACTS, CONTEXTS, editor.config)
+    walk = LayerWalk(model, pose(model, FACTS, CONTEXTS, editor.config), range(len(FACTS)), editor.config)
     for layer in editor.config.layers:
-        assert relative(walk.keys(layer), remembered[layer]) < 1e-6
+        walk.pass_layer(
+            layer, lambda keys, _, layer=layer: _assert_close(keys, remembered[layer])  # type: ignore[misc]
+        )  # fmt: skip
+
+
+def _assert_close(ours: Tensor, theirs: Tensor) -> None:
+    assert relative(ours, theirs) < 1e-6
 
 
 def test_a_batch_is_solved_together_and_differs_from_one_after_another() -> None:
@@ -150,11 +315,11 @@ def test_the_same_settings_give_the_same_weights_bit_for_bit() -> None:
     first, second = language_model("llama"), language_model("llama")
     for model in (first, second):
         editor_for(model).edit(FACTS)
-    assert all(torch.equal(weight, weights(second)[name]) for name, weight in weights(first).items())
+    assert unchanged(weights(first), weights(second))
 
 
 def test_the_projector_is_refreshed_when_it_is_due() -> None:
-    editor = editor_for(language_model("llama"), refresh_every=2)
+    editor: Editor = editor_for(language_model("llama"), refresh_every=2)
     editor.edit(FACTS)
     assert {memory.last_refresh for memory in editor.engine.memories.values()} == {4}
 

@@ -1,110 +1,291 @@
-"""The optimized value equals a plain search with whole forward passes, on every kind of attention."""
+"""Optimized values equal plain searches with whole forward passes, however many facts are sought together."""
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
+from betaedit import Fact
 from betaedit.editors import EditConfig
-from betaedit.editors.values import optimize_value
-from betaedit.facts import Fact
+from betaedit.editors.pose import pose
+from betaedit.editors.values import _ENTRIES_PER_PASS, Value, optimize_values
 from betaedit.models import LanguageModel
+from support.edits import CONTEXTS, FACTS, NEAR, relative, settings_of, unchanged, weights
 from support.families import language_model
-from support.procedure import Settings
+from support.procedure import ValueLoss, optimize_value_spectrally
 from support.procedure import optimize_value as plain_value
+from support.recordings import count_runs
 
-FACT = Fact("The mother tongue of {} is", "Danielle Darrieux", "English words", "French")
-CONTEXTS = ("{}", "A long day. {}", "I know this. {}")
-
-
-def settings_of(model: LanguageModel, config: EditConfig) -> Settings:
-    path = model.anatomy.projection_path(0).replace(
-        f"{model.anatomy.layers_path}.0", f"{model.anatomy.layers_path}.{{}}"
-    )
-    return Settings(
-        layers=config.layers,
-        contexts=CONTEXTS,
-        block=f"{model.anatomy.layers_path}.{{}}",
-        projection=path,
-        transposed=type(model.anatomy.projection(0)).__name__ == "Conv1D",
-        steps=config.value_steps,
-        learning_rate=config.value_learning_rate,
-        clamp=config.value_clamp,
-        decay=config.value_decay,
-        kl_weight=config.kl_weight,
-        lambda1=config.leakage_weight,
-        lambda2=config.ridge,
-        threshold=config.nullspace_threshold,
-    )
+FACT = FACTS[0]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt2", "gpt-j", "gpt-neox"]
+some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gemma3"])
+every_optimizer = pytest.mark.parametrize("optimizer", ["adam", "spectral"])
+STOPPING: dict[str, dict[str, Any]] = {
+    "never stopped": {"value_stop_loss": 0},
+    "stopped by the loss": {"value_stop_loss": 5.8},
+    "stopped by the probability": {"value_stop_loss": 0, "value_stop_probability": 0.002},
+}
+every_stop = pytest.mark.parametrize("stop", STOPPING.values(), ids=STOPPING)
 
 
-def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((ours - reference).norm() / reference.norm())
+def config_for(**changes: Any) -> EditConfig:
+    """Settings under which the values of ``NEAR`` need different numbers of evaluations."""
+    settings: dict[str, Any] = {
+        "layers": (1, 2),
+        "value_steps": 10,
+        "value_learning_rate": 0.1,
+        "value_first_step": 0.1,
+        "value_clamp": 2.0,
+        "value_decay": 0.01,
+    }
+    return EditConfig(**{**settings, **changes})
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt2", "gpt-j", "gpt-neox"]
-)
+def values_of(model: LanguageModel, facts: list[Fact], config: EditConfig) -> list[Value]:
+    return optimize_values(model, pose(model, facts, CONTEXTS, config), config)
+
+
+def value_of(model: LanguageModel, fact: Fact, config: EditConfig) -> Value:
+    (value,) = values_of(model, [fact], config)
+    return value
+
+
+def full_pass(model: LanguageModel, fact: Fact, config: EditConfig, value: Value) -> tuple[float, torch.Tensor]:
+    """Loss and ``(contexts, tokens)`` target probabilities at ``value``, by a whole forward pass."""
+    loss_at = ValueLoss(model.model, model.tokenizer, fact, settings_of(model, config))
+    loss, probabilities = loss_at(value.target - value.initial)
+    return float(loss), probabilities
+
+
+# ---- the same as whole forward passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_value_equals_a_search_with_whole_forward_passes(family: str) -> None:
     model = language_model(family)
     config = EditConfig(layers=(1, 2), value_steps=8, value_learning_rate=0.05, value_clamp=0.5)
-    ours = optimize_value(model, FACT, CONTEXTS, config)
+    ours = value_of(model, FACT, config)
     reference = plain_value(model.model, model.tokenizer, FACT, settings_of(model, config))
     assert relative(ours.target, reference) < 1e-4
     assert relative(ours.target, ours.initial) > 5e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_spectral_value_equals_a_search_with_whole_forward_passes(family: str) -> None:
+    model, fact = language_model(family), NEAR[1]
+    config = config_for(value_optimizer="spectral", value_steps=8)
+    ours = value_of(model, fact, config)
+    reference, loss = optimize_value_spectrally(
+        model.model, model.tokenizer, fact, settings_of(model, config), first_step=0.1, longest_step=0.5
+    )
+    assert relative(ours.target, reference) < 1e-3
+    assert ours.loss == pytest.approx(loss, abs=1e-4)
+    assert relative(ours.target, ours.initial) > 5e-3
+
+
+@every_optimizer
+def test_what_a_value_says_of_itself_is_what_a_whole_forward_pass_finds(optimizer: str) -> None:
+    model, config = language_model("llama"), config_for(value_optimizer=optimizer)
+    for fact, value in zip(NEAR, values_of(model, NEAR, config), strict=True):
+        loss, probabilities = full_pass(model, fact, config, value)
+        assert value.loss == pytest.approx(loss, abs=1e-4)
+        assert value.target_probability == pytest.approx(float(probabilities.mean()), rel=1e-3)
+
+
 def test_a_value_at_the_last_layer_needs_no_layer_above() -> None:
     model = language_model("llama")
     config = EditConfig(layers=(2, 3), value_steps=6, value_learning_rate=0.05)
-    ours = optimize_value(model, FACT, CONTEXTS, config)
-    assert relative(ours.target, plain_value(model.model, model.tokenizer, FACT, settings_of(model, config))) < 1e-4
-
-
-def test_the_value_never_leaves_the_clamp_ball() -> None:
-    model = language_model("llama")
-    config = EditConfig(layers=(1,), value_steps=12, value_learning_rate=1.0, value_clamp=0.3)
-    assert optimize_value(model, FACT, CONTEXTS, config).relative_length <= 0.3 + 1e-6
-
-
-def test_one_evaluation_takes_no_step() -> None:
-    model = language_model("llama")
-    value = optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(1,), value_steps=1))
-    assert value.n_evaluations == 1
-    assert torch.equal(value.target, value.initial)
-
-
-def test_the_search_stops_once_the_loss_is_low_enough() -> None:
-    model = language_model("llama")
-    value = optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(1,), value_stop_loss=1e6))
-    assert value.n_evaluations == 1
+    reference = plain_value(model.model, model.tokenizer, FACT, settings_of(model, config))
+    assert relative(value_of(model, FACT, config).target, reference) < 1e-4
 
 
 def test_the_loss_can_be_read_off_an_earlier_layer() -> None:
     model = language_model("llama")
-    early = optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(0, 1), value_steps=5, value_loss_layer=2))
-    late = optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(0, 1), value_steps=5))
+    early = value_of(model, FACT, EditConfig(layers=(0, 1), value_steps=5, value_loss_layer=2))
+    late = value_of(model, FACT, EditConfig(layers=(0, 1), value_steps=5))
     assert relative(early.target, late.target) > 1e-3
 
 
-def test_the_search_changes_no_weight_and_leaves_no_gradient() -> None:
-    model = language_model("gpt2")
-    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
-    optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(1,), value_steps=3))
-    assert all(torch.equal(before[name], weight) for name, weight in model.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.model.parameters())
+# ---- a batch changes the cost only
 
 
-def test_layers_below_the_edited_ones_run_once_however_many_steps_are_taken() -> None:
+@every_optimizer
+@every_stop
+@some_families
+def test_each_fact_of_a_batch_gets_the_value_it_gets_alone(family: str, optimizer: str, stop: dict[str, Any]) -> None:
+    model, config = language_model(family), config_for(value_optimizer=optimizer, **stop)
+    for fact, together in zip(NEAR, values_of(model, NEAR, config), strict=True):
+        alone = value_of(model, fact, config)
+        assert relative(together.target, alone.target) < 1e-5
+        assert torch.equal(together.initial, alone.initial) or relative(together.initial, alone.initial) < 1e-6
+        assert together.loss == pytest.approx(alone.loss, abs=1e-5)
+        assert together.target_probability == pytest.approx(alone.target_probability, rel=1e-4)
+        assert together.n_evaluations == alone.n_evaluations
+
+
+def test_the_facts_of_these_batches_differ_in_length_and_in_evaluations() -> None:
+    """Otherwise the comparison above would say nothing of facts that leave early."""
     model = language_model("llama")
-    calls = {0: 0, 3: 0}
-    handles = [
-        model.anatomy.layers[layer].register_forward_hook(
-            lambda *_, layer=layer: calls.update({layer: calls[layer] + 1})
-        )
-        for layer in calls
+    assert len({len(ids) for ids in pose(model, NEAR, CONTEXTS, config_for()).target_ids}) >= 4
+    for stop in list(STOPPING.values())[1:]:
+        assert len({value.n_evaluations for value in values_of(model, NEAR, config_for(**stop))}) >= 3
+
+
+@every_optimizer
+@pytest.mark.parametrize("limit", [1, 40])
+def test_facts_that_do_not_fit_into_one_pass_are_sought_in_several(
+    optimizer: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = language_model("llama"), config_for(value_optimizer=optimizer, value_steps=5)
+    above = [model.anatomy.projection(3)]
+    found: list[list[Value]] = []
+    one_pass = count_runs(above, lambda: found.append(values_of(model, FACTS, config)))
+    monkeypatch.setitem(_ENTRIES_PER_PASS, "cpu", limit)
+    more_passes = count_runs(above, lambda: found.append(values_of(model, FACTS, config)))
+    assert more_passes > one_pass
+    for together, apart in zip(*found, strict=True):
+        assert relative(apart.target, together.target) < 1e-5
+
+
+def test_a_fact_that_is_done_leaves_the_pass() -> None:
+    model, config = language_model("llama"), config_for(value_stop_loss=5.8)
+    sizes: list[int] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.append(len(args[0]))
+
+    handle = model.anatomy.projection(3).register_forward_pre_hook(note)
+    values = values_of(model, NEAR, config)
+    handle.remove()
+    under_way = [sum(value.n_evaluations >= turn for value in values) for turn in range(1, config.value_steps + 1)]
+    assert sizes[1:] == under_way  # the first pass keeps the attention state of what precedes the lookup tokens
+    assert under_way[0] > under_way[-1]
+
+
+# ---- how far a search goes
+
+
+@every_optimizer
+def test_the_value_never_leaves_the_clamp_ball(optimizer: str) -> None:
+    model = language_model("llama")
+    config = config_for(
+        value_optimizer=optimizer, value_steps=12, value_learning_rate=1.0, value_first_step=2.0, value_clamp=0.3
+    )
+    lengths = [value.relative_length for value in values_of(model, NEAR, config)]
+    assert max(lengths) <= 0.3 + 1e-6
+    assert max(lengths) > 0.29
+
+
+@every_optimizer
+def test_one_evaluation_takes_no_step(optimizer: str) -> None:
+    for value in values_of(language_model("llama"), NEAR, config_for(value_optimizer=optimizer, value_steps=1)):
+        assert value.n_evaluations == 1
+        assert torch.equal(value.target, value.initial)
+
+
+@every_optimizer
+@pytest.mark.parametrize("budget", [2, 7])
+def test_a_search_that_nothing_stops_uses_its_budget_of_evaluations(optimizer: str, budget: int) -> None:
+    model = language_model("llama")
+    config = config_for(value_optimizer=optimizer, value_steps=budget, value_stop_loss=0)
+    values: list[Value] = []
+    runs = count_runs([model.anatomy.projection(3)], lambda: values.extend(values_of(model, NEAR, config)))
+    assert {value.n_evaluations for value in values} == {budget}
+    assert runs == [1 + budget]
+
+
+@every_optimizer
+def test_the_search_stops_at_the_first_evaluation_whose_loss_is_low_enough(optimizer: str) -> None:
+    model, bound = language_model("llama"), 5.8
+    config = config_for(value_optimizer=optimizer, value_stop_loss=bound)
+    stopped = 0
+    for fact, value in zip(NEAR, values_of(model, NEAR, config), strict=True):
+        loss, _ = full_pass(model, fact, config, value)
+        assert (loss < bound) == (value.n_evaluations < config.value_steps)
+        if 1 < value.n_evaluations < config.value_steps:
+            stopped += 1
+            before = value_of(model, fact, config.replace(value_steps=value.n_evaluations - 1))
+            assert full_pass(model, fact, config, before)[0] >= bound
+    assert stopped >= 2
+
+
+@every_optimizer
+def test_the_search_stops_at_the_first_evaluation_that_gives_every_token_in_every_context_the_probability(
+    optimizer: str,
+) -> None:
+    model, bound = language_model("llama"), 0.002
+    config = config_for(value_optimizer=optimizer, value_stop_loss=0, value_stop_probability=bound)
+    stopped: list[int] = []
+    for fact, value in zip(NEAR, values_of(model, NEAR, config), strict=True):
+        _, probabilities = full_pass(model, fact, config, value)
+        if value.n_evaluations < config.value_steps:
+            assert float(probabilities.min()) >= bound * (1 - 1e-4)
+        if 1 < value.n_evaluations < config.value_steps:
+            stopped.append(probabilities.shape[1])
+            before = value_of(model, fact, config.replace(value_steps=value.n_evaluations - 1))
+            assert float(full_pass(model, fact, config, before)[1].min()) < bound
+    assert len(stopped) >= 2
+    assert max(stopped) > 1, "a target of several tokens is among them"
+
+
+def test_a_mean_above_the_probability_does_not_stop_a_search() -> None:
+    model = language_model("llama")
+    value = value_of(model, NEAR[2], config_for(value_stop_loss=0, value_stop_probability=0.002))
+    assert value.target_probability > 0.002
+    assert value.n_evaluations == 10
+
+
+def test_without_a_probability_to_stop_at_none_stops_the_search() -> None:
+    model = language_model("llama")
+    sure = value_of(model, NEAR[1], config_for(value_stop_loss=0, value_stop_probability=1e-9))
+    assert sure.n_evaluations == 1
+    assert value_of(model, NEAR[1], config_for(value_stop_loss=0)).n_evaluations == 10
+
+
+def test_a_spectral_search_never_ends_higher_for_having_more_evaluations() -> None:
+    model = language_model("llama")
+    config = config_for(value_optimizer="spectral", value_first_step=1.0, value_longest_step=1.0, value_decay=5.0)
+    runs = [values_of(model, NEAR, config.replace(value_steps=steps)) for steps in range(1, 9)]
+    for shorter, longer in itertools.pairwise(runs):
+        assert all(after.loss <= before.loss for before, after in zip(shorter, longer, strict=True))
+    kept = [
+        torch.equal(before.target, after.target)
+        for shorter, longer in itertools.pairwise(runs)
+        for before, after in zip(shorter, longer, strict=True)
     ]
-    value = optimize_value(model, FACT, CONTEXTS, EditConfig(layers=(1, 2), value_steps=6))
-    for handle in handles:
-        handle.remove()
-    assert calls == {0: 1, 3: 1 + value.n_evaluations}
+    assert any(kept), "evaluations that were not lower are among them"
+    assert not all(kept)
+    assert all(value.n_evaluations == 8 for value in runs[-1])
+
+
+def test_an_adam_search_ends_at_its_last_point_even_if_that_is_higher() -> None:
+    model = language_model("llama")
+    config = config_for(value_learning_rate=1.0, value_decay=5.0)
+    runs = [value_of(model, NEAR[0], config.replace(value_steps=steps)) for steps in range(1, 9)]
+    assert any(longer.loss > shorter.loss for shorter, longer in itertools.pairwise(runs))
+
+
+# ---- what it leaves alone, what it costs
+
+
+@every_optimizer
+def test_the_search_changes_no_weight_and_leaves_no_gradient(optimizer: str) -> None:
+    model = language_model("gpt2")
+    before = weights(model)
+    values_of(model, NEAR, config_for(value_optimizer=optimizer, value_steps=3))
+    assert unchanged(before, weights(model))
+    assert all(parameter.grad is None for parameter in model.model.parameters())
+    assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+def test_layers_below_the_edited_ones_run_once_and_those_above_once_an_evaluation_however_many_facts() -> None:
+    model = language_model("llama")
+    counted = [model.anatomy.projection(layer) for layer in range(4)]
+    values: list[Value] = []
+    config = config_for(value_steps=6, value_stop_loss=0)
+    runs = count_runs(counted, lambda: values.extend(values_of(model, NEAR, config)))
+    assert runs == [1, 1, 1, 1 + values[0].n_evaluations]

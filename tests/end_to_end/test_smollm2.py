@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from betaedit import EditConfig, Editor
-from betaedit.editors.values import optimize_value
+from betaedit.editors.pose import pose
+from betaedit.editors.values import optimize_values
 from betaedit.evaluation import held_out_prose, measure_edits
 from betaedit.facts.readers import demo_path, read_cases
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
-from editors.test_values import relative
 from support.data import data_file
+from support.edits import relative
 from support.procedure import Settings
 from support.procedure import edit as plain_edit
 from support.procedure import optimize_value as plain_value
@@ -55,7 +56,7 @@ def settings() -> Settings:
 
 def test_the_optimized_value_equals_a_search_with_whole_forward_passes(smollm2: LanguageModel) -> None:
     case = read_cases(data_file("counterfact_full.jsonl.gz"), limit=1).cases[0]
-    ours = optimize_value(smollm2, case.fact, CONTEXTS, CONFIG)
+    (ours,) = optimize_values(smollm2, pose(smollm2, [case.fact], CONTEXTS, CONFIG), CONFIG)
     assert relative(ours.target, plain_value(smollm2.model, smollm2.tokenizer, case.fact, settings())) < 1e-4
 
 

@@ -30,56 +30,111 @@ class Settings:
     threshold: float
 
 
+class ValueLoss:
+    """The loss of A.5 as a function of ``delta``: every context and the KL prompt, one whole forward pass each time."""
+
+    def __init__(self, model, tokenizer, fact, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.target_ids = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
+        tail = tokenizer.decode(self.target_ids[:-1])
+        texts = [c.replace("{}", fact.prompt).replace("{}", fact.subject) + tail for c in settings.contexts]
+        texts.append(f"{fact.subject} is a")
+        self.lookups = [_lookup(tokenizer, c, fact) for c in settings.contexts]
+        self.lookups.append(len(tokenizer(fact.subject)["input_ids"]) - 1)
+        self.batch = _pad(tokenizer, texts)
+        with torch.no_grad():
+            logs, self.initial = self._pass(torch.zeros(model.config.hidden_size))
+        self.kl_before = logs[-1, self.lookups[-1]]
+
+    def __call__(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the probability ``(contexts, tokens)`` of every target token in every context."""
+        logs, _ = self._pass(delta)
+        lengths = self.batch["attention_mask"].sum(1).tolist()
+        n = len(self.target_ids)
+        rows = [
+            torch.stack([logs[row, lengths[row] - n + j, token] for j, token in enumerate(self.target_ids)])
+            for row in range(len(self.settings.contexts))
+        ]
+        picked = torch.stack(rows)
+        kl_logs = logs[-1, self.lookups[-1]]
+        kl = (kl_logs.exp() * (kl_logs - self.kl_before)).sum()
+        decay = self.settings.decay * torch.linalg.vector_norm(delta) / self.initial.norm() ** 2
+        return self.settings.kl_weight * kl + decay - picked.mean(), picked.detach().exp()
+
+    def _pass(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the batch under ``delta``, and the bare prompt's hidden state before it."""
+        seen = []
+
+        def add(_, __, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            seen.append(hidden[0, self.lookups[0]].detach().clone())
+            hidden = hidden.clone()
+            for row, position in enumerate(self.lookups):
+                hidden[row, position] = hidden[row, position] + delta
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        block = self.settings.block.format(self.settings.layers[-1])
+        handle = self.model.get_submodule(block).register_forward_hook(add)
+        logs = self.model(**self.batch).logits.log_softmax(-1)
+        handle.remove()
+        return logs, seen[0]
+
+
 def optimize_value(model, tokenizer, fact, settings: Settings) -> Tensor:
-    """``z`` of A.5: six prompts and the KL prompt, full passes, Adam."""
-    target_ids = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
-    tail = tokenizer.decode(target_ids[:-1])
-    texts = [c.replace("{}", fact.prompt).replace("{}", fact.subject) + tail for c in settings.contexts]
-    texts.append(f"{fact.subject} is a")
-    lookups = [_lookup(tokenizer, c, fact) for c in settings.contexts]
-    lookups.append(len(tokenizer(fact.subject)["input_ids"]) - 1)
-    batch = _pad(tokenizer, texts)
-    lengths = batch["attention_mask"].sum(1)
-    last = settings.layers[-1]
+    """``z`` of A.5: full passes, Adam."""
+    loss_at = ValueLoss(model, tokenizer, fact, settings)
     delta = torch.zeros(model.config.hidden_size, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
-    seen = {}
-
-    def add(_, __, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        seen.setdefault("h0", hidden[0, lookups[0]].detach().clone())
-        hidden = hidden.clone()
-        for row, position in enumerate(lookups):
-            hidden[row, position] = hidden[row, position] + delta
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = model.get_submodule(settings.block.format(last)).register_forward_hook(add)
+    radius = settings.clamp * loss_at.initial.norm()
     for step in range(settings.steps):
-        logs = model(**batch).logits.log_softmax(-1)
-        nll = 0.0
-        for row in range(len(settings.contexts)):
-            first = int(lengths[row]) - len(target_ids)
-            picked = torch.stack([logs[row, first + j, token] for j, token in enumerate(target_ids)])
-            nll = nll - picked.mean() / len(settings.contexts)
-        kl_logs = logs[-1, lookups[-1]]
-        seen.setdefault("kl", kl_logs.detach().clone())
-        kl = (kl_logs.exp() * (kl_logs - seen["kl"])).sum()
-        length = seen["h0"].norm()
-        loss = nll + settings.kl_weight * kl + settings.decay * torch.linalg.vector_norm(delta) / length**2
+        loss, _ = loss_at(delta)
         if loss < 0.05 or step == settings.steps - 1:
             break
         adam.zero_grad()
         loss.backward()
         adam.step()
-        if delta.norm() > settings.clamp * length:
+        if delta.norm() > radius:
             with torch.no_grad():
-                delta.copy_(delta * settings.clamp * length / delta.norm())
-    handle.remove()
-    return (seen["h0"] + delta).detach()
+                delta.copy_(delta * radius / delta.norm())
+    return (loss_at.initial + delta).detach()
 
 
-def edit(model, tokenizer, facts, moments: dict[int, Tensor], settings: Settings, tau: int = 10**9) -> None:
-    """BetaEdit by its official code: batch size 1, in place, projector refreshed every ``tau`` edits."""
+def optimize_value_spectrally(
+    model, tokenizer, fact, settings: Settings, first_step: float, longest_step: float
+) -> tuple[Tensor, float]:
+    """``z`` and its loss: full passes, projected gradient from the lowest point met, Barzilai-Borwein lengths."""
+    loss_at = ValueLoss(model, tokenizer, fact, settings)
+    length = loss_at.initial.norm()
+    best, slope, lowest = None, None, float("inf")
+    point = torch.zeros(model.config.hidden_size)
+    for _ in range(settings.steps):
+        point.requires_grad_()
+        loss, _ = loss_at(point)
+        (gradient,) = torch.autograd.grad(loss, point)
+        loss, point = loss.detach(), point.detach()
+        if best is None:
+            reach = first_step * length
+        elif loss < lowest:
+            s, y = point - best, gradient - slope
+            spectral = s @ s / (s @ y) * gradient.norm() if s @ y > 0 else float("inf")
+            reach = min(longest_step * length, spectral)
+        else:
+            reach = (point - best).norm() / 2
+        if loss < lowest:
+            best, slope, lowest = point, gradient, float(loss)
+        point = best - reach * slope / slope.norm()
+        point = point * min(1.0, float(settings.clamp * length / point.norm()))
+    return loss_at.initial + best, lowest
+
+
+def edit(
+    model, tokenizer, facts, moments: dict[int, Tensor], settings: Settings, tau: int = 10**9, look_ahead: int = 1
+) -> None:
+    """BetaEdit by its official code: batch size 1, in place, projector refreshed every ``tau`` edits.
+
+    ``look_ahead`` is no part of the official code: so many values are sought under the weights as they are, before the
+    first of them is written.
+    """
     projectors = {layer: _projector(moments[layer].double(), settings.threshold) for layer in settings.layers}
     history = {layer: torch.zeros_like(moments[layer], dtype=torch.float64) for layer in settings.layers}
     last_refresh = 0
@@ -89,10 +144,13 @@ def edit(model, tokenizer, facts, moments: dict[int, Tensor], settings: Settings
             for layer in settings.layers:
                 blend = history[layer] / count + settings.lambda1 * moments[layer].double()
                 projectors[layer] = _projector(blend / (settings.lambda1 + 1), settings.threshold)
-        z = optimize_value(model, tokenizer, fact, settings)
+        if count % look_ahead == 0:
+            ahead = facts[count : count + look_ahead]
+            values = [optimize_value(model, tokenizer, each, settings) for each in ahead]
+        z = values[count % look_ahead]
         for i, layer in enumerate(settings.layers):
             key = compute_key(model, tokenizer, fact, settings, layer).double()
-            current = _output(model, tokenizer, fact, settings)
+            current = read_output(model, tokenizer, fact, settings)
             residual = ((z - current) / (len(settings.layers) - i)).double()
             protected = history[layer] + settings.lambda1 * moments[layer].double()
             P, K, R = projectors[layer], key[:, None], residual[:, None]
@@ -120,7 +178,7 @@ def compute_key(model, tokenizer, fact, settings: Settings, layer: int) -> Tenso
 
 
 @torch.no_grad()
-def _output(model, tokenizer, fact, settings: Settings) -> Tensor:
+def read_output(model, tokenizer, fact, settings: Settings) -> Tensor:
     caught = []
 
     def catch(_, __, output):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from betaedit import __version__
+from betaedit.cli.bench import bench
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.info import doctor, env, methods, models
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, statistics, methods, models, doctor, env):
+for command in (edit, demo, statistics, bench, methods, models, doctor, env):
     app.command()(command)
 
 

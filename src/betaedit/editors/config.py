@@ -17,6 +17,7 @@ from betaedit.memory.rule import RefreshRule
 SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Optimizer = Literal["adam", "spectral"]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -41,12 +42,23 @@ class EditConfig(BaseModel):
     context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
     context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
 
-    value_steps: int = Field(25, ge=1, description="Evaluations of the value's loss; one Adam step fewer.")
+    value_steps: int = Field(25, ge=1, description="Evaluations of the value's loss at most; one step fewer.")
+    value_optimizer: Optimizer = Field(
+        "adam", description="adam: as published; spectral: projected gradient with Barzilai-Borwein steps."
+    )
     value_learning_rate: Positive = Field(0.1, description="Adam learning rate of the value.")
+    value_first_step: Positive = Field(0.35, description="First step of spectral, in norms of the hidden state.")
+    value_longest_step: Positive = Field(0.5, description="Longest step of spectral, in the same norms.")
     value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
     value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
     value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
     value_stop_loss: NotNegative = Field(0.05, description="Stop once the loss is below it.")
+    value_stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Stop once every target token has this probability in every context; never if not given."
+    )
+    value_look_ahead: int = Field(
+        1, ge=1, description="Batches of facts whose values are sought together before the first is written."
+    )
     kl_weight: NotNegative = Field(0.0625, description="Weight on keeping what the subject calls to mind.")
     kl_template: str = Field("{} is a", description="Prompt of that term.")
 

@@ -204,15 +204,16 @@ class Editor:
         chosen = [planned.fact for planned in self.plan(facts)]
         engine = self.engine
         written: list[EditResult] = []
+        ahead = batch_size * self.config.value_look_ahead
         with self.progress.task("editing", len(chosen), "facts") as task:
-            for at in range(0, len(chosen), batch_size):
-                results = engine.write(chosen[at : at + batch_size])
-                self.results += results
-                written += results
-                task.advance(len(results))
-                if on_edit is not None:
-                    for result in results:
-                        on_edit(result)
+            for at in range(0, len(chosen), ahead):
+                for results in engine.write(chosen[at : at + ahead], batch_size=batch_size):
+                    self.results += results
+                    written += results
+                    task.advance(len(results))
+                    if on_edit is not None:
+                        for result in results:
+                            on_edit(result)
         return written
 
     def reset(self) -> None:

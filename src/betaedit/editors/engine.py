@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk
 from betaedit.editors.matrix import EditedMatrix
+from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
-from betaedit.editors.values import Value, optimize_value
+from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
-from betaedit.models.partial import check_partial
+from betaedit.models.pack import check_packs
 from betaedit.statistics.moments import Moments
 
 
@@ -78,7 +79,7 @@ class Engine:
         self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
     ) -> None:
         self.model, self.recipe, self.config, self.contexts = model, recipe, config, contexts
-        check_partial(model.anatomy)
+        check_packs(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
@@ -88,50 +89,61 @@ class Engine:
             for layer, module in projections.items()
         }
 
-    def write(self, facts: Sequence[Fact]) -> list[EditResult]:
-        """Write one batch: the facts are solved together and the weights change in place.
+    def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[list[EditResult]]:
+        """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
+
+        The values of all of ``facts`` are sought together first, under the weights as they are: more than one batch of
+        them is a look-ahead, which changes the result. Yields the results of every batch when it is written.
 
         Raises:
-            NumericalError: An update is not finite or longer than allowed. Every weight is as it was before the batch.
+            NumericalError: An update is not finite or longer than allowed. Every weight is as it was before its batch.
         """
         started = time.perf_counter()
-        for memory in self.memories.values():
-            if memory.refresh_due():
-                memory.refresh()
-        values = [optimize_value(self.model, fact, self.contexts, self.config) for fact in facts]
-        keys, norms = self._write_values(facts, values)
-        for layer, memory in self.memories.items():
-            memory.remember(keys[layer])
-        seconds = (time.perf_counter() - started) / len(facts)
-        return [
-            EditResult(fact, value.target_probability, value.relative_length, value.n_evaluations, norms, seconds)
-            for fact, value in zip(facts, values, strict=True)
-        ]
+        posed = pose(self.model, facts, self.contexts, self.config)
+        values = optimize_values(self.model, posed, self.config)
+        share = (time.perf_counter() - started) / len(facts)
+        for at in range(0, len(facts), batch_size):
+            batch = range(at, min(at + batch_size, len(facts)))
+            started = time.perf_counter()
+            self._refresh()
+            keys, norms = self._write_values(posed, batch, [values[index] for index in batch])
+            for layer, memory in self.memories.items():
+                memory.remember(keys[layer])
+            seconds = share + (time.perf_counter() - started) / len(batch)
+            yield [_result(facts[index], values[index], norms, seconds) for index in batch]
 
     def restore(self) -> None:
         """The original weights, bit for bit."""
         for matrix in self.matrices.values():
             matrix.restore()
 
+    def _refresh(self) -> None:
+        for memory in self.memories.values():
+            if memory.refresh_due():
+                memory.refresh()
+
     def _write_values(
-        self, facts: Sequence[Fact], values: Sequence[Value]
+        self, posed: Pose, batch: range, values: Sequence[Value]
     ) -> tuple[dict[int, Tensor], dict[int, float]]:
         """Spread the residual over the layers, updating each in turn; all or nothing."""
         targets = torch.stack([value.target for value in values], dim=1)
-        walk = LayerWalk(self.model, facts, self.contexts, self.config)
+        walk = LayerWalk(self.model, posed, batch, self.config)
         keys: dict[int, Tensor] = {}
         norms: dict[int, float] = {}
         before: dict[int, Tensor] = {}
         try:
             for step, layer in enumerate(self.config.layers):
-                keys[layer] = walk.keys(layer)
-                current = walk.outputs()
-                residuals = (targets.to(current) - current) / (len(self.config.layers) - step)
-                update = self.memories[layer].solve(keys[layer], residuals.to(keys[layer].device))
-                norms[layer] = update.norm()
-                self._check_norm(layer, norms[layer], len(facts))
-                before[layer] = self.matrices[layer].snapshot()
-                self.matrices[layer].add(update)
+                share = len(self.config.layers) - step
+
+                def write(key: Tensor, output: Tensor, layer: int = layer, share: int = share) -> None:
+                    residual = (targets.to(output) - output) / share
+                    update = self.memories[layer].solve(key, residual.to(key.device))
+                    keys[layer], norms[layer] = key, update.norm()
+                    self._check_norm(layer, norms[layer], len(batch))
+                    before[layer] = self.matrices[layer].snapshot()
+                    self.matrices[layer].add(update)
+
+                walk.pass_layer(layer, write)
         except BaseException:
             for layer, snapshot in before.items():
                 self.matrices[layer].restore(snapshot)
@@ -145,3 +157,7 @@ class Engine:
                 f"the update of layer {layer} has norm {norm:.3g}, over the limit of {limit:g} per root fact.",
                 mend="The model is near collapse: stop here, or raise update_norm_limit.",
             )
+
+
+def _result(fact: Fact, value: Value, norms: dict[int, float], seconds: float) -> EditResult:
+    return EditResult(fact, value.target_probability, value.relative_length, value.n_evaluations, norms, seconds)

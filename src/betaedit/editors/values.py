@@ -1,21 +1,27 @@
 """The value of a fact: the hidden state at its lookup token that makes the model say the new target.
 
 Only what the value can change is computed: layers above the last edited one, positions from the lookup token on,
-logits at target positions. Everything else is recorded once (models/partial.py); the result is the same.
+logits at target positions. Everything else comes from the recorded prompts (editors/pose.py) once; the result is the
+same. Facts of a batch share each pass; a fact that is done leaves it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.facts.fact import Fact
+from betaedit.editors.config import EditConfig
+from betaedit.editors.pose import Pose
+from betaedit.editors.search import make_search
+from betaedit.models.linear import narrow_linears
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target
-from betaedit.models.partial import Suffix, cut_to_suffix, record, run_layers
+from betaedit.models.pack import Pack, PriorState, keep_state
+from betaedit.models.partial import LayerCall, run_layers, take_rows
+
+_ENTRIES_PER_PASS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -42,102 +48,209 @@ class Value:
         return float((self.target - self.initial).norm() / self.initial.norm())
 
 
+def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> list[Value]:
+    """The values that make the posed facts true under the current weights (methods.md A.5, MEMIT form).
+
+    Loss of a fact: mean negative log-likelihood of its target over contexts, plus ``kl_weight * KL(edited || initial)``
+    at the subject of the KL prompt, plus ``value_decay * |delta| / |h0|^2``; ``|delta| <= value_clamp * |h0|``.
+    A fact is done when its loss is below ``value_stop_loss``, or every target token has ``value_stop_probability`` in
+    every context. The evaluation that ends a search takes no step: at most ``value_steps - 1`` steps.
+    Facts do not influence one another: the batch changes the cost only.
+    """
+    found: dict[int, Value] = {}
+    for facts in _passes(model, pose):
+        found |= dict(zip(facts, _optimize(_Problem.of(model, pose, facts, config), config), strict=True))
+    return [found[fact] for fact in range(len(pose))]
+
+
+def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
+    """Facts of similar size together, a bounded number of entries in each pass."""
+    limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
+    sizes = (pose.lengths - pose.lookup)[pose.prompts(range(len(pose)))].sum(dim=1).tolist()
+    passes: list[list[int]] = []
+    for fact in sorted(range(len(pose)), key=lambda fact: sizes[fact], reverse=True):
+        if passes and sizes[passes[-1][0]] * (len(passes[-1]) + 1) <= limit:
+            passes[-1].append(fact)
+        else:
+            passes.append([fact])
+    return passes
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Loss ``(b,)``, smallest and mean target probability ``(b,)``, of each fact at its point."""
+
+    loss: Tensor
+    least: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Every target token in every context, as one flat list of length ``e``.
+
+    Args:
+        fact: ``(e,)`` row of the fact.
+        entry: ``(e,)`` entry of the pack that predicts the token.
+        token: ``(e,)`` its id.
+        weight: ``(e,)`` one over the number of tokens of its fact, all contexts counted.
+    """
+
+    fact: Tensor
+    entry: Tensor
+    token: Tensor
+    weight: Tensor
+
+    def take(self, rows: Tensor, n_rows: int) -> _Targets:
+        """The tokens of the facts ``rows``, renumbered."""
+        place = rows.new_full((n_rows,), -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        kept = place[self.fact] >= 0
+        return _Targets(place[self.fact[kept]], self.entry[kept], self.token[kept], self.weight[kept])
+
+
 @dataclass(frozen=True)
 class _Problem:
-    """One fact's loss as a function of the change at its lookup token.
+    """The losses of some facts as functions of the changes at their lookup tokens.
 
     Args:
         model: The model, its weights fixed.
-        suffix: The prompts in all contexts, then the KL prompt, cut to what the change can reach.
-        first: First layer above the edited ones.
-        last: Layer whose output is read as logits.
-        target_ids: (t,) the target's tokens.
-        target_at: (n, t) suffix positions that predict them, one row per context.
+        config: Weights of the terms.
+        layers: The layers above the edited ones, to the one whose output is read as logits.
+        start: ``(b, width, d_out)`` hidden states entering them, per fact: all contexts from the lookup token on, then
+            the KL prompt's lookup token.
+        calls: Their other arguments.
+        state: Attention state of what precedes the lookup tokens.
+        lookups: ``(b, width)`` one at the lookup tokens, zero elsewhere.
+        initial: ``(b, d_out)`` ``h0``, float32.
+        targets: The target tokens.
+        kl_entry: ``(b,)`` the KL prompt's entry.
+        kl_before: ``(b, vocabulary)`` log-probabilities there without a change.
     """
 
     model: LanguageModel
-    suffix: Suffix
-    first: int
-    last: int
-    target_ids: Tensor
-    target_at: Tensor
+    config: EditConfig
+    layers: range
+    start: Tensor
+    calls: dict[int, LayerCall]
+    state: PriorState
+    lookups: Tensor
+    initial: Tensor
+    targets: _Targets
+    kl_entry: Tensor
+    kl_before: Tensor | None = None
 
-    def log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the target tokens ``(n, t)``, and of all tokens at the KL prompt ``(vocabulary,)``."""
-        start = self.suffix.start
-        changed = torch.cat([start[:, :1] + delta.to(start.dtype), start[:, 1:]], dim=1)
-        hidden = run_layers(self.model.anatomy, self.suffix.calls, changed, self.first, self.last)
-        n, t = self.target_at.shape
-        rows = torch.arange(n, device=hidden.device)[:, None]
-        read = torch.cat([hidden[rows, self.target_at.to(hidden.device)].flatten(0, 1), hidden[n:, 0]])
-        logs = self.model.anatomy.logits(read).float().log_softmax(dim=-1)
-        targets = self.target_ids.to(logs.device).expand(n, t).reshape(-1, 1)
-        return logs[:-1].gather(1, targets).view(n, t), logs[-1]
-
-
-def optimize_value(model: LanguageModel, fact: Fact, contexts: tuple[str, ...], config: EditConfig) -> Value:
-    """The value that makes ``fact`` true, by Adam on the change ``delta`` (methods.md A.5, MEMIT form).
-
-    Loss: mean negative log-likelihood of the target over contexts, plus ``kl_weight * KL(edited || initial)`` at the
-    subject of the KL prompt, plus ``value_decay * |delta| / |h0|^2``; steps keep ``|delta| <= value_clamp * |h0|``.
-    The evaluation that ends the search takes no step: at most ``value_steps - 1`` steps.
-    """
-    problem = _pose(model, fact, contexts, config)
-    initial = problem.suffix.start[0, 0].detach().float()
-    delta = torch.zeros_like(initial, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=config.value_learning_rate)
-    length = initial.norm()
-    before: Tensor | None = None
-    for step in range(config.value_steps):
-        target_logs, kl_logs = problem.log_probabilities(delta)
-        before = kl_logs.detach() if before is None else before
-        divergence = (kl_logs.exp() * (kl_logs - before)).sum()
-        loss = (
-            -target_logs.mean()
-            + config.kl_weight * divergence
-            + config.value_decay * torch.linalg.vector_norm(delta) / length**2
+    @classmethod
+    def of(cls, model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> _Problem:
+        above = config.layers[-1] + 1
+        loss_layer = model.anatomy.n_layers - 1 if config.value_loss_layer is None else config.value_loss_layer
+        layers = range(above, max(loss_layer, above - 1) + 1)
+        chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
+        prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
+        suffix = Pack.of(chosen, lookup, lengths)
+        state = keep_state(model.anatomy, pose.recording, prefix, layers)
+        start = suffix.gather(pose.recording.inputs[above])
+        rows = torch.arange(len(facts), device=start.device)
+        lookups = torch.zeros(start.shape[:2], device=start.device)
+        lookups[rows[:, None], suffix.starts] = 1.0
+        return cls(
+            model=model,
+            config=config,
+            layers=layers,
+            start=start,
+            calls=suffix.calls(pose.recording, layers, state, prefix),
+            state=state,
+            lookups=lookups,
+            initial=start[rows, suffix.starts[:, 0]].float(),
+            targets=_targets(pose, facts, suffix),
+            kl_entry=suffix.starts[:, -1],
         )
-        if loss.item() < config.value_stop_loss or step == config.value_steps - 1:
+
+    def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
+        """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
+        target_logs, kl_logs = self._log_probabilities(delta)
+        b, targets = len(delta), self.targets
+        nll = -delta.new_zeros(b).index_add(0, targets.fact, targets.weight * target_logs)
+        probability = target_logs.detach().exp()
+        least = delta.new_ones(b).scatter_reduce(0, targets.fact, probability, "amin")
+        mean = delta.new_zeros(b).index_add(0, targets.fact, targets.weight * probability)
+        before = kl_logs.detach() if self.kl_before is None else self.kl_before
+        divergence = (kl_logs.exp() * (kl_logs - before)).sum(dim=1)
+        decay = torch.linalg.vector_norm(delta, dim=1) / self.initial.norm(dim=1) ** 2
+        loss = nll + self.config.kl_weight * divergence + self.config.value_decay * decay
+        return _Evaluation(loss, least, mean), before
+
+    def take(self, rows: Tensor) -> _Problem:
+        """The same for some of the facts."""
+        n = len(self.start)
+        if len(rows) == n:
+            return self
+        state = self.state.take(rows)
+        calls = take_rows(self.calls, rows, n)
+        calls = {layer: call.map(lambda v: state if isinstance(v, PriorState) else v) for layer, call in calls.items()}
+        return replace(
+            self,
+            start=self.start[rows],
+            calls=calls,
+            state=state,
+            lookups=self.lookups[rows],
+            initial=self.initial[rows],
+            targets=self.targets.take(rows, n),
+            kl_entry=self.kl_entry[rows],
+            kl_before=None if self.kl_before is None else self.kl_before[rows],
+        )
+
+    def _log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the target tokens ``(e,)``, and of all tokens at the KL prompts ``(b, vocabulary)``."""
+        anatomy, targets = self.model.anatomy, self.targets
+        changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
+        with narrow_linears([*anatomy.layers[self.layers.start : self.layers.stop], anatomy.head]):
+            hidden = run_layers(anatomy, self.calls, changed, self.layers.start, self.layers.stop - 1)
+            rows = torch.arange(len(hidden), device=hidden.device)
+            read = torch.cat([hidden[targets.fact, targets.entry], hidden[rows, self.kl_entry]])
+            logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
+        e = len(targets.token)
+        return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[e:]
+
+
+def _targets(pose: Pose, facts: Sequence[int], suffix: Pack) -> _Targets:
+    prompts = pose.prompts(facts)
+    ends = suffix.starts + (pose.lengths - pose.lookup)[prompts]
+    places: list[tuple[int, int, int]] = []
+    weights: list[float] = []
+    for row, fact in enumerate(facts):
+        ids = pose.target_ids[fact]
+        for end in ends[row, :-1].tolist():
+            places += [(row, end - len(ids) + at, token) for at, token in enumerate(ids)]
+        weights += [1 / (len(ids) * pose.n_contexts)] * (len(ids) * pose.n_contexts)
+    fact_of, entry, token = torch.tensor(places, device=ends.device).unbind(dim=1)
+    return _Targets(fact_of, entry, token, torch.tensor(weights, device=ends.device))
+
+
+def _optimize(problem: _Problem, config: EditConfig) -> list[Value]:
+    initial = problem.initial
+    search = make_search(initial, config)
+    values: dict[int, Value] = {}
+    rows = torch.arange(len(initial), device=initial.device)
+    for evaluation in range(1, config.value_steps + 1):
+        delta = search.points(rows).requires_grad_()
+        found, before = problem.evaluate(delta)
+        problem = replace(problem, kl_before=before)
+        loss = found.loss.detach()
+        done = loss < config.value_stop_loss
+        if config.value_stop_probability is not None:
+            done |= found.least >= config.value_stop_probability
+        targets = initial[rows] + delta.detach()
+        figures = zip(rows.tolist(), loss.tolist(), found.mean.tolist(), done.tolist(), strict=True)
+        for at, (row, height, probability, finished) in enumerate(figures):
+            if row in values and search.keeps_best and not finished and height >= values[row].loss:
+                values[row] = replace(values[row], n_evaluations=evaluation)
+            else:
+                values[row] = Value(targets[at], initial[row], height, probability, evaluation)
+        going = (~done).nonzero()[:, 0]
+        if len(going) == 0 or evaluation == config.value_steps:
             break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            delta.mul_((config.value_clamp * length / delta.norm()).clamp(max=1.0))
-    probability = target_logs.detach().mean(dim=1).exp().mean()
-    return Value(initial + delta.detach(), initial, loss.item(), probability.item(), step + 1)
-
-
-def _pose(model: LanguageModel, fact: Fact, contexts: tuple[str, ...], config: EditConfig) -> _Problem:
-    target_ids = encode_target(model.tokenizer, fact.text, fact.target_new)
-    batch = _encode(model, fact, contexts, target_ids, config)
-    last_edited = config.layers[-1]
-    n_layers = model.anatomy.n_layers
-    last = n_layers - 1 if config.value_loss_layer is None else max(config.value_loss_layer, last_edited)
-    recording = record(model.anatomy, batch, keep=(last_edited + 1,), until=last + 1, cache=True)
-    n = len(contexts)
-    first_target = (batch.lengths - batch.lookup)[:n] - len(target_ids)
-    at = first_target[:, None] + torch.arange(len(target_ids), device=first_target.device)
-    return _Problem(
-        model=model,
-        suffix=cut_to_suffix(recording, last_edited + 1, last),
-        first=last_edited + 1,
-        last=last,
-        target_ids=torch.tensor(target_ids),
-        target_at=at,
-    )
-
-
-def _encode(
-    model: LanguageModel, fact: Fact, contexts: tuple[str, ...], target_ids: list[int], config: EditConfig
-) -> EncodedPrompts:
-    """The prompt in every context, followed by all target tokens but the last, and the KL prompt."""
-    prompts = [Prompt.fill(template, fact.prompt, fact.subject) for template in contexts]
-    kl = Prompt.fill(SLOT, config.kl_template, fact.subject)
-    return encode_prompts(
-        model.tokenizer,
-        [*prompts, kl],
-        continuations=[*([target_ids[:-1]] * len(prompts)), []],
-        strategy=config.lookup,
-        device=model.device,
-    )
+        (gradient,) = torch.autograd.grad(found.loss.sum(), delta)
+        search.step(rows[going], loss[going], gradient[going])
+        problem, rows = problem.take(going), rows[going]
+    return [values[row] for row in range(len(initial))]

@@ -3,8 +3,9 @@
 Notation (docs/methods.md): ``C0`` second moment, ``H = sum K K^T`` history, ``Q = U U^T`` projector,
 ``C = lambda1 C0 + H``, ``K~ = U^T K``, ``D`` diagonal. The rule
 ``Delta = R K^T U (lambda2 I + U^T (K K^T + C) U)^-1 U^T`` is solved without ever factorizing a d x d matrix per edit:
-``U`` is rotated so that ``lambda2 I + U^T C U`` is the diagonal ``D`` at the last fold, and keys written since then
-enter as columns ``B`` of a low-rank term, through a Cholesky factor of ``I + B^T D^-1 B`` that grows by a row per key.
+``U`` is turned so that ``lambda2 I + U^T C U`` is the diagonal ``D`` at the last fold, and keys written since then are
+a low-rank term beside it (``system.py``). A fold needs ``D`` and those keys alone, so ``C0`` and ``H`` are kept only
+under a rule that cuts new projectors from them.
 """
 
 from __future__ import annotations
@@ -12,59 +13,91 @@ from __future__ import annotations
 import warnings
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from betaedit.errors import NumericalError, NumericalWarning, ShapeError
+from betaedit.errors import ConfigError, MethodError, NumericalError, NumericalWarning, ShapeError
+from betaedit.memory.columns import Columns
 from betaedit.memory.projector import NullSpace, build_null_space
 from betaedit.memory.rule import MemoryRule
+from betaedit.memory.system import Extension, GrowingSystem
 from betaedit.memory.update import Update
 
 FOLD_AFTER = 512
 _MATRIX = 2
 _RELATIVE_FLOOR = 1e-12
 _RELATIVE_ROUNDING = 1e-6
+_RELATIVE_DEBT = 1e-4
 
 
 class AssociativeMemory:
     """The state of one edited matrix under one rule; the caller owns it.
 
+    Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
+    smallest power of two >= ``n``: ``s d m`` for ``U`` (``s`` = 8, or 4 in float32), ``16 m`` for ``D`` and the
+    eigenvalues, ``8 (d + m) c`` for keys and low-rank term. A rule whose projector is refreshed adds ``C0`` as it was
+    given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` from the first fold or refresh on. The ``b`` keys solved last
+    take ``8 (d + 2 m) b`` until something changes.
+
     Args:
-        moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text.
+        moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
         rule: The terms switched on.
         fold_after: How many written keys are carried as low-rank columns before they are folded into the diagonal;
             changes the cost and nothing else.
+        basis_dtype: Type of ``U``. float32 halves its bytes and those read per edit; updates then agree with the
+            formula to about 1e-7 times the length of a key over that of its part in the null space
+            (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
 
     Raises:
         ShapeError: ``moment`` is not square.
+        ConfigError: ``basis_dtype`` is neither float64 nor float32.
         NumericalError: The system is not positive definite, or no direction lies under the threshold.
     """
 
-    def __init__(self, moment: Float[Tensor, "d_in d_in"], rule: MemoryRule, *, fold_after: int = FOLD_AFTER) -> None:
+    def __init__(
+        self,
+        moment: Float[Tensor, "d_in d_in"],
+        rule: MemoryRule,
+        *,
+        fold_after: int = FOLD_AFTER,
+        basis_dtype: torch.dtype = torch.float64,
+    ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
             raise ShapeError(
                 f"a second moment is square, not {tuple(moment.shape)}.", mend="Check the statistics file."
             )
+        if basis_dtype not in (torch.float64, torch.float32):
+            raise ConfigError(f"a basis of {basis_dtype} is not supported.", mend="Use torch.float64 or torch.float32.")
         self.rule = rule
-        self.moment = moment.double()
         self.n_written = 0
         self.last_refresh = 0
+        self.null_space: NullSpace
         self._fold_after = fold_after
-        self._history = torch.zeros_like(self.moment) if rule.history else None
-        self._pending: Float[Tensor, "d_in n"] = self.moment.new_zeros(self.d_in, 0)
-        self._basis: Float[Tensor, "d_in m"]
-        self._diagonal: Float[Tensor, " m"]
-        self._columns: Float[Tensor, "m n"]
-        self._factor: Float[Tensor, "n n"]
-        self.null_space = self._project()
-        # With no key written yet the eigenvectors of C0 diagonalize the system as they are.
-        basis = self.null_space.basis
-        self._install(basis, rule.leakage_weight * (basis * (self.moment @ basis)).sum(dim=0))
+        self._basis_dtype = basis_dtype
+        self._moment = moment if rule.projector == "refreshed" else None
+        self._history: Float[Tensor, "d_in d_in"] | None = None
+        self._solved: tuple[Float[Tensor, "d_in b"], Extension] | None = None
+        self._keys: Columns
+        self._system: GrowingSystem
+        space, energies = self._first_space(moment)
+        self._install(space, GrowingSystem(self._positive(energies)))
 
     @property
     def d_in(self) -> int:
         """Width of the keys."""
-        return self.moment.shape[0]
+        return self.null_space.basis.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held, ``C0`` included even where its owner shares it; the formula is above."""
+        space = self.null_space
+        held = [space.basis, space.eigenvalues, space.strong, self._system.diagonal]
+        held += [self._keys.buffer, self._system.columns.buffer]
+        held += [matrix for matrix in (self._moment, self._history) if matrix is not None]
+        if self._solved is not None:
+            keys, extension = self._solved
+            held += [keys, extension.columns, extension.solution]
+        return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
     def solve(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Update:
         """The update that writes ``residuals`` at ``keys`` with the least leakage the rule allows.
@@ -72,16 +105,11 @@ class AssociativeMemory:
         Columns are facts; any float type in, float64 factors out. Nothing is remembered: see ``remember``.
         Law: equals ``R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1``.
         Raises: ShapeError before any work; NumericalError when the system is not positive definite.
-        Cost: O(d_in m b + m n b) with m kept directions and n keys since the last fold.
+        Cost: two readings of ``U`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
+        since the last fold.
         """
         self._check(keys, residuals)
-        projected = self._basis.T @ keys.to(self._basis)
-        scaled = projected / self._diagonal[:, None]
-        cross, factor = self._extend(projected, scaled)
-        if len(cross):
-            correction = torch.linalg.solve_triangular(self._factor.T, cross, upper=True)
-            scaled = scaled - (self._columns / self._diagonal[:, None]) @ correction
-        right = self._basis @ torch.cholesky_solve(scaled.T, factor).T
+        right = self.null_space.lift(self._extension(self._cast(keys)).solution)
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -91,28 +119,50 @@ class AssociativeMemory:
         """Count ``keys`` as written; under a rule with history later updates protect them.
 
         Raises: as ``solve``; a refused call remembers nothing.
+        Cost: copying the new columns when these keys were solved just before, else half of a ``solve``; now and then a
+        ``fold``.
         """
         self._check_keys(keys)
-        if not self.rule.history:
-            self.n_written += keys.shape[1]
-            return
-        keys = keys.to(self._pending)
-        projected = self._basis.T @ keys
-        cross, factor = self._extend(projected, projected / self._diagonal[:, None])
+        if self.rule.history:
+            keys = self._cast(keys)
+            self._system.extend(self._extension(keys))
+            self._keys.append(keys)
+        self._solved = None
         self.n_written += keys.shape[1]
-        n, b = self._factor.shape[0], keys.shape[1]
-        grown = self._factor.new_zeros(n + b, n + b)
-        grown[:n, :n], grown[n:, :n], grown[n:, n:] = self._factor, cross.T, factor
-        self._factor = grown
-        self._columns = torch.cat([self._columns, projected], dim=1)
-        self._pending = torch.cat([self._pending, keys], dim=1)
-        if self._pending.shape[1] >= self._fold_after:
+        if len(self._keys) >= self._fold_after:
             self.fold()
+
+    def forget(self, keys: Float[Tensor, "d_in b"]) -> None:
+        """Take back that ``keys`` were written: one column for each time, with the values that were remembered.
+
+        Law: the next update is that of a memory to which these keys were never given, as long as no refresh came in
+        between; after one the projector stays the one of that moment until the next. The count goes down, and
+        ``last_refresh`` with it where it would exceed the count. Without history only the count changes.
+        Folded keys are known by their sum alone, so the caller vouches for those: a key never remembered is refused
+        when it is not carried and none are folded, or when history has not the energy to give.
+        Raises: MethodError for keys that were not remembered, ShapeError; a refused call forgets nothing.
+        Cost: O((d_in + n) m n) for keys since the last fold; one eigendecomposition when any was folded before.
+        """
+        self._check_keys(keys)
+        if self.rule.history:
+            keys = self._cast(keys)
+            kept, folded = self._locate(keys)
+            if folded.shape[1] > self.n_written - len(self._keys):
+                raise _unknown()
+            if folded.shape[1] > 0:
+                self._fold(self._keys.matrix[:, kept], folded)
+            else:
+                self._carry_only(self._keys.matrix[:, kept])
+        elif keys.shape[1] > self.n_written:
+            raise _unknown()
+        self.n_written -= keys.shape[1]
+        self.last_refresh = min(self.last_refresh, self.n_written)
 
     def fold(self) -> None:
         """Move the carried keys into the diagonal: one eigendecomposition; later updates are the same."""
-        self._absorb_pending()
-        self._diagonalize()
+        if len(self._keys) > 0:
+            carried = self._keys.matrix
+            self._fold(carried, carried[:, :0])
 
     def refresh_due(self) -> bool:
         """Whether the rule asks for a new projector before the next edit."""
@@ -120,40 +170,69 @@ class AssociativeMemory:
         return self.rule.projector == "refreshed" and due
 
     def refresh(self) -> None:
-        """A new projector from text and history (methods.md B.7), whatever ``refresh_every`` says."""
-        self._absorb_pending()
-        self.null_space = self._project()
+        """A new projector from text and history (methods.md B.7), whatever ``refresh_every`` says.
+
+        Under a rule whose projector is never refreshed this is a fold.
+        """
+        if self._moment is None:
+            self.fold()
+        else:
+            self._reproject(self._moment)
         self.last_refresh = self.n_written
-        self._diagonalize()
 
-    def _project(self) -> NullSpace:
+    def _first_space(self, moment: Float[Tensor, "d_in d_in"]) -> tuple[NullSpace, Float[Tensor, " m"]]:
+        """The first null space and the energies of ``lambda1 C0`` along its basis: its eigenvectors diagonalize it."""
         rule = self.rule
-        if rule.projector == "none":
-            return build_null_space(self.moment, None)
         if rule.projector == "refreshed" and rule.refresh_rule == "literal":
-            return build_null_space(self._protected(), rule.threshold)
-        if self._history is None or self.n_written == 0 or rule.projector == "fixed":
-            return build_null_space(self.moment, rule.threshold)
-        blend = (self._history / self.n_written + rule.leakage_weight * self.moment) / (rule.leakage_weight + 1)
-        return build_null_space(blend, rule.threshold)
+            space = build_null_space(rule.leakage_weight * moment.double(), rule.threshold)
+            return space, space.eigenvalues
+        space = build_null_space(moment, None if rule.projector == "none" else rule.threshold)
+        return space, rule.leakage_weight * space.eigenvalues
 
-    def _protected(self) -> Float[Tensor, "d_in d_in"]:
-        protected = self.rule.leakage_weight * self.moment
-        return protected if self._history is None else protected + self._history
+    def _reproject(self, moment: Float[Tensor, "d_in d_in"]) -> None:
+        space = build_null_space(self._thresholded(moment), self.rule.threshold)
+        energies, rotation = torch.linalg.eigh(space.basis.T @ (self._protected(moment) @ space.basis))
+        diagonal = self._positive(energies)
+        carried = self._keys.matrix
+        self._absorb(carried, carried[:, :0])
+        self._install(space.turned(rotation), GrowingSystem(diagonal))
 
-    def _absorb_pending(self) -> None:
+    def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
+        """The matrix whose small eigenvalues span the next null space."""
+        if self.rule.refresh_rule == "literal":
+            return self._protected(moment)
+        if not self.rule.history or self.n_written == 0:
+            return moment
+        return self._protected(moment, 1 / self.n_written).div_(self.rule.leakage_weight + 1)
+
+    def _protected(self, moment: Float[Tensor, "d_in d_in"], weight: float = 1.0) -> Float[Tensor, "d_in d_in"]:
+        """``lambda1 C0 + weight H``, carried keys included."""
+        protected = self.rule.leakage_weight * moment.double()
         if self._history is not None:
-            self._history.addmm_(self._pending, self._pending.T)
-        self._pending = self._pending[:, :0]
+            protected.add_(self._history, alpha=weight)
+        return protected.addmm_(self._keys.matrix, self._keys.matrix.T, alpha=weight)
 
-    def _diagonalize(self) -> None:
-        """Rotate the null space's basis so that ``U^T C U`` is diagonal."""
-        basis = self.null_space.basis
-        energies, rotation = torch.linalg.eigh(basis.T @ self._protected() @ basis)
-        self._install(basis @ rotation, energies)
+    def _fold(self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]) -> None:
+        """Carry no key; the diagonal and history gain ``entering`` and lose ``leaving``."""
+        space, diagonal = self.null_space, self._system.diagonal
+        gained, lost = space.project(entering), space.project(leaving)
+        energies = torch.diag(diagonal - self.rule.ridge).addmm_(gained, gained.T).addmm_(lost, lost.T, alpha=-1)
+        values, rotation = torch.linalg.eigh(energies)
+        if lost.numel() > 0 and float(values[0]) < -_RELATIVE_DEBT * float(diagonal.max()):
+            raise _unknown()
+        turned = self._positive(values)
+        self._absorb(entering, leaving)
+        self._install(space.turned(rotation), GrowingSystem(turned))
 
-    def _install(self, basis: Float[Tensor, "d_in m"], energies: Float[Tensor, " m"]) -> None:
-        """Take ``lambda2 I + diag(energies)`` as the system in ``basis``, with no key carried beside it."""
+    def _absorb(self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]) -> None:
+        if self._moment is None or entering.numel() + leaving.numel() == 0:
+            return
+        if self._history is None:
+            self._history = entering.new_zeros(self.d_in, self.d_in)
+        self._history.addmm_(entering, entering.T).addmm_(leaving, leaving.T, alpha=-1)
+
+    def _positive(self, energies: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """``lambda2 + energies``, raised where rounding took it below zero."""
         diagonal = energies + self.rule.ridge
         largest = float(diagonal.max())
         floor = _RELATIVE_FLOOR * largest
@@ -165,19 +244,43 @@ class AssociativeMemory:
         if (low := int((diagonal < floor).sum())) > 0:
             text = f"{low} eigenvalues were raised to {floor:.3g} to stay positive."
             warnings.warn(text, NumericalWarning, stacklevel=3)
-        self._basis = basis
-        self._diagonal = diagonal.clamp(min=floor)
-        self._columns = basis.new_zeros(basis.shape[1], 0)
-        self._factor = basis.new_zeros(0, 0)
+        return diagonal.clamp(min=floor)
 
-    def _extend(self, projected: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """The next rows of the factor of ``I + B^T D^-1 B``: ``(n, b)`` transposed cross part, ``(b, b)`` corner."""
-        identity = torch.eye(projected.shape[1], dtype=projected.dtype, device=projected.device)
-        cross = torch.linalg.solve_triangular(self._factor, self._columns.T @ scaled, upper=False)
-        corner, info = torch.linalg.cholesky_ex(identity + projected.T @ scaled - cross.T @ cross)
-        if int(info) != 0:
-            raise NumericalError("the keys' system is not positive definite.", mend="Raise lambda2 (ridge).")
-        return cross, corner
+    def _install(self, space: NullSpace, system: GrowingSystem) -> None:
+        """Take ``system`` in the basis of ``space``, with no key carried yet."""
+        self.null_space = space.to(self._basis_dtype)
+        self._system = system
+        self._keys = Columns(system.diagonal, self.d_in)
+        self._solved = None
+
+    def _carry_only(self, keys: Float[Tensor, "d_in n"]) -> None:
+        """Make ``keys`` all that is carried beside the diagonal."""
+        system = GrowingSystem(self._system.diagonal)
+        system.extend(system.extension(self.null_space.project(keys)))
+        self._install(self.null_space, system)
+        self._keys.append(keys)
+
+    def _extension(self, keys: Float[Tensor, "d_in b"]) -> Extension:
+        """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
+        if self._solved is None or not torch.equal(self._solved[0], keys):
+            self._solved = keys.clone(), self._system.extension(self.null_space.project(keys))
+        return self._solved[1]
+
+    def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:
+        """Which carried keys stay when ``keys`` go, and those of ``keys`` that are not carried."""
+        carried = self._keys.matrix
+        kept = torch.ones(carried.shape[1], dtype=torch.bool, device=carried.device)
+        folded = []
+        for key in keys.unbind(1):
+            matches = (kept & (carried == key[:, None]).all(dim=0)).nonzero()
+            if len(matches) > 0:
+                kept[matches[0]] = False
+            else:
+                folded.append(key)
+        return kept, torch.stack(folded, dim=1) if folded else keys[:, :0]
+
+    def _cast(self, keys: Tensor) -> Float[Tensor, "d_in b"]:
+        return keys.to(self._system.diagonal)
 
     def _check(self, keys: Tensor, residuals: Tensor) -> None:
         self._check_keys(keys)
@@ -191,3 +294,9 @@ class AssociativeMemory:
             raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
         if not bool(torch.isfinite(keys).all()):
             raise NumericalError("the keys are not finite.", mend="Look at the model's activations for overflow.")
+
+
+def _unknown() -> MethodError:
+    return MethodError(
+        "not all of these keys are among those remembered.", mend="Forget keys with the values they were written with."
+    )

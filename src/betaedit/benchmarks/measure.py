@@ -1,0 +1,202 @@
+"""The benchmarks: each does the same work with this engine and with the published procedure, and compares results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from betaedit.benchmarks.published import DenseSolver, PublishedEditor
+from betaedit.benchmarks.rows import Row, bandwidth, relative_error, seconds
+from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.editor import Editor
+from betaedit.editors.engine import Engine
+from betaedit.editors.pose import pose
+from betaedit.editors.recipes import find_recipe
+from betaedit.editors.values import Value, optimize_values
+from betaedit.facts.fact import Fact
+from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.rule import MemoryRule
+
+_KEPT = 0.82  # null spaces of real models keep 80 to 85% of the directions
+_D_OUT_SHARE = 3
+_HISTORY = 100
+_EDITS = 5
+_PUBLISHED = {"value_optimizer": "adam", "value_look_ahead": 1, "value_stop_probability": None}
+
+
+def solve(width: int, *, config: EditConfig | None = None, device: torch.device | str = "cpu") -> list[Row]:
+    """One layer's update at ``d_in = width`` with 100 keys written before: float64 and float32 bases."""
+    config = config or make_config({})
+    moment = synthetic_moment(width, config.nullspace_threshold, device)
+    generator = torch.Generator(device=device).manual_seed(1)
+    keys = torch.randn(width, _HISTORY + _EDITS, generator=generator, device=device)
+    residuals = torch.randn(width // _D_OUT_SHARE, _EDITS, generator=generator, device=device)
+    reference = DenseSolver(moment, config)
+    reference.history += keys[:, :_HISTORY] @ keys[:, :_HISTORY].T
+    dense, expected = _timed_updates(reference.update, keys, residuals, device)
+    speed = bandwidth(device)
+    rows: list[Row] = []
+    for basis in (torch.float64, torch.float32):
+        memory = AssociativeMemory(moment, _rule(config), basis_dtype=basis)
+        memory.remember(keys[:, :_HISTORY])
+
+        def update(key: Tensor, residual: Tensor, memory: AssociativeMemory = memory) -> Tensor:
+            found = memory.solve(key, residual)
+            memory.remember(key)
+            return found.dense()
+
+        ours, found = _timed_updates(update, keys, residuals, device)
+        kept = memory.null_space.rank
+        read = 2 * width * kept * basis.itemsize
+        rows.append(
+            Row(
+                name=f"solve d={width} {str(basis).removeprefix('torch.')}",
+                ours_seconds=ours,
+                reference_seconds=dense,
+                relative_error=relative_error(found, expected),
+                floor_seconds=read / speed,
+                details={"kept": kept / width, "history": _HISTORY, "bytes": memory.nbytes},
+            )
+        )
+    return rows
+
+
+def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
+    """Values by the published settings, then by the editor's own, against whole passes with the published settings."""
+    model, contexts = editor.language_model, editor.engine.contexts
+    plain = editor.config.replace(**_PUBLISHED)
+    published = PublishedEditor(model, contexts, plain, editor.statistics.matrices)
+    expected: list[Tensor] = []
+    steps: list[int] = []
+
+    def reference() -> None:
+        for fact in facts:
+            target, n = published.value(fact)
+            expected.append(target)
+            steps.append(n)
+
+    def ours(config: EditConfig) -> None:
+        found.clear()
+        for fact in facts:
+            found.extend(optimize_values(model, pose(model, [fact], contexts, config), config))
+
+    found: list[Value] = []
+    dense = seconds(reference) / len(facts)
+    rows: list[Row] = []
+    for name, config in (("value, published settings", plain), ("value, preset", editor.config)):
+        ours(config)
+        taken = seconds(lambda config=config: ours(config)) / len(facts)  # type: ignore[misc]
+        same = config is plain
+        error = max(relative_error(v.target, z) for v, z in zip(found, expected, strict=True)) if same else None
+        evaluations = sum(v.n_evaluations for v in found) / len(found)
+        details = {"evaluations": evaluations, "reference_evaluations": sum(steps) / len(steps), "facts": len(facts)}
+        floor = evaluations * _step_bytes(editor) / bandwidth(model.device)
+        rows.append(Row(name, taken, dense, error, floor, details))
+    return rows
+
+
+def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
+    """Whole edits in sequence: published settings, the editor's own, batches of ten, and looking ten facts ahead."""
+    model, contexts, moments = editor.language_model, editor.engine.contexts, editor.statistics
+    plain = editor.config.replace(**_PUBLISHED)
+    published = PublishedEditor(model, contexts, plain, moments.matrices)
+    editor.reset()
+
+    def reference() -> None:
+        for fact in facts:
+            published.edit(fact)
+
+    dense = seconds(reference) / len(facts)
+    expected = _changes(editor.engine)
+    rows: list[Row] = []
+    for name, config, batch in (
+        ("edit, published settings", plain, 1),
+        ("edit, preset", editor.config, 1),
+        ("edit, preset, batches of 10", editor.config, 10),
+        ("edit, preset, look-ahead 10", editor.config.replace(value_look_ahead=10), 1),
+    ):
+        editor.reset()
+        engine = Engine(model, editor.recipe, config, moments, contexts)
+        step = batch * config.value_look_ahead
+
+        def work(engine: Engine = engine, step: int = step, batch: int = batch) -> None:
+            for at in range(0, len(facts), step):
+                list(engine.write(facts[at : at + step], batch_size=batch))
+
+        taken = seconds(work) / len(facts)
+        found = _changes(engine)
+        error = max(relative_error(found[layer], expected[layer]) for layer in expected)
+        engine.restore()
+        rows.append(Row(name, taken, dense, error if config is plain else None, None, {"facts": len(facts)}))
+    return rows
+
+
+def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: str = "cpu") -> list[Row]:
+    """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100."""
+    config = make_config({})
+    memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))
+    generator = torch.Generator(device=device).manual_seed(1)
+    rows: list[Row] = []
+    for count in counts:
+        while memory.n_written < count:
+            missing = min(count - memory.n_written, 256)
+            memory.remember(torch.randn(width, missing, generator=generator, device=device))
+        keys = torch.randn(width, 20, generator=generator, device=device)
+        residuals = torch.randn(width // _D_OUT_SHARE, 20, generator=generator, device=device)
+
+        def work(keys: Tensor = keys, residuals: Tensor = residuals) -> None:
+            for at in range(keys.shape[1]):
+                memory.solve(keys[:, at : at + 1], residuals[:, at : at + 1])
+                memory.remember(keys[:, at : at + 1])
+
+        taken = seconds(work, device=device) / keys.shape[1]
+        details = {"bytes": memory.nbytes, "d_in": width}
+        hundredth = next((row.ours_seconds for row in rows if row.details["keys"] == _HISTORY), None)
+        rows.append(Row(f"update after {count} keys", taken, hundredth, details={"keys": count, **details}))
+    return rows
+
+
+def synthetic_moment(width: int, threshold: float, device: torch.device | str = "cpu") -> Tensor:
+    """A second moment whose spectrum falls as a language model's does, with the usual share under ``threshold``."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(width, width, generator=generator, device=device)).Q
+    n_large = width - round(_KEPT * width)
+    small = torch.logspace(-4, 0, width - n_large, device=device) * threshold * 0.99
+    large = torch.logspace(0, 3, n_large, device=device) * threshold * 1.01
+    moment: Tensor = (basis * torch.cat([small, large])) @ basis.T
+    return moment
+
+
+def _rule(config: EditConfig) -> MemoryRule:
+    return find_recipe("betaedit").rule(config)
+
+
+def _changes(engine: Engine) -> dict[int, Tensor]:
+    return {layer: matrix.change() for layer, matrix in engine.matrices.items()}
+
+
+def _timed_updates(
+    update: Callable[[Tensor, Tensor], Tensor], keys: Tensor, residuals: Tensor, device: torch.device | str
+) -> tuple[float, Tensor]:
+    """Median seconds of the edits after the history, and the last update."""
+    taken: list[float] = []
+    results: list[Tensor] = []
+    for at in range(_EDITS):
+        key, residual = keys[:, _HISTORY + at, None], residuals[:, at, None]
+        taken.append(seconds(partial(_into, results, update, key, residual), device=device))
+    return sorted(taken)[_EDITS // 2], results[-1]
+
+
+def _into(results: list[Tensor], update: Callable[[Tensor, Tensor], Tensor], key: Tensor, residual: Tensor) -> None:
+    results.append(update(key, residual))
+
+
+def _step_bytes(editor: Editor) -> float:
+    """Bytes of weights that one evaluation of a value must read: forward and backward, layers above and head."""
+    anatomy = editor.language_model.anatomy
+    modules = [*anatomy.layers[editor.config.layers[-1] + 1 :], anatomy.head]
+    total: float = 2.0 * sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return total

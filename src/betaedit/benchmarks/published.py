@@ -1,0 +1,154 @@
+"""The published locate-then-edit procedure as its authors' code runs it, plainly: what the engine is timed against.
+
+Whole forward passes for values, keys and outputs, and a dense float32 solve per layer (docs/methods.md A.4-7, B.7).
+Everything that torch offers is used; none of the engine's short cuts is. Right padding, batch size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from betaedit.editors.config import SLOT, EditConfig
+from betaedit.facts.fact import Fact
+from betaedit.models.anatomy import is_transposed
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target
+from betaedit.models.partial import ForwardEnded, hooks, layer_output
+
+
+class PublishedEditor:
+    """BetaEdit's sequential loop with a fixed projector.
+
+    Args:
+        model: The model that is changed.
+        contexts: Context templates, the bare one first.
+        config: Hyper-parameters.
+        moments: ``C0`` by layer.
+    """
+
+    def __init__(
+        self, model: LanguageModel, contexts: tuple[str, ...], config: EditConfig, moments: dict[int, Tensor]
+    ) -> None:
+        self.model, self.contexts, self.config = model, contexts, config
+        self.solvers = {layer: DenseSolver(moments[layer].float(), config) for layer in config.layers}
+
+    def edit(self, fact: Fact) -> None:
+        """Write one fact."""
+        value = self.value(fact)[0]
+        layers = self.config.layers
+        for step, layer in enumerate(layers):
+            key = self._key(fact, layer)
+            residual = (value - self._output(fact)) / (len(layers) - step)
+            update = self.solvers[layer].update(key[:, None], residual[:, None])
+            projection = self.model.anatomy.projection(layer)
+            with torch.no_grad():
+                projection.get_parameter("weight").add_(update.T if is_transposed(projection) else update)
+
+    def value(self, fact: Fact) -> tuple[Tensor, int]:
+        """The target hidden state by Adam, every step a whole pass over all contexts; and how many steps there were."""
+        config, model = self.config, self.model
+        target = encode_target(model.tokenizer, fact.text, fact.target_new)
+        batch = self._encode(fact, target)
+        rows, length = torch.arange(len(batch.lookup)), torch.tensor(0.0)
+        delta: Tensor | None = None
+        initial = kl_before = None
+        n = len(self.contexts)
+
+        def add(_: nn.Module, __: Any, output: Any) -> Any:
+            nonlocal initial
+            hidden = layer_output(output)
+            if initial is None:
+                initial = hidden[0, batch.lookup[0]].detach().clone()
+            hidden = hidden.clone()
+            hidden[rows, batch.lookup] += torch.zeros_like(initial) if delta is None else delta
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        delta = torch.zeros(model.anatomy.hidden_size, device=model.device, requires_grad=True)
+        adam = torch.optim.Adam([delta], lr=config.value_learning_rate)
+        at = (batch.lengths[:n] - len(target))[:, None] + torch.arange(len(target), device=batch.lengths.device)
+        with hooks([model.anatomy.layers[config.layers[-1]].register_forward_hook(add)]):
+            for step in range(config.value_steps):
+                logits = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                logs = logits.float().log_softmax(dim=-1)
+                picked = logs[rows[:n, None], at, torch.tensor(target, device=logs.device)]
+                kl_logs = logs[-1, batch.lookup[-1]]
+                kl_before = kl_logs.detach() if kl_before is None else kl_before
+                length = initial.norm() if initial is not None else length
+                divergence = (kl_logs.exp() * (kl_logs - kl_before)).sum()
+                decay = torch.linalg.vector_norm(delta) / length**2
+                loss = -picked.mean() + config.kl_weight * divergence + config.value_decay * decay
+                if loss.item() < config.value_stop_loss or step == config.value_steps - 1:
+                    break
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                with torch.no_grad():
+                    delta.mul_((config.value_clamp * length / delta.norm()).clamp(max=1.0))
+        assert initial is not None
+        return initial + delta.detach(), step + 1
+
+    def _encode(self, fact: Fact, target: Sequence[int]) -> EncodedPrompts:
+        prompts = [Prompt.fill(template, fact.prompt, fact.subject) for template in self.contexts]
+        prompts.append(Prompt.fill(SLOT, self.config.kl_template, fact.subject))
+        tails = [*([list(target[:-1])] * len(self.contexts)), []]
+        device = self.model.device
+        return encode_prompts(
+            self.model.tokenizer, prompts, continuations=tails, strategy=self.config.lookup, device=device
+        )
+
+    def _key(self, fact: Fact, layer: int) -> Tensor:
+        """One pass over all contexts, stopped at the layer's projection, as the official tracer does."""
+        prompts = [Prompt.fill(template, fact.prompt, fact.subject) for template in self.contexts]
+        batch = encode_prompts(self.model.tokenizer, prompts, strategy=self.config.lookup, device=self.model.device)
+        inputs = _caught(self.model, batch, self.model.anatomy.projection(layer), of_input=True)
+        keys = inputs[torch.arange(len(prompts)), batch.lookup].float()
+        return keys[0] if len(prompts) == 1 else (keys[0] + keys[1:].mean(dim=0)) / 2
+
+    def _output(self, fact: Fact) -> Tensor:
+        prompt = Prompt.fill(SLOT, fact.prompt, fact.subject)
+        batch = encode_prompts(self.model.tokenizer, [prompt], strategy=self.config.lookup, device=self.model.device)
+        last = self.model.anatomy.layers[self.config.layers[-1]]
+        return _caught(self.model, batch, last, of_input=False)[0, batch.lookup[0]].float()
+
+
+class DenseSolver:
+    """The dense rule of one layer (methods.md B.7, official code): a ``d x d`` product and solve per edit.
+
+    Args:
+        moment: ``C0`` (d_in, d_in), in the type to compute in.
+        config: Strengths and threshold.
+    """
+
+    def __init__(self, moment: Tensor, config: EditConfig) -> None:
+        values, vectors = torch.linalg.eigh(moment.double())
+        kept = vectors[:, values < config.nullspace_threshold]
+        self.projector = (kept @ kept.T).to(moment)
+        self.history = torch.zeros_like(moment)
+        self.protected = config.leakage_weight * moment
+        self.ridge = config.ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+    def update(self, keys: Tensor, residuals: Tensor) -> Tensor:
+        """The dense update ``(d_out, d_in)`` of ``keys`` ``(d_in, b)``, which are remembered."""
+        system = self.projector @ (keys @ keys.T + self.protected + self.history) + self.ridge
+        update: Tensor = torch.linalg.solve(system, self.projector @ keys @ residuals.T).T
+        self.history += keys @ keys.T
+        return update
+
+
+@torch.no_grad()
+def _caught(model: LanguageModel, batch: EncodedPrompts, module: nn.Module, *, of_input: bool) -> Tensor:
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, args: Any, output: Any = None) -> None:
+        caught.append(args[0] if of_input else layer_output(output))
+        raise ForwardEnded
+
+    handle = module.register_forward_pre_hook(catch) if of_input else module.register_forward_hook(catch)
+    with hooks([handle]), suppress(ForwardEnded):
+        model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return caught[0]

@@ -1,0 +1,109 @@
+"""``betaedit bench``: this engine and the published procedure on the same work, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from betaedit.cli import options
+from betaedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from betaedit.benchmarks.rows import Row
+
+NAMES = ("solve", "value", "edit", "growth")
+
+
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; all by default.")] = None,
+    model: options.ModelOption = "smollm2",
+    widths: Annotated[str, typer.Option("--widths", help="Key widths for solve.")] = "1536,4096",
+    file: Annotated[
+        Path | None, typer.Option("--from", help="Facts for value and edit; the demo's by default.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 5,
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    json_: options.JsonOption = False,
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+) -> None:
+    """Time this engine against the published procedure, on the same work in one run.
+
+    The reference does whole forward passes and dense solves, as the papers' code does.
+    """
+    from rich.console import Console
+
+    from betaedit.benchmarks import measure
+    from betaedit.benchmarks.rows import machine
+    from betaedit.cli.render import Bars
+    from betaedit.facts.readers import demo_path, read_cases
+
+    wanted = names or list(NAMES)
+    unknown = [name for name in wanted if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
+    sizes = _sizes(widths)
+    values = options.overrides(config, set_, None)
+    console = Console(stderr=json_)
+    rows: list[Row] = []
+    if "solve" in wanted:
+        for width in sizes:
+            rows += measure.solve(width, device=device or "cpu")
+    if "growth" in wanted:
+        rows += measure.growth(sizes[0], device=device or "cpu")
+    if {"value", "edit"} & set(wanted):
+        editor = options.load_editor(
+            model,
+            "betaedit",
+            dtype=dtype,
+            device=device,
+            device_map=None,
+            values=values,
+            statistics=None,
+            progress=Bars(console),
+        )
+        facts = [case.fact for case in read_cases(file or demo_path(), limit=limit).cases]
+        editor.prepare()
+        for name, work in (("value", measure.value), ("edit", measure.edit)):
+            if name in wanted:
+                rows += work(editor, facts)
+    if json_:
+        options.print_json({"rows": [row.to_dict() for row in rows], "machine": machine(device or "cpu")})
+        return
+    console.print(_table(rows))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--widths {text!r} is no list of numbers.", mend="Write --widths 1536,4096.") from error
+    if min(sizes) < 1:
+        raise ConfigError(f"--widths {text!r}: a width is 1 or more.", mend="Write --widths 1536,4096.")
+    return sizes
+
+
+def _table(rows: list[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table("benchmark", "ours", "reference", "ratio", "relative error", "floor")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.ours_seconds:.4g} s",
+            *(
+                "-" if value is None else form.format(value)
+                for value, form in (
+                    (row.reference_seconds, "{:.4g} s"),
+                    (row.ratio, "{:.1f}x"),
+                    (row.relative_error, "{:.1e}"),
+                    (row.floor_seconds, "{:.4g} s"),
+                )
+            ),
+        )
+    return table

@@ -1,0 +1,74 @@
+"""A batch of facts posed to the model: their prompts in all contexts, run once through the layers below the edits.
+
+What enters the first edited layer never changes, whatever is written; so one recording serves the values of the facts,
+their keys, and the residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from betaedit.editors.config import SLOT, EditConfig
+from betaedit.facts.fact import Fact
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import Prompt, encode_prompts, encode_target
+from betaedit.models.partial import Recording, record
+
+
+@dataclass(frozen=True)
+class Pose:
+    """The recorded prompts of some facts.
+
+    Args:
+        recording: Of all prompts: per fact one in each context, followed by all target tokens but the last, then the KL
+            prompt. Holds what enters the first edited layer and the one after the last.
+        target_ids: The target's tokens, per fact.
+        n_contexts: Contexts per fact, the bare one first.
+    """
+
+    recording: Recording
+    target_ids: tuple[tuple[int, ...], ...]
+    n_contexts: int
+
+    def __len__(self) -> int:
+        return len(self.target_ids)
+
+    def prompts(self, facts: Sequence[int]) -> Tensor:
+        """``(b, contexts + 1)`` index of the prompts of some facts, the KL prompt last."""
+        per_fact = self.n_contexts + 1
+        first = torch.tensor(list(facts), device=self.lookup.device) * per_fact
+        return first[:, None] + torch.arange(per_fact, device=first.device)
+
+    @property
+    def lookup(self) -> Tensor:
+        """``(n,)`` lookup token of every prompt."""
+        return self.recording.prompts.lookup
+
+    @property
+    def lengths(self) -> Tensor:
+        """``(n,)`` tokens of every prompt."""
+        return self.recording.prompts.lengths
+
+
+def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...], config: EditConfig) -> Pose:
+    """Encode and record ``facts`` in ``contexts``: one pass through the layers up to the last edited one.
+
+    Raises:
+        LookupTokenError: A subject covers no token.
+    """
+    target_ids = tuple(tuple(encode_target(model.tokenizer, fact.text, fact.target_new)) for fact in facts)
+    prompts: list[Prompt] = []
+    continuations: list[tuple[int, ...]] = []
+    for fact, ids in zip(facts, target_ids, strict=True):
+        prompts += [Prompt.fill(template, fact.prompt, fact.subject) for template in contexts]
+        prompts.append(Prompt.fill(SLOT, config.kl_template, fact.subject))
+        continuations += [*[ids[:-1]] * len(contexts), ()]
+    encoded = encode_prompts(
+        model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
+    )
+    first, above = config.layers[0], config.layers[-1] + 1
+    return Pose(record(model.anatomy, encoded, run=above, keep=(first, above)), target_ids, len(contexts))

@@ -1,0 +1,109 @@
+"""How the loss of values is brought down: Adam as published, or projected gradient with Barzilai-Borwein steps.
+
+A search holds one point per fact, the change ``delta`` ``(d_out,)``, inside a ball around zero. The caller evaluates
+loss and gradient at the points of the facts still under way and hands them to ``step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from betaedit.editors.config import EditConfig
+
+
+class Search(Protocol):
+    """One point per fact, moved downhill."""
+
+    keeps_best: ClassVar[bool]
+    """Whether the lowest point met is the result, or the last one."""
+
+    def points(self, rows: Tensor) -> Tensor:
+        """``(a, d_out)`` where the facts ``rows`` ``(a,)`` are to be evaluated next."""
+
+    def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
+        """Move on, given loss ``(a,)`` and gradient ``(a, d_out)`` of the facts ``rows`` at their points."""
+
+
+def make_search(initial: Tensor, config: EditConfig) -> Search:
+    """The search that ``config`` names, at zero; ``initial`` ``(b, d_out)`` are the hidden states to be changed."""
+    return _SEARCHES[config.value_optimizer](initial.norm(dim=1), initial, config)
+
+
+class AdamSearch:
+    """Adam with steps pulled back into the ball (methods.md A.5)."""
+
+    keeps_best: ClassVar[bool] = False
+
+    def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
+        self._radius = config.value_clamp * lengths
+        self._points = [torch.zeros_like(row).requires_grad_() for row in initial]
+        self._adam = torch.optim.Adam(self._points, lr=config.value_learning_rate)
+
+    def points(self, rows: Tensor) -> Tensor:
+        """See ``Search``."""
+        return torch.stack([self._points[row] for row in rows.tolist()]).detach()
+
+    def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
+        """One Adam step of each fact in ``rows``; the others, without a gradient, stay."""
+        self._adam.zero_grad()
+        for row, slope in zip(rows.tolist(), gradient, strict=True):
+            self._points[row].grad = slope
+        self._adam.step()
+        with torch.no_grad():
+            for row in rows.tolist():
+                self._points[row].copy_(_into_ball(self._points[row], self._radius[row]))
+
+
+class SpectralSearch:
+    """Projected gradient with Barzilai-Borwein step lengths (Birgin, Martinez and Raydan 2000), safeguarded.
+
+    From the lowest point met, ``s`` and ``y`` the last differences of point and gradient, the step is
+    ``-(s.s / s.y) g``, no longer than ``value_longest_step``; the first one has length ``value_first_step``, both in
+    norms of the hidden state. A point that is not lower is given up: the next one is half as far.
+    """
+
+    keeps_best: ClassVar[bool] = True
+
+    def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
+        self._radius = config.value_clamp * lengths
+        self._longest = config.value_longest_step * lengths
+        self._reach = config.value_first_step * lengths
+        self._points = torch.zeros_like(initial)
+        self._best = torch.zeros_like(initial)
+        self._slope = torch.zeros_like(initial)
+        self._loss = torch.full_like(lengths, torch.inf)
+
+    def points(self, rows: Tensor) -> Tensor:
+        """See ``Search``."""
+        return self._points[rows]
+
+    def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
+        """See ``Search``."""
+        lower, begun = loss < self._loss[rows], torch.isfinite(self._loss[rows])
+        moved, turned = self._points[rows] - self._best[rows], gradient - self._slope[rows]
+        curvature = (moved * turned).sum(dim=1)
+        spectral = moved.square().sum(dim=1) / curvature * gradient.norm(dim=1)
+        spectral = torch.where(curvature > 0, spectral, torch.inf).minimum(self._longest[rows])
+        onward = torch.where(begun, spectral, self._reach[rows])
+        self._reach[rows] = torch.where(lower, onward, moved.norm(dim=1) / 2)
+        keep = lower[:, None]
+        self._best[rows] = torch.where(keep, self._points[rows], self._best[rows])
+        self._slope[rows] = torch.where(keep, gradient, self._slope[rows])
+        self._loss[rows] = torch.where(lower, loss, self._loss[rows])
+        slope = self._slope[rows]
+        steepest = slope / slope.norm(dim=1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
+        ahead = self._best[rows] - self._reach[rows, None] * steepest
+        self._points[rows] = _into_ball(ahead, self._radius[rows, None])
+
+
+def _into_ball(points: Tensor, radius: Tensor) -> Tensor:
+    """``points`` ``(..., d_out)`` pulled back to at most ``radius`` from zero."""
+    shrink: Tensor = radius / points.norm(dim=-1, keepdim=points.dim() > 1)
+    return points * shrink.clamp(max=1.0)
+
+
+_SEARCHES: dict[str, Callable[[Tensor, Tensor, EditConfig], Search]] = {"adam": AdamSearch, "spectral": SpectralSearch}

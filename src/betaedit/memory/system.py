@@ -1,0 +1,63 @@
+"""A positive definite system that grows by a low-rank term, kept as its inverse.
+
+``M = D + B B^T`` with ``D`` diagonal and a column of ``B`` per key. Its inverse is ``D^-1 - V V^T``, and a new batch of
+columns ``P`` gives ``V`` just as many: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
+``(M + P P^T)^-1 = M^-1 - (Y L^-T) (Y L^-T)^T``. So ``B`` and its ``n x n`` system need not be kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from betaedit.errors import NumericalError
+from betaedit.memory.columns import Columns
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What ``P P^T`` does to a system ``M``.
+
+    Args:
+        columns: ``Y L^-T`` (m, b), the next columns of ``V``.
+        solution: ``(M + P P^T)^-1 P`` (m, b).
+    """
+
+    columns: Float[Tensor, "m b"]
+    solution: Float[Tensor, "m b"]
+
+
+class GrowingSystem:
+    """``D + B B^T`` in ``m`` dimensions, float64.
+
+    Args:
+        diagonal: ``D`` (m,), positive.
+    """
+
+    def __init__(self, diagonal: Float[Tensor, " m"]) -> None:
+        self.diagonal = diagonal
+        self.columns = Columns(diagonal, len(diagonal))
+
+    def extension(self, added: Float[Tensor, "m b"]) -> Extension:
+        """What adding the columns ``added`` to ``B`` would change; nothing changes.
+
+        Raises: NumericalError when the system extended by them is not positive definite and finite.
+        Cost: two readings of ``V``, O(m n b).
+        """
+        V = self.columns.matrix
+        Y = added / self.diagonal[:, None] - V @ (V.T @ added)
+        corner = torch.eye(added.shape[1], dtype=added.dtype, device=added.device) + added.T @ Y
+        factor, info = torch.linalg.cholesky_ex(corner)
+        if int(info) != 0 or not bool(torch.isfinite(factor).all()):
+            raise NumericalError(
+                "the keys' system is not positive definite.", mend="Raise lambda2 (ridge), or look for huge keys."
+            )
+        columns = torch.linalg.solve_triangular(factor, Y.T, upper=False)
+        return Extension(columns.T, torch.linalg.solve_triangular(factor.T, columns, upper=True).T)
+
+    def extend(self, extension: Extension) -> None:
+        """Make the change of an ``extension`` of the system as it is."""
+        self.columns.append(extension.columns)

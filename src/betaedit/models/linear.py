@@ -1,0 +1,65 @@
+"""Matrix products of few rows with frozen weights, at the speed the processor has.
+
+On CPUs torch computes ``x W^T`` for a few dozen rows at half the speed of ``W x^T``, which is the same numbers
+(docs/benchmarks.md). A few dozen rows are what the value of one fact needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from betaedit.models.partial import replaced_forwards
+
+_NARROW = 64
+
+
+@contextmanager
+def narrow_linears(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A context in which the linear layers within ``modules`` compute products of few rows the quick way round.
+
+    Only for frozen float32 weights on the CPU; other layers, and those that accelerate moves about, stay as they are.
+    """
+    linears = {part for module in modules for part in module.modules() if _is_plain(part)}
+    with replaced_forwards({linear: _narrow_forward(linear) for linear in linears}):
+        yield
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear or "forward" in module.__dict__:
+        return False
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
+
+
+def _narrow_forward(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
+
+    def forward(x: Tensor) -> Tensor:
+        if x.numel() >= _NARROW * x.shape[-1]:
+            return nn.functional.linear(x, weight, bias)
+        product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+        return product if bias is None else product + bias
+
+    return forward
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """``x W^T`` for ``x`` ``(..., d_in)``, with a gradient for ``x`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """``(W x^T)^T``."""
+        ctx.save_for_backward(weight)
+        product = torch.mm(weight, x.flatten(0, -2).t()).t()
+        return product.contiguous().view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """``g W``."""
+        (weight,) = ctx.saved_tensors
+        return torch.mm(gradient.flatten(0, -2), weight).view(*gradient.shape[:-1], weight.shape[1]), None
