@@ -1,0 +1,36 @@
+"""``betaedit bench`` does the same work twice and compares the results."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from betaedit.cli.main import app
+from betaedit.errors import ConfigError
+
+runner = CliRunner()
+
+
+def test_the_update_of_a_small_layer_agrees_with_the_dense_one() -> None:
+    found = runner.invoke(app, ["bench", "solve", "--widths", "96", "--json"])
+    rows = json.loads(found.stdout)["rows"]
+    assert [row["name"] for row in rows] == ["solve d=96 float64", "solve d=96 float32"]
+    for row in rows:
+        assert row["relative_error"] < 1e-3
+        assert row["ratio"] == row["reference_seconds"] / row["ours_seconds"]
+        assert row["floor_seconds"] > 0
+
+
+def test_growth_is_measured_beside_the_hundredth_edit() -> None:
+    found = runner.invoke(app, ["bench", "growth", "--widths", "64", "--json"])
+    rows = json.loads(found.stdout)["rows"]
+    assert [row["details"]["keys"] for row in rows] == [1, 100, 1000, 10_000]
+    assert rows[0]["ratio"] is None
+    assert rows[3]["reference_seconds"] == rows[1]["ours_seconds"]
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
+    found = runner.invoke(app, ["bench", "nothing"])
+    assert isinstance(found.exception, ConfigError)
+    assert "solve" in found.exception.mend
