@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from betaedit.errors import NumericalError
-from betaedit.memory import build_null_space
+from betaedit.memory import NullSpace, build_null_space
 from support.reference import reference_projector, relative_error
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -183,6 +183,14 @@ def test_turning_the_basis_keeps_the_space(dtype: torch.dtype):
     assert turned.basis.dtype == dtype
     assert relative_error(turned.basis @ turned.basis.T, space.basis @ space.basis.T) < 1e-6
     assert relative_error(turned.basis, space.basis) > 0.1
+
+
+@pytest.mark.parametrize("d", [1024, 8192])
+def test_the_error_of_a_projection_does_not_grow_with_the_width(d: int):
+    basis = torch.linalg.qr(torch.randn(d, 16, dtype=torch.float64, generator=GENERATOR)).Q
+    space = NullSpace(basis, torch.zeros(16), 0.0, basis[:, :0]).to(torch.float32)
+    key = torch.randn(d, 1, dtype=torch.float64, generator=GENERATOR)
+    assert relative_error(space.project(key), basis.T @ key) < 3e-7
 
 
 @pytest.mark.parametrize("d", [5, 64, 130])

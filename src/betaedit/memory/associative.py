@@ -34,18 +34,18 @@ class AssociativeMemory:
     """The state of one edited matrix under one rule; the caller owns it.
 
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
-    smallest power of two >= ``n``: ``s d m`` for ``U`` (``s`` = 8, or 4 in float32), ``16 m`` for ``D`` and the
-    eigenvalues, ``8 (d + m) c`` for keys and low-rank term. A rule whose projector is refreshed adds ``C0`` as it was
-    given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` from the first fold or refresh on. The ``b`` keys solved last
-    take ``8 (d + 2 m) b`` until something changes.
+    smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``U`` in float64, ``4 d m + 8 d r`` in float32 with the
+    ``r <= m / 4`` strong directions of ``NullSpace``; ``16 m`` for ``D`` and the eigenvalues; ``8 (d + m) c`` for keys
+    and low-rank term; ``8 (d + 2 m) b`` for the ``b`` keys solved last, until the memory changes. A rule whose projector
+    is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
         rule: The terms switched on.
         fold_after: How many written keys are carried as low-rank columns before they are folded into the diagonal;
             changes the cost and nothing else.
-        basis_dtype: Type of ``U``. float32 halves its bytes and those read per edit; updates then agree with the
-            formula to about 1e-7 times the length of a key over that of its part in the null space
+        basis_dtype: Type of ``U``. float32 halves its bytes and those read per edit. Under a rule with a null space
+            and a ridge updates then agree with the formula to 1e-6, without them worse
             (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
 
     Raises:
@@ -192,10 +192,10 @@ class AssociativeMemory:
     def _reproject(self, moment: Float[Tensor, "d_in d_in"]) -> None:
         space = build_null_space(self._thresholded(moment), self.rule.threshold)
         energies, rotation = torch.linalg.eigh(space.basis.T @ (self._protected(moment) @ space.basis))
-        diagonal = self._positive(energies)
+        system = GrowingSystem(self._positive(energies))
         carried = self._keys.matrix
         self._absorb(carried, carried[:, :0])
-        self._install(space.turned(rotation), GrowingSystem(diagonal))
+        self._install(space.turned(rotation), system)
 
     def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
         """The matrix whose small eigenvalues span the next null space."""
@@ -218,11 +218,12 @@ class AssociativeMemory:
         gained, lost = space.project(entering), space.project(leaving)
         energies = torch.diag(diagonal - self.rule.ridge).addmm_(gained, gained.T).addmm_(lost, lost.T, alpha=-1)
         values, rotation = torch.linalg.eigh(energies)
+        # lambda1 C0 + H has no negative energy; with a float32 basis keys come back to a few digits less.
         if lost.numel() > 0 and float(values[0]) < -_RELATIVE_DEBT * float(diagonal.max()):
             raise _unknown()
-        turned = self._positive(values)
+        system = GrowingSystem(self._positive(values))
         self._absorb(entering, leaving)
-        self._install(space.turned(rotation), GrowingSystem(turned))
+        self._install(space.turned(rotation), system)
 
     def _absorb(self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]) -> None:
         if self._moment is None or entering.numel() + leaving.numel() == 0:
@@ -267,7 +268,7 @@ class AssociativeMemory:
         return self._solved[1]
 
     def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:
-        """Which carried keys stay when ``keys`` go, and those of ``keys`` that are not carried."""
+        """Which carried keys stay when ``keys`` go, and those of ``keys`` that must have been folded."""
         carried = self._keys.matrix
         kept = torch.ones(carried.shape[1], dtype=torch.bool, device=carried.device)
         folded = []

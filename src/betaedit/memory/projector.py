@@ -61,7 +61,7 @@ class NullSpace:
         return (sums.sum(dim=0, dtype=torch.float64) + rest).T
 
     def lift(self, coordinates: Float[Tensor, "m b"]) -> Float[Tensor, "d_in b"]:
-        """``U X`` in float64. Error: with a float32 basis about 3e-7 of the norm of each column."""
+        """``U X`` in float64. Error: with a float32 basis 2e-7 (``m`` = 1,000) to 5e-7 (11,000) of a column's norm."""
         return (self.basis @ coordinates.to(self.basis.dtype)).double()
 
     def turned(self, rotation: Float[Tensor, "m m"]) -> NullSpace:
