@@ -1,0 +1,155 @@
+"""The run folder: what a measured run leaves on disk, and the types of it.
+
+``run.json`` says what was run (``RunSetup``); ``edits.jsonl`` has a line per edit; ``checkpoints/00000030.json`` is the
+model after 30 edits (``Checkpoint``), 0 being the unedited one; ``outcomes/00000030.jsonl`` has a line per prompt
+measured there (``Outcome``). docs/file-formats.md describes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal["rewrite", "paraphrase", "neighbor"]
+METRICS = ("efficacy", "generality", "specificity")
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mean(_Stored):
+    """A mean over ``count`` records, with its 95% interval."""
+
+    mean: float
+    count: int
+    low: float
+    high: float
+
+
+class EditFigure(_Stored):
+    """One edit metric in both forms (methods.md G.1); ``None`` where no record has what it needs."""
+
+    probability: Mean | None
+    argmax: Mean | None
+
+
+class LayerState(_Stored):
+    """How far one edited layer has moved (methods.md G.5)."""
+
+    leakage: float
+    relative_leakage: float
+    weight_change: float
+    relative_weight_change: float
+
+
+class Ability(_Stored):
+    """One task of the general suite: accuracy and F1 of the most probable answer."""
+
+    accuracy: Mean
+    macro_f1: float
+
+
+class Outcome(_Stored):
+    """One prompt of one record: mean negative log-likelihood per token of the wanted target and of the other."""
+
+    record: str
+    kind: Kind
+    prompt: str
+    wanted: str
+    other: str | None
+    wanted_nll: float
+    other_nll: float | None
+    argmax: bool
+
+
+class WorstPrompt(_Stored):
+    """A prompt that lost most since the unedited model, with what the model says there before and after.
+
+    The margin is ``other_nll - wanted_nll``: positive where the wanted answer wins.
+    """
+
+    kind: Kind
+    prompt: str
+    wanted: str
+    other: str | None
+    margin_before: float
+    margin_after: float
+    text_before: str
+    text_after: str
+
+
+class HiddenView(_Stored):
+    """Hidden states in two dimensions: the first principal components of the unedited states of all groups.
+
+    Args:
+        layer: Whose output, at the lookup token of facts and the last token of neighbors.
+        before: Points of the unedited model by group.
+        after: The same prompts now.
+    """
+
+    layer: int
+    before: dict[str, list[tuple[float, float]]]
+    after: dict[str, list[tuple[float, float]]]
+
+
+class Checkpoint(_Stored):
+    """The model after so many edits.
+
+    Args:
+        edits: How many.
+        efficacy: The edit prompt says the new target.
+        generality: Paraphrases do.
+        specificity: Neighbors keep their own answer.
+        perplexity: On held-out prose.
+        agreement: Share of that prose's tokens at which the most probable next token is that of the unedited model.
+        kl: Mean ``KL(unedited || edited)`` of the next token there, in nats.
+        layers: Every edited layer.
+        abilities: Tasks of the general suite, by name.
+        measures: Further figures by name: fluency, portability, latency, ...
+        worst: The prompts that lost most.
+        hidden: Two-dimensional view of hidden states.
+        seconds_editing: Wall-clock of all edits so far.
+        seconds_evaluating: Of this checkpoint.
+    """
+
+    edits: int
+    efficacy: EditFigure
+    generality: EditFigure
+    specificity: EditFigure
+    perplexity: float
+    agreement: float
+    kl: float
+    layers: dict[int, LayerState]
+    abilities: dict[str, Ability] = {}
+    measures: dict[str, Mean | float] = {}
+    worst: list[WorstPrompt] = []
+    hidden: HiddenView | None = None
+    seconds_editing: float = 0.0
+    seconds_evaluating: float = 0.0
+
+
+class RunSetup(_Stored):
+    """What was run, with all that is needed to run it again.
+
+    Args:
+        format: Version of the folder's format.
+        method: Recipe.
+        model: Name and fingerprint.
+        config: Every hyper-parameter.
+        data: File, its sha256, number of records.
+        evaluate_at: Edit counts.
+        versions: betaedit, torch, transformers, python.
+        details: Statistics, contexts, command line.
+    """
+
+    format: Literal[1] = 1
+    method: str
+    model: dict[str, Any]
+    config: dict[str, Any]
+    data: dict[str, Any]
+    evaluate_at: list[int]
+    batch_size: int
+    versions: dict[str, str]
+    details: dict[str, Any] = {}
