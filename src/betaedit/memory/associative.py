@@ -36,8 +36,9 @@ class AssociativeMemory:
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
     smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``U`` in float64, ``4 d m + 8 d r`` in float32 with the
     ``r <= m / 4`` strong directions of ``NullSpace``; ``16 m`` for ``D`` and the eigenvalues; ``8 (d + m) c`` for keys
-    and low-rank term; ``8 (d + 2 m) b`` for the ``b`` keys solved last, until the memory changes. A rule whose projector
-    is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was folded.
+    and low-rank term; ``8 (d + 2 m) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
+    projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was
+    folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
