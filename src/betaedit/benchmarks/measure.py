@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from betaedit.benchmarks.published import DenseSolver, PublishedEditor
+from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, published_moments
 from betaedit.benchmarks.rows import Row, bandwidth, relative_error, seconds
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.editor import Editor
@@ -16,14 +18,19 @@ from betaedit.editors.engine import Engine
 from betaedit.editors.pose import pose
 from betaedit.editors.recipes import find_recipe
 from betaedit.editors.values import Value, optimize_values
+from betaedit.evaluation.drift import held_out_prose
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.rule import MemoryRule
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
+from betaedit.statistics.collect import Sums, add_rows, batches
 
 _KEPT = 0.82  # null spaces of real models keep 80 to 85% of the directions
 _D_OUT_SHARE = 3
 _HISTORY = 100
 _EDITS = 5
+_ROW = 256
 _PUBLISHED = {"value_optimizer": "adam", "value_look_ahead": 1, "value_stop_probability": None}
 
 
@@ -134,6 +141,43 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     return rows
 
 
+def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
+    """Second moments of all edited layers over the same tokens: one pass for all, against passes of each layer's own.
+
+    The floor is a bare forward pass through the same layers, without a product of keys.
+    """
+    model, layers = editor.language_model, editor.config.layers
+    rows, count = _prose_rows(model, n_tokens)
+    padded = [pad_rows(batch, pad_token_id(model.tokenizer)) for batch in batches(rows)]
+    blocks = [(ids.to(model.device), mask.to(model.device)) for ids, mask in padded]
+    widths = {layer: len(matrix) for layer, matrix in editor.statistics.matrices.items()}
+
+    def ours() -> Sums:
+        with TemporaryDirectory() as folder:
+            sums = Sums(Path(folder) / "sums", widths)
+            add_rows(model, sums, rows, count)
+        return sums
+
+    def bare() -> None:
+        for ids, mask in blocks:
+            forward_to(model, ids, mask, layers[-1])
+
+    found = ours()
+    taken, floor = seconds(ours, repeat=2, device=model.device), seconds(bare, repeat=2, device=model.device)
+    details = {"tokens": count, "layers": list(layers), "share_of_bare_speed": floor / taken}
+    result: list[Row] = []
+    for name, whole in (("statistics, whole passes", True), ("statistics, passes stopped at the layer", False)):
+        expected: dict[int, Tensor] = {}
+
+        def published(expected: dict[int, Tensor] = expected, whole: bool = whole) -> None:
+            expected |= published_moments(model, layers, blocks, whole=whole)
+
+        reference = seconds(published, device=model.device)
+        error = max(relative_error(found.mean(layer), expected[layer].cpu()) for layer in layers)
+        result.append(Row(name, taken, reference, error, floor, details))
+    return result
+
+
 def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: str = "cpu") -> list[Row]:
     """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100."""
     config = make_config({})
@@ -160,14 +204,21 @@ def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device
 
 
 def synthetic_moment(width: int, threshold: float, device: torch.device | str = "cpu") -> Tensor:
-    """A second moment whose spectrum falls as a language model's does, with the usual share under ``threshold``."""
+    """A second moment with the spectrum that SmolLM2's have: flat below the threshold, steep at the very top."""
     generator = torch.Generator(device=device).manual_seed(0)
     basis = torch.linalg.qr(torch.randn(width, width, generator=generator, device=device)).Q
     n_large = width - round(_KEPT * width)
-    small = torch.logspace(-4, 0, width - n_large, device=device) * threshold * 0.99
-    large = torch.logspace(0, 3, n_large, device=device) * threshold * 1.01
+    small = torch.logspace(-1.5, 0, width - n_large, device=device) * threshold * 0.99
+    large = threshold * 1.01 * 200 ** torch.linspace(0, 1, n_large, device=device) ** 4
     moment: Tensor = (basis * torch.cat([small, large])) @ basis.T
     return moment
+
+
+def _prose_rows(model: LanguageModel, n_tokens: int) -> tuple[list[list[int]], int]:
+    """The package's prose over and over, in rows of 256 tokens."""
+    text = [token for passage in held_out_prose() for token in tokenize(model.tokenizer, passage)]
+    repeated = text * (n_tokens // len(text) + 1)
+    return [repeated[at : at + _ROW] for at in range(0, n_tokens - _ROW + 1, _ROW)], n_tokens // _ROW * _ROW
 
 
 def _rule(config: EditConfig) -> MemoryRule:

@@ -105,7 +105,9 @@ class PublishedEditor:
         """One pass over all contexts, stopped at the layer's projection, as the official tracer does."""
         prompts = [Prompt.fill(template, fact.prompt, fact.subject) for template in self.contexts]
         batch = encode_prompts(self.model.tokenizer, prompts, strategy=self.config.lookup, device=self.model.device)
-        inputs = _caught(self.model, batch, self.model.anatomy.projection(layer), of_input=True)
+        inputs = _caught(
+            self.model, batch.input_ids, batch.attention_mask, self.model.anatomy.projection(layer), of_input=True
+        )
         keys = inputs[torch.arange(len(prompts)), batch.lookup].float()
         return keys[0] if len(prompts) == 1 else (keys[0] + keys[1:].mean(dim=0)) / 2
 
@@ -113,7 +115,33 @@ class PublishedEditor:
         prompt = Prompt.fill(SLOT, fact.prompt, fact.subject)
         batch = encode_prompts(self.model.tokenizer, [prompt], strategy=self.config.lookup, device=self.model.device)
         last = self.model.anatomy.layers[self.config.layers[-1]]
-        return _caught(self.model, batch, last, of_input=False)[0, batch.lookup[0]].float()
+        return _caught(self.model, batch.input_ids, batch.attention_mask, last, of_input=False)[
+            0, batch.lookup[0]
+        ].float()
+
+
+@torch.no_grad()
+def published_moments(
+    model: LanguageModel, layers: Sequence[int], blocks: Sequence[tuple[Tensor, Tensor]], *, whole: bool
+) -> dict[int, Tensor]:
+    """``C0`` of every layer, each by passes of its own over the same tokens (methods.md A.6), float32.
+
+    Args:
+        model: The model.
+        layers: The layers to be edited.
+        blocks: ``(input_ids, attention_mask)`` of the batches.
+        whole: Whole forward passes, logits and all; else each ends at the layer, as the official tracer's do.
+    """
+    moments: dict[int, Tensor] = {}
+    for layer in layers:
+        projection = model.anatomy.projection(layer)
+        total, count = torch.zeros(()), 0
+        for ids, mask in blocks:
+            keys = _caught(model, ids, mask, projection, of_input=True, whole=whole)[mask.bool()].float()
+            total = total + keys.T @ keys
+            count += len(keys)
+        moments[layer] = total / count
+    return moments
 
 
 class DenseSolver:
@@ -140,15 +168,24 @@ class DenseSolver:
         return update
 
 
+def forward_to(model: LanguageModel, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+    """A forward pass that ends with ``layer``, and its output."""
+    return _caught(model, ids, mask, model.anatomy.layers[layer], of_input=False)
+
+
 @torch.no_grad()
-def _caught(model: LanguageModel, batch: EncodedPrompts, module: nn.Module, *, of_input: bool) -> Tensor:
+def _caught(
+    model: LanguageModel, ids: Tensor, mask: Tensor, module: nn.Module, *, of_input: bool, whole: bool = False
+) -> Tensor:
+    """What enters or leaves ``module`` in a pass that ends there, or goes to its own end."""
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, args: Any, output: Any = None) -> None:
         caught.append(args[0] if of_input else layer_output(output))
-        raise ForwardEnded
+        if not whole:
+            raise ForwardEnded
 
     handle = module.register_forward_pre_hook(catch) if of_input else module.register_forward_hook(catch)
     with hooks([handle]), suppress(ForwardEnded):
-        model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        model.model(input_ids=ids, attention_mask=mask)
     return caught[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,11 @@ from betaedit.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from betaedit.benchmarks.peak import Peak
     from betaedit.benchmarks.rows import Row
 
-NAMES = ("solve", "value", "edit", "growth")
+NAMES = ("solve", "value", "edit", "statistics", "growth", "memory")
+_MIB = 2**20
 
 
 def bench(
@@ -39,6 +42,7 @@ def bench(
     from rich.console import Console
 
     from betaedit.benchmarks import measure
+    from betaedit.benchmarks.peak import measure_peak
     from betaedit.benchmarks.rows import machine
     from betaedit.cli.render import Bars
     from betaedit.facts.readers import demo_path, read_cases
@@ -47,16 +51,17 @@ def bench(
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
-    sizes = _sizes(widths)
+    all_widths = _sizes(widths)
     values = options.overrides(config, set_, None)
     console = Console(stderr=json_)
     rows: list[Row] = []
+    peak: Peak | None = None
     if "solve" in wanted:
-        for width in sizes:
+        for width in all_widths:
             rows += measure.solve(width, device=device or "cpu")
     if "growth" in wanted:
-        rows += measure.growth(sizes[0], device=device or "cpu")
-    if {"value", "edit"} & set(wanted):
+        rows += measure.growth(all_widths[0], device=device or "cpu")
+    if {"value", "edit", "statistics", "memory"} & set(wanted):
         editor = options.load_editor(
             model,
             "betaedit",
@@ -72,10 +77,18 @@ def bench(
         for name, work in (("value", measure.value), ("edit", measure.edit)):
             if name in wanted:
                 rows += work(editor, facts)
+        if "statistics" in wanted:
+            rows += measure.statistics(editor)
+        if "memory" in wanted:
+            peak = measure_peak(model, limit)
     if json_:
-        options.print_json({"rows": [row.to_dict() for row in rows], "machine": machine(device or "cpu")})
+        memory = {} if peak is None else {"memory": asdict(peak)}
+        options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(device or "cpu")})
         return
     console.print(_table(rows))
+    if peak is not None:
+        sizes = {name: f"{held / _MIB:.0f} MiB" for name, held in asdict(peak).items()}
+        console.print("peak memory: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
 
 
 def _sizes(text: str) -> list[int]:

@@ -77,7 +77,7 @@ def collect_moments(
     if file.exists():
         logger.info("statistics from the cache: %s", file)
         return Moments.load(file)
-    sums = _Sums(file.with_suffix(".partial"), widths)
+    sums = Sums(file.with_suffix(".partial"), widths)
     _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
     moments = Moments({layer: sums.mean(layer) for layer in layers}, sums.n_tokens, origin)
     if sums.n_tokens < max(widths.values()):
@@ -91,21 +91,21 @@ def collect_moments(
 
 
 def _gather(
-    model: LanguageModel, sums: _Sums, corpus: Corpus, n_tokens: int, skip_first_token: bool, progress: Progress
+    model: LanguageModel, sums: Sums, corpus: Corpus, n_tokens: int, skip_first_token: bool, progress: Progress
 ) -> None:
     """Add blocks of the corpus, from the first one not yet counted, until the budget is met."""
     with progress.task("second moments", n_tokens, "tokens") as task:
         task.advance(sums.n_tokens)
         for block in corpus.blocks(model, sums.n_blocks):
             before = sums.n_tokens
-            _add_block(model, sums, block, n_tokens, skip_first_token)
+            add_rows(model, sums, block, n_tokens, skip_first_token)
             task.advance(sums.n_tokens - before)
             if sums.n_tokens >= n_tokens:
                 return
             sums.checkpoint()
 
 
-class _Sums:
+class Sums:
     """Sums of ``k k^T`` under way, kept on disk between blocks."""
 
     def __init__(self, file: Path, widths: dict[int, int]) -> None:
@@ -149,8 +149,9 @@ class _Sums:
 
 
 @torch.no_grad()
-def _add_block(model: LanguageModel, sums: _Sums, block: Rows, budget: int, skip_first: bool) -> None:
-    for rows in _batches(block):
+def add_rows(model: LanguageModel, sums: Sums, block: Rows, budget: int, skip_first: bool = False) -> None:
+    """Count the keys of a block of token rows, up to ``budget`` tokens in all, in passes that end at the last layer."""
+    for rows in batches(block):
         ids, mask = pad_rows(rows, pad_token_id(model.tokenizer))
         counted = mask.bool()
         if skip_first:
@@ -164,7 +165,7 @@ def _add_block(model: LanguageModel, sums: _Sums, block: Rows, budget: int, skip
     sums.n_blocks += 1
 
 
-def _batches(block: Rows) -> Iterator[Rows]:
+def batches(block: Rows) -> Iterator[Rows]:
     """Rows of similar length together, a bounded number of padded tokens each."""
     batch: Rows = []
     for row in sorted((row for row in block if row), key=len, reverse=True):
@@ -177,7 +178,7 @@ def _batches(block: Rows) -> Iterator[Rows]:
 
 
 @contextmanager
-def _key_hooks(model: LanguageModel, sums: _Sums, chosen: Tensor) -> Iterator[None]:
+def _key_hooks(model: LanguageModel, sums: Sums, chosen: Tensor) -> Iterator[None]:
     last = max(sums.total)
 
     def hook(layer: int) -> Any:
