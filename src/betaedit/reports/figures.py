@@ -74,7 +74,7 @@ def draw_cloud(cloud: Cloud) -> str:
 
     with _canvas(_SQUARE) as (figure, axes):
         for place, (group, before) in enumerate(cloud.view.before.items()):
-            color, marker = f"#0a2b{place % COLORS:02x}", MARKERS[place % len(MARKERS)]
+            color, marker = f"#0a2b{place % COLORS:02x}", _marker(place)
             after = cloud.view.after[group]
             axes.add_collection(
                 LineCollection(list(zip(before, after, strict=True)), colors=color, linewidths=0.6, alpha=0.35)
@@ -94,17 +94,18 @@ def draw_marker(place: int, family: str = "run") -> str:
         color = f"#0a{'1' if family == 'run' else '2'}b{place % COLORS:02x}"
         if family == "run":
             axes.plot([0, 2], [0, 0], color=color, lw=1.8)
-        axes.plot([1], [0], marker=MARKERS[place % len(MARKERS)], color=color, ms=6)
+        axes.plot([1], [0], marker=_marker(place), color=color, ms=6)
         axes.set(xlim=(0, 2), ylim=(-1, 1))
         return _inline(figure, f"marker-{family}-{place}")
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
-    color, marker = f"#0a1b{line.color % COLORS:02x}", MARKERS[line.color % len(MARKERS)]
-    x, y = [point.x for point in line.points], [point.y for point in line.points]
-    low = [point.y if point.low is None else point.low for point in line.points]
-    high = [point.y if point.high is None else point.high for point in line.points]
-    if (low, high) != (y, y):
+    color, marker = f"#0a1b{line.color % COLORS:02x}", _marker(line.color)
+    x = [point.x for point in line.points]
+    y = [point.y if math.isfinite(point.y) else math.nan for point in line.points]
+    low = [middle if point.low is None else point.low for point, middle in zip(line.points, y, strict=True)]
+    high = [middle if point.high is None else point.high for point, middle in zip(line.points, y, strict=True)]
+    if any(point.low is not None for point in line.points):
         axes.fill_between(x, low, high, color=color, alpha=0.16, lw=0)
     axes.plot(x, y, color=color, marker=marker, lw=1.8, alpha=line.strength, mec="none")
 
@@ -182,10 +183,20 @@ def _inline(figure: Figure, key: str) -> str:
     text = re.sub(r'\bid="', f'id="{key}-', text)
     text = re.sub(r'(url\(|href=")#', rf"\g<1>#{key}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # a hundredth of a point is finer than anyone sees
+    text = re.sub(r"<[^>]*>", _rounded, text)
     for stand_in, variable in _STAND_INS.items():
         text = text.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _rounded(tag: re.Match[str]) -> str:
+    """A tag whose numbers have two decimals: a hundredth of a point is finer than anyone sees."""
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0])
+
+
+def _marker(place: int) -> str:
+    """Color and marker together repeat only after 64."""
+    return MARKERS[(place + place // COLORS) % len(MARKERS)]
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
 from betaedit.reports import charts, figures
 from betaedit.reports.charts import Cell, Chart, Cloud, Data, Run
-from betaedit.reports.verdict import LIMITS, Verdict, judge, percent
+from betaedit.reports.verdict import LIMITS, Verdict, judge, percent, shown_damage
 
 _NONE = "-"
 
@@ -78,8 +78,7 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
         title=title or f"Editing report: {', '.join(run.name for run in runs)}",
         version=__version__,
         runs=[_told(place, run) for place, run in enumerate(runs)],
-        limits=[{"name": limit.name, "watch": percent(limit.watch), "collapsed": _or_dash(limit.collapsed)}
-                for limit in LIMITS],
+        limits=_limits([judge(run.checkpoints) for run in runs]),
         tables=tables,
         sections=[(name, text, [_drawn(chart) for chart in found]) for name, text, found in sections],
         clouds=[_drawn(cloud) for cloud in views],
@@ -97,6 +96,22 @@ def verdicts(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
     return [
         {"run": run.name, "path": run.path, "method": run.setup.method, **judge(run.checkpoints).to_dict()}
         for run in charts.read_runs(folders)
+    ]
+
+
+def _limits(judged: Sequence[Verdict]) -> list[list[str]]:
+    """Every limit with what each run has reached."""
+    return [
+        [
+            limit.name,
+            percent(limit.watch),
+            percent(limit.collapsed) if math.isfinite(limit.collapsed) else _NONE,
+            *(
+                shown_damage(verdict.damage[limit.name]) if limit.name in verdict.damage else _NONE
+                for verdict in judged
+            ),
+        ]
+        for limit in LIMITS
     ]
 
 
@@ -163,7 +178,7 @@ def _figures(checkpoint: Checkpoint) -> tuple[list[Cell], list[Shown]]:
 
 
 def _with_interval(figure: Mean) -> Shown:
-    return Shown(f"{figure.mean:.1%}", f"{100 * figure.low:.1f} to {figure.high:.1%}")
+    return Shown(f"{figure.mean:.1%}", f"{100 * figure.low:.1f}-{figure.high:.1%}")
 
 
 def _differences(runs: Sequence[Run]) -> Table:
@@ -215,10 +230,6 @@ def _text(value: Any) -> str:
 
 def _cell(value: Cell) -> str:
     return _NONE if value is None else f"{value:+.2f}" if isinstance(value, float) else str(value)
-
-
-def _or_dash(limit: float) -> str:
-    return percent(limit) if math.isfinite(limit) else _NONE
 
 
 def _embedded(data: Mapping[str, Data]) -> str:

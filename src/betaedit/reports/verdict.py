@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from math import inf
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import inf, isfinite, isnan
 from typing import Any, Literal
 
 from betaedit.experiments.record import Checkpoint, EditFigure
@@ -47,6 +47,7 @@ class Verdict:
         judgement: The level in words, and why.
         collapse: The first checkpoint found collapsed, if any.
         sound: The checkpoint before that one.
+        damage: What the last checkpoint's figures are by the names of the limits; those that are known.
     """
 
     level: Level
@@ -55,10 +56,12 @@ class Verdict:
     judgement: str
     collapse: int | None = None
     sound: int | None = None
+    damage: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as ``--json`` prints it."""
-        return asdict(self)
+        damage = {name: value if isfinite(value) else None for name, value in self.damage.items()}
+        return {**asdict(self), "damage": damage}
 
 
 def judge(checkpoints: Sequence[Checkpoint]) -> Verdict:
@@ -74,7 +77,7 @@ def judge(checkpoints: Sequence[Checkpoint]) -> Verdict:
     collapse = None if broken is None else edited[broken].edits
     earlier = [] if broken is None else [c.edits for c in checkpoints if c.edits < edited[broken].edits]
     sound = earlier[-1] if earlier else None
-    reasons = [f"{limit.name} {_shown(damage)}" for limit, damage, row in found[-1] if row != "safe"]
+    reasons = [f"{limit.name} {shown_damage(damage)}" for limit, damage, row in found[-1] if row != "safe"]
     return Verdict(
         level,
         edited[-1].edits,
@@ -82,6 +85,7 @@ def judge(checkpoints: Sequence[Checkpoint]) -> Verdict:
         _judgement(level, reasons, collapse, sound),
         collapse,
         sound,
+        {limit.name: damage for limit, damage, _ in found[-1]},
     )
 
 
@@ -132,8 +136,8 @@ def percent(share: float, digits: int = 0) -> str:
 
 def growth(base: Checkpoint, checkpoint: Checkpoint) -> str:
     """Change of perplexity: in percent, or as a factor where it is large."""
-    factor = checkpoint.perplexity / base.perplexity
-    return f"{factor - 1:+.1%}" if factor < _LONGEST_PERCENTAGE else f"{factor:,.0f}-fold"
+    change = checkpoint.perplexity / base.perplexity - 1
+    return f"{change:+.1%}" if change < _LONGEST_PERCENTAGE else shown_damage(change)
 
 
 def _neighbors(base: Checkpoint | None, checkpoint: Checkpoint) -> str | None:
@@ -145,8 +149,8 @@ def _neighbors(base: Checkpoint | None, checkpoint: Checkpoint) -> str | None:
 
 
 def _judgement(level: Level, reasons: list[str], collapse: int | None, sound: int | None) -> str:
-    after = "" if sound is None else f"after {sound:,} edits, "
-    where = "" if collapse is None else f"The collapse began {after}and was seen at {collapse:,}."
+    began = "" if sound is None else f"began after {sound:,} edits and "
+    where = "" if collapse is None else f"The collapse {began}was seen at {collapse:,}."
     because = f": {', '.join(reasons)}" if reasons else ""
     sentences = {
         "safe": "Every figure is within its limits.",
@@ -156,8 +160,13 @@ def _judgement(level: Level, reasons: list[str], collapse: int | None, sound: in
     return f"{sentences[level]} {where}".strip()
 
 
-def _shown(damage: float) -> str:
-    return percent(damage) if damage < _LONGEST_PERCENTAGE else f"{damage + 1:,.0f}-fold"
+def shown_damage(damage: float) -> str:
+    """A figure of damage: in percent, or as a factor where it is large."""
+    if isnan(damage):
+        return "not a number"
+    if damage == inf:
+        return "without bound"
+    return percent(max(damage, 0.0)) if damage < _LONGEST_PERCENTAGE else f"{damage + 1:,.0f}-fold"
 
 
 def _perplexity(base: Checkpoint | None, checkpoint: Checkpoint) -> float | None:
