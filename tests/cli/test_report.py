@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from support.runs import fabricate
+from support.runs import BARE, fabricate
 
 
 def test_the_page_is_written_and_the_verdicts_are_told(betaedit, tmp_path) -> None:
-    fabricate(tmp_path / "calm", damage=0.01, steps=2)
-    fabricate(tmp_path / "wild", damage=0.98, steps=2)
+    fabricate(tmp_path / "calm", damage=0.01, steps=1, changes=BARE)
+    fabricate(tmp_path / "wild", damage=0.98, steps=1, changes=BARE)
     out = tmp_path / "new" / "page.html"
     ran = betaedit("report", tmp_path / "calm", tmp_path / "wild", "--out", out, "--title", "A & B")
     assert ran.code == 0, ran.err
@@ -19,7 +19,7 @@ def test_the_page_is_written_and_the_verdicts_are_told(betaedit, tmp_path) -> No
 
 
 def test_json_holds_the_verdicts_and_the_path(betaedit, tmp_path) -> None:
-    fabricate(tmp_path / "calm", damage=0.01, steps=1)
+    fabricate(tmp_path / "calm", damage=0.01, steps=1, changes=BARE)
     ran = betaedit("report", tmp_path / "calm", "--out", tmp_path / "page.html", "--json")
     found = json.loads(ran.out)
     assert found["path"] == str(tmp_path / "page.html")

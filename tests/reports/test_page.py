@@ -14,9 +14,9 @@ import pytest
 
 from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.experiments.folder import RunFolder
-from betaedit.experiments.record import WorstPrompt
+from betaedit.experiments.record import METRICS, WorstPrompt
 from betaedit.reports import figures, render_report
-from support.runs import TASKS, checkpoint, fabricate, figure, setup
+from support.runs import BARE, TASKS, checkpoint, fabricate, figure, setup
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -41,7 +41,7 @@ def embedded(page: str) -> dict[str, dict[str, list]]:
 class Outline(HTMLParser):
     """Every start tag with its attributes, and whether all tags close in order."""
 
-    VOID = {"meta", "link"}
+    VOID = ("meta", "link")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Outline(HTMLParser):
 
 def test_every_figure_of_three_runs_is_there(page: str) -> None:
     expected = {
-        *(f"{metric}-{form}" for metric in ("efficacy", "generality", "specificity") for form in ("argmax", "probability")),
+        *(f"{metric}-{form}" for metric in METRICS for form in ("argmax", "probability")),
         "perplexity", "agreement", "kl",
         *(f"ability-{task}" for task in TASKS),
         "measure-fluency", "measure-portability",
@@ -137,8 +137,8 @@ def test_data_cannot_become_markup(tmp_path: Path) -> None:
         text_before=HOSTILE, text_after=HOSTILE,
     )  # fmt: skip
     folder = RunFolder.create(tmp_path / "<b>run", setup("<i>", note=HOSTILE))
-    folder.write_checkpoint(checkpoint(0))
-    folder.write_checkpoint(checkpoint(5, worst=[worst], measures={"<u>measure": 1.0}))
+    folder.write_checkpoint(checkpoint(0, **BARE))
+    folder.write_checkpoint(checkpoint(5, **{**BARE, "worst": [worst], "measures": {"<u>measure": 1.0}}))
     page = render_report([folder], title=HOSTILE)
     tags = {tag for tag, _ in Outline(page).tags}
     assert not tags & {"b", "i", "u"}
@@ -150,8 +150,7 @@ def test_data_cannot_become_markup(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", setup())
     none = figure(None, None)
-    bare = {"abilities": {}, "measures": {}, "worst": [], "hidden": None, "layers": {}}
-    folder.write_checkpoint(checkpoint(5, efficacy=figure(None, 1.0), generality=none, specificity=none, **bare))
+    folder.write_checkpoint(checkpoint(5, efficacy=figure(None, 1.0), generality=none, specificity=none, **BARE))
     page = render_report([folder])
     assert embedded(page).keys() == {"latest", "efficacy-argmax", "perplexity", "agreement", "kl"}
     assert "Abilities" not in page
@@ -165,13 +164,13 @@ def test_a_run_that_has_not_been_measured_yet_is_still_a_page(tmp_path: Path) ->
 def test_a_broken_model_is_drawn_without_its_infinite_figures(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, setup())
     for edits, perplexity in ((0, 20.0), (5, 2000.0), (10, math.inf), (15, math.nan)):
-        folder.write_checkpoint(checkpoint(edits, perplexity=perplexity))
+        folder.write_checkpoint(checkpoint(edits, perplexity=perplexity, **BARE))
     rows = embedded(render_report([folder]))["perplexity"]["rows"]
     assert [row[2] for row in rows] == [20.0, 2000.0, None, None]
 
 
 def test_runs_of_one_name_are_numbered(tmp_path: Path) -> None:
-    pair = [fabricate(tmp_path / place / "run", steps=1) for place in "ab"]
+    pair = [fabricate(tmp_path / place / "run", steps=1, changes=BARE) for place in "ab"]
     page = render_report(pair, title="Twice")
     assert "<h1>Twice</h1>" in page
     assert {row[0] for row in embedded(page)["kl"]["rows"]} == {"run (1)", "run (2)"}
@@ -185,7 +184,7 @@ def test_settings_that_differ_are_listed(page: str) -> None:
 
 
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
-    folder = fabricate(tmp_path, steps=1)
+    folder = fabricate(tmp_path, steps=1, changes=BARE)
     assert render_report([folder]) == render_report([folder])
 
 
@@ -200,7 +199,7 @@ def test_an_absent_library_is_named_with_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"betaedit\[reports\]"):
-        render_report([fabricate(tmp_path, steps=1)])
+        render_report([fabricate(tmp_path, steps=1, changes=BARE)])
 
 
 def test_color_and_marker_together_tell_many_runs_apart() -> None:
@@ -216,7 +215,8 @@ def test_a_browser_runs_the_page_and_finds_no_sideways_scroll(page: str, tmp_pat
     probe = """<script>
     addEventListener("error", (event) => document.body.dataset.failed = event.message);
     addEventListener("load", () => {
-      const header = [...document.querySelectorAll("table.figures th")].find((th) => th.textContent.trim() === "perplexity");
+      const headers = [...document.querySelectorAll("table.figures th")];
+      const header = headers.find((th) => th.textContent.trim() === "perplexity");
       header.firstChild.click(); header.firstChild.click();
       const rows = [...header.closest("table").tBodies[0].rows];
       document.body.dataset.sorted = rows.map((row) => row.cells[header.cellIndex].dataset.value).join(" ");
@@ -224,7 +224,10 @@ def test_a_browser_runs_the_page_and_finds_no_sideways_scroll(page: str, tmp_pat
       const frame = document.createElement("iframe");
       frame.style.cssText = "width: 360px; height: 800px; border: 0";
       frame.srcdoc = document.documentElement.outerHTML.replace(/<script>[^]*<\\/script>/, "");
-      frame.onload = () => document.body.dataset.wide = frame.contentDocument.documentElement.scrollWidth;
+      frame.onload = () => {
+        const inner = frame.contentDocument.documentElement;
+        document.body.dataset.wide = inner.scrollWidth - inner.clientWidth;
+      };
       document.body.append(frame);
     });
     </script>"""
@@ -241,4 +244,4 @@ def test_a_browser_runs_the_page_and_finds_no_sideways_scroll(page: str, tmp_pat
     values = [float(value) for value in body["sorted"].split()]
     assert values == sorted(values, reverse=True)
     assert body["order"] == "descending"
-    assert int(body["wide"]) == 360
+    assert body["wide"] == "0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from betaedit.evaluation.interval import estimate
@@ -21,6 +22,7 @@ from betaedit.experiments.record import (
 )
 
 RECORDS = 200
+BARE: Mapping[str, object] = {"abilities": {}, "measures": {}, "worst": [], "hidden": None, "layers": {}}
 TASKS = {"sst2": 0.86, "mrpc": 0.66, "rte": 0.61, "mmlu": 0.34}
 NEIGHBORS = (
     ("Toko Yasuda produces the most amazing music on the", "piano", "guitar"),
@@ -95,13 +97,19 @@ def checkpoint(edits: int, damage: float = 0.0, **changes: object) -> Checkpoint
 
 
 def fabricate(
-    path: Path, method: str = "betaedit", *, damage: float = 0.04, steps: int = 10, facts: int = 1000
+    path: Path,
+    method: str = "betaedit",
+    *,
+    damage: float = 0.04,
+    steps: int = 10,
+    facts: int = 1000,
+    changes: Mapping[str, object] = {},
 ) -> RunFolder:
     """A run of ``facts`` edits that ends with ``damage``, measured at 0 and ``steps`` times after."""
     folder = RunFolder.create(path, setup(method))
     for step in range(steps + 1):
         edits = facts * step // steps
-        folder.write_checkpoint(checkpoint(edits, damage * (step / steps) ** 2), [outcome("counterfact-1")])
+        folder.write_checkpoint(checkpoint(edits, damage * (step / steps) ** 2, **changes), [outcome("counterfact-1")])
     for number in range(3):
         folder.append_edit({"id": f"counterfact-{number}", "seconds": 0.8})
     return folder

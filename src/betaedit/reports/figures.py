@@ -32,6 +32,8 @@ _STAND_INS = {
 }
 _SIZE = (4.0, 2.75)  # inches: narrow enough that letters stay readable at 360 pixels
 _SQUARE = (4.0, 3.4)
+_BOX = (0.145, 0.165, 0.835, 0.815)  # left, bottom, width, height: the same in all, so that axes stand in line
+_NAMED_BOX = (0.145, 0.165, 0.69, 0.815)
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "betaedit",
@@ -57,7 +59,7 @@ _DEEPEST = 1000.0  # times below the greatest: where a logarithmic axis with zer
 
 def draw_chart(chart: Chart) -> str:
     """Lines with their intervals as bands."""
-    with _canvas(_SIZE) as (figure, axes):
+    with _canvas(_SIZE, _NAMED_BOX if chart.labels else _BOX) as (figure, axes):
         for line in chart.lines:
             _draw_line(axes, line)
         _scale(axes, chart)
@@ -89,7 +91,7 @@ def draw_cloud(cloud: Cloud) -> str:
 
 def draw_marker(place: int, family: str = "run") -> str:
     """The marker of a run or group, for a legend."""
-    with _canvas((0.3, 0.2)) as (figure, axes):
+    with _canvas((0.3, 0.2), (0, 0, 1, 1)) as (figure, axes):
         axes.set_axis_off()
         color = f"#0a{'1' if family == 'run' else '2'}b{place % COLORS:02x}"
         if family == "run":
@@ -152,7 +154,7 @@ def _label_ends(axes: Axes, lines: tuple[Line, ...]) -> None:
 
 
 @contextmanager
-def _canvas(size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
+def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = _BOX) -> Iterator[tuple[Figure, Axes]]:
     """A figure and its axes, in the page's style.
 
     Raises:
@@ -166,8 +168,8 @@ def _canvas(size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
             "Figures need the 'matplotlib' library.", mend="Install it: pip install betaedit[reports]."
         ) from error
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stubs want literal keys
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure, figure.add_subplot()
+        figure = Figure(figsize=size)
+        yield figure, figure.add_axes(box)
 
 
 def _inline(figure: Figure, key: str) -> str:
@@ -184,6 +186,7 @@ def _inline(figure: Figure, key: str) -> str:
     text = re.sub(r'(url\(|href=")#', rf"\g<1>#{key}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r"<[^>]*>", _rounded, text)
+    text = re.sub(r"stroke: #\w+; stroke-opacity: 0\b", "stroke: none", text)
     for stand_in, variable in _STAND_INS.items():
         text = text.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", text).strip()
