@@ -15,7 +15,7 @@ import pytest
 from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, WorstPrompt
-from betaedit.reports import figures, render_report
+from betaedit.reports import charts, figures, render_report
 from support.runs import BARE, TASKS, checkpoint, fabricate, figure, setup
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -122,6 +122,16 @@ def test_figures_have_the_colors_of_the_page(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert all(not re.search(r"#[0-9a-f]{6}", drawing) for drawing in drawings)
     assert any("var(--run-2)" in drawing for drawing in drawings)
+
+
+def test_every_layer_has_its_line_and_the_unedited_states_are_hollow(folders: list[RunFolder]) -> None:
+    runs = charts.read_runs(folders)
+    lines = re.findall(r'<path d="[^"]*" [^>]*style="fill: none; stroke: var\(--run-0\); stroke-opacity: ([\d.]+)',
+                       figures.draw_chart(charts.layer_charts(runs)[0]))  # fmt: skip
+    assert [float(strength) for strength in lines] == [0.55, 0.7, 0.85]  # the last, of 1, has none to write
+    cloud = figures.draw_cloud(charts.clouds(runs)[0])
+    assert len(re.findall(r"<use [^>]*fill: none;[^>]*stroke: var\(--group-1\)", cloud)) == 60
+    assert len(re.findall(r"<use [^>]*fill: var\(--group-1\)", cloud)) == 60
 
 
 def test_tables_can_be_sorted_by_keyboard_and_told_apart_by_ear(page: str) -> None:

@@ -186,7 +186,7 @@ def _inline(figure: Figure, key: str) -> str:
     text = re.sub(r'(url\(|href=")#', rf"\g<1>#{key}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r"<[^>]*>", _rounded, text)
-    text = re.sub(r"stroke: #\w+; stroke-opacity: 0\b", "stroke: none", text)
+    text = re.sub(r"stroke: #\w+; stroke-opacity: 0(?![.\d])", "stroke: none", text)
     for stand_in, variable in _STAND_INS.items():
         text = text.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", text).strip()
