@@ -12,6 +12,7 @@
     ├── NumericalError       a system that is not positive definite, or a non-finite result
     ├── MethodError          an unknown method, or one that cannot do what was asked
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
+    ├── RunFolderError       a folder that holds no run, or a broken or newer one
     └── MissingExtraError    an optional library that is not installed
 
 Each error says what is wrong and, in ``mend``, what to do about it.
@@ -100,6 +101,10 @@ class MethodError(BetaEditError):
 
 class ConfigError(BetaEditError):
     """A hyper-parameter does not exist or has an impossible value."""
+
+
+class RunFolderError(BetaEditError):
+    """A run folder is missing, broken, or written by a newer version."""
 
 
 class MissingExtraError(BetaEditError):

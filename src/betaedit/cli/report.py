@@ -1,0 +1,39 @@
+"""``betaedit report``: one page about measured runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from betaedit.cli import options
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Write one HTML file about one or several runs: verdict, curves, worst prompts, settings.
+
+    The file needs no network and no other file.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from betaedit.experiments.folder import RunFolder, write_text
+    from betaedit.reports.page import render_report, verdicts
+
+    folders = [RunFolder(path) for path in runs]
+    write_text(out, render_report(folders, title))
+    found = verdicts(folders)
+    if json_:
+        options.print_json({"path": str(out), "runs": found})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for verdict in found:
+        console.print(f"[bold]{escape(verdict['run'])}[/]: {verdict['level']}. {escape(verdict['judgement'])}")
+        console.print(f"  {escape(verdict['summary'])}")
+    console.print(f"written to {escape(str(out))}")

@@ -1,0 +1,178 @@
+"""Reading and writing a run folder (``record.py`` says what is in it).
+
+Files appear whole or not at all: they are written beside their place and then moved there. A line that an interrupted
+run left unfinished at the end of ``edits.jsonl`` is not read, and is cut off by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from betaedit.errors import RunFolderError
+from betaedit.experiments.record import Checkpoint, Outcome, RunSetup
+
+FORMAT = 1
+Stored = TypeVar("Stored", bound=BaseModel)
+
+
+class RunFolder:
+    """A measured run on disk.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunFolderError: It is no run folder, or of a newer format.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        file = self.path / "run.json"
+        if not file.is_file():
+            raise RunFolderError(
+                f"{self.path} is no run folder: it has no run.json.", mend="Give a folder that a measured run wrote."
+            )
+        self.setup = _parse(RunSetup, _checked_format(file), str(file))
+
+    @classmethod
+    def create(cls, path: Path | str, setup: RunSetup) -> RunFolder:
+        """A new run folder.
+
+        Raises:
+            RunFolderError: There is a run already.
+        """
+        file = Path(path) / "run.json"
+        if file.exists():
+            raise RunFolderError(f"{path} holds a run already.", mend="Name a new folder.")
+        write_json(file, setup)
+        return cls(path)
+
+    def measured(self) -> list[int]:
+        """After how many edits there is a checkpoint, in order."""
+        return sorted(int(file.stem) for file in (self.path / "checkpoints").glob("[0-9]*.json"))
+
+    def checkpoint(self, edits: int) -> Checkpoint:
+        """The model after ``edits`` edits.
+
+        Raises:
+            RunFolderError: There is no such checkpoint, or it cannot be read.
+        """
+        file = self._checkpoint_file(edits)
+        if not file.is_file():
+            raise RunFolderError(
+                f"{self.path} has no checkpoint after {edits} edits.", mend=f"It has {self.measured() or 'none'}."
+            )
+        return _parse(Checkpoint, _loaded(file.read_bytes(), str(file)), str(file))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every checkpoint, by number of edits."""
+        return [self.checkpoint(edits) for edits in self.measured()]
+
+    def outcomes(self, edits: int) -> Iterator[Outcome]:
+        """The prompts measured after ``edits`` edits, one by one; none where there is no such file."""
+        for place, line in _lines(self._outcomes_file(edits)):
+            yield _parse(Outcome, line, place)
+
+    def edits(self) -> Iterator[dict[str, Any]]:
+        """Every edit made, one by one."""
+        for place, line in _lines(self.path / "edits.jsonl"):
+            if not isinstance(line, dict):
+                raise RunFolderError(f"{place}: an edit is an object.", mend="Remove the line.")
+            yield line
+
+    def write_checkpoint(self, checkpoint: Checkpoint, outcomes: Iterable[Outcome] = ()) -> None:
+        """Keep a checkpoint with its outcomes; the checkpoint comes last, so that one that is there is complete."""
+        lines = (json.dumps(outcome.model_dump(), ensure_ascii=False) for outcome in outcomes)
+        write_text(self._outcomes_file(checkpoint.edits), "".join(f"{line}\n" for line in lines))
+        write_json(self._checkpoint_file(checkpoint.edits), checkpoint)
+
+    def append_edit(self, edit: dict[str, Any]) -> None:
+        """Add a line to ``edits.jsonl``."""
+        with (self.path / "edits.jsonl").open("ab+") as file:
+            _cut_unfinished_line(file)
+            file.write(f"{json.dumps(edit, ensure_ascii=False)}\n".encode())
+
+    def _checkpoint_file(self, edits: int) -> Path:
+        return self.path / "checkpoints" / f"{edits:08d}.json"
+
+    def _outcomes_file(self, edits: int) -> Path:
+        return self.path / "outcomes" / f"{edits:08d}.jsonl"
+
+
+def write_json(path: Path, data: BaseModel | dict[str, Any]) -> None:
+    """Write ``data`` as JSON, folders made when absent; readers see the old file or the new one, never half of it.
+
+    Infinite figures of a collapsed model are written as Python writes them: ``Infinity``, ``NaN``.
+    """
+    plain = data.model_dump() if isinstance(data, BaseModel) else data
+    write_text(path, json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, folders made when absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _cut_unfinished_line(file: Any) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of every finished line; nothing where there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                place = f"{path}:{number}"
+                yield place, _loaded(line, place)
+
+
+def _checked_format(file: Path) -> Any:
+    values = _loaded(file.read_bytes(), str(file))
+    written = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
+    if isinstance(written, int) and written > FORMAT:
+        raise RunFolderError(
+            f"{file} has format {written}; this version reads format {FORMAT}.", mend="Install a newer betaedit."
+        )
+    return values
+
+
+def _loaded(text: bytes, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = "" if text.count(b"\n") <= 1 else f" at line {error.lineno}"
+        raise RunFolderError(f"{place}: no JSON: {error.msg}{line}.", mend="Run it again.") from error
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{place}: no UTF-8.", mend="Run it again.") from error
+
+
+def _parse(kind: type[Stored], values: Any, place: str) -> Stored:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise RunFolderError(f"{place}: [{field}] {first['msg']}.", mend="Run it again.") from error

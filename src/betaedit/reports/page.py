@@ -1,0 +1,263 @@
+"""The report: reads runs, draws, tabulates, and puts all of it into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from betaedit import __version__
+from betaedit.errors import ConfigError, MissingExtraError
+from betaedit.experiments.folder import RunFolder
+from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
+from betaedit.reports import charts, figures
+from betaedit.reports.charts import Cell, Chart, Cloud, Data, Run
+from betaedit.reports.verdict import LIMITS, Verdict, judge, percent, shown_damage
+
+_NONE = "-"
+
+
+class Shown(NamedTuple):
+    """A cell as it is shown: the figure, and what stands smaller below it."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page."""
+
+    key: str
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: what is shown beside the plain values it sorts and downloads by."""
+
+    key: str
+    title: str
+    data: Data
+    shown: tuple[tuple[Shown, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers."""
+        columns = zip(*self.data.rows, strict=True) if self.data.rows else [()] * len(self.data.columns)
+        return tuple(all(isinstance(cell, int | float) or cell is None for cell in column) for column in columns)
+
+
+def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str:
+    """One HTML page about one or several runs, without a single request to anywhere.
+
+    Args:
+        folders: The runs, compared with each other.
+        title: Its heading; made from the runs' names by default.
+
+    Raises:
+        ConfigError: There is no run.
+        MissingExtraError: Jinja2 or matplotlib is absent.
+        RunFolderError: A checkpoint cannot be read.
+    """
+    if not folders:
+        raise ConfigError("there is no run to report on.", mend="Name one or several run folders.")
+    template = _template()
+    runs = charts.read_runs(folders)
+    sections = _sections(runs)
+    views = charts.clouds(runs)
+    tables = [_latest(runs), *([_differences(runs)] if len(runs) > 1 else [])]
+    worst = [table for run in runs if (table := _worst(run))]
+    drawn = [chart for _, _, found in sections for chart in found] + views
+    page: str = template.render(
+        title=title or f"Editing report: {', '.join(run.name for run in runs)}",
+        version=__version__,
+        runs=[_told(place, run) for place, run in enumerate(runs)],
+        limits=_limits([judge(run.checkpoints) for run in runs]),
+        tables=tables,
+        sections=[(name, text, [_drawn(chart) for chart in found]) for name, text, found in sections],
+        clouds=[_drawn(cloud) for cloud in views],
+        groups=[(name, figures.draw_marker(place, "group")) for place, name in enumerate(_groups(views))],
+        worst=worst,
+        data=_embedded({item.key: item.data for item in [*tables, *worst, *drawn]}),
+        style=_resource("report.css"),
+        script=_resource("report.js"),
+    )  # fmt: skip
+    return page
+
+
+def verdicts(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """The verdict of every run with its name and folder, as ``--json`` prints them."""
+    return [
+        {"run": run.name, "path": run.path, "method": run.setup.method, **judge(run.checkpoints).to_dict()}
+        for run in charts.read_runs(folders)
+    ]
+
+
+def _limits(judged: Sequence[Verdict]) -> list[list[str]]:
+    """Every limit with what each run has reached."""
+    return [
+        [
+            limit.name,
+            percent(limit.watch),
+            percent(limit.collapsed) if math.isfinite(limit.collapsed) else _NONE,
+            *(
+                shown_damage(verdict.damage[limit.name]) if limit.name in verdict.damage else _NONE
+                for verdict in judged
+            ),
+        ]
+        for limit in LIMITS
+    ]
+
+
+def _sections(runs: Sequence[Run]) -> list[tuple[str, str, list[Chart]]]:
+    found: list[tuple[str, str, list[Chart]]] = [
+        ("The facts", "Do the edits take, and do they stay where they belong?", charts.edit_charts(runs)),
+        ("The model around them", "What ordinary text shows.", charts.cost_charts(runs)),
+        ("Abilities", "Tasks that have nothing to do with the facts.", charts.ability_charts(runs)),
+        ("Further figures", "", charts.measure_charts(runs)),
+        ("The weights", "How far the edited layers have moved.", charts.drift_charts(runs)),
+        ("Layer by layer", "One line per edited layer, the later the stronger.", charts.layer_charts(runs)),
+    ]
+    return [section for section in found if section[2]]
+
+
+def _told(place: int, run: Run) -> dict[str, Any]:
+    """A run as the template wants it."""
+    verdict: Verdict = judge(run.checkpoints)
+    setup = run.setup.model_dump(mode="json")
+    return {
+        "name": run.name,
+        "path": run.path,
+        "method": run.setup.method,
+        "model": str(run.setup.model.get("name", "unnamed model")),
+        "marker": figures.draw_marker(place),
+        "verdict": verdict,
+        "setup": [(key, list(_flat(setup[key], ""))) for key in setup if isinstance(setup[key], dict) and setup[key]],
+        "plain": [(key, _text(setup[key])) for key in setup if not isinstance(setup[key], dict)],
+    }
+
+
+def _latest(runs: Sequence[Run]) -> Table:
+    """The last checkpoint of every run, and its unedited one."""
+    names = [f"{metric} ({form})" for metric in METRICS for form in ("argmax", "probability")]
+    columns = ("run", "edits", *names, "perplexity", "agreement", "KL", "seconds per edit")
+    plain: list[tuple[Cell, ...]] = []
+    shown: list[tuple[Shown, ...]] = []
+    for run in runs:
+        for checkpoint in dict.fromkeys([0, -1] if len(run.checkpoints) > 1 else [-1]):
+            if run.checkpoints:
+                cells, texts = _figures(run.checkpoints[checkpoint])
+                plain.append((run.name, *cells))
+                shown.append((Shown(run.name), *texts))
+    return Table("latest", "First and last checkpoint", Data(columns, tuple(plain)), tuple(shown))
+
+
+def _figures(checkpoint: Checkpoint) -> tuple[list[Cell], list[Shown]]:
+    plain: list[Cell] = [checkpoint.edits]
+    shown = [Shown(f"{checkpoint.edits:,}")]
+    for metric in METRICS:
+        for form in ("argmax", "probability"):
+            found = getattr(getattr(checkpoint, metric), form)
+            plain.append(None if found is None else found.mean)
+            shown.append(Shown(_NONE) if found is None else _with_interval(found))
+    each = checkpoint.seconds_editing / checkpoint.edits if checkpoint.edits else None
+    plain += [checkpoint.perplexity, checkpoint.agreement, checkpoint.kl, each]
+    rest = (
+        f"{checkpoint.perplexity:,.2f}",
+        f"{checkpoint.agreement:.1%}",
+        f"{checkpoint.kl:.3g}",
+        _NONE if each is None else f"{each:.2f}",
+    )
+    return plain, [*shown, *map(Shown, rest)]
+
+
+def _with_interval(figure: Mean) -> Shown:
+    return Shown(f"{figure.mean:.1%}", f"{100 * figure.low:.1f}-{figure.high:.1%}")
+
+
+def _differences(runs: Sequence[Run]) -> Table:
+    """Every setting in which the runs are not all the same."""
+    settings = [dict(_flat(run.setup.model_dump(mode="json"), "")) for run in runs]
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    rows = [(name, *(setting.get(name, _NONE) for setting in settings)) for name in names]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    return Table(
+        "differences",
+        "Settings that differ",
+        Data(("setting", *(run.name for run in runs)), differing),
+        tuple(tuple(map(Shown, row)) for row in differing),
+    )
+
+
+def _worst(run: Run) -> Table | None:
+    """The prompts that lost most, as of the last checkpoint that names some."""
+    found = next((checkpoint for checkpoint in reversed(run.checkpoints) if checkpoint.worst), None)
+    if found is None:
+        return None
+    fields = tuple(WorstPrompt.model_fields)
+    plain = tuple(tuple(getattr(prompt, field) for field in fields) for prompt in found.worst)
+    shown = tuple(tuple(Shown(_cell(cell)) for cell in row) for row in plain)
+    columns = tuple(field.replace("_", " ") for field in fields)
+    return Table(f"worst-{run.name}", f"{run.name}, after {found.edits:,} edits", Data(columns, plain), shown)
+
+
+def _drawn(chart: Chart | Cloud) -> Drawing:
+    svg = figures.draw_cloud(chart) if isinstance(chart, Cloud) else figures.draw_chart(chart)
+    return Drawing(chart.key, chart.title, chart.note, svg)
+
+
+def _groups(views: Sequence[Cloud]) -> list[str]:
+    return list(dict.fromkeys(group for cloud in views for group in cloud.view.before))
+
+
+def _flat(values: Mapping[str, Any], above: str) -> list[tuple[str, str]]:
+    """Nested settings as ``outer.inner`` and text."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{above}{key}.") if isinstance(value, dict) else [(f"{above}{key}", _text(value))]
+    return rows
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cell(value: Cell) -> str:
+    return _NONE if value is None else f"{value:+.2f}" if isinstance(value, float) else str(value)
+
+
+def _embedded(data: Mapping[str, Data]) -> str:
+    """All data as JSON that can stand inside ``<script>``; figures that are not finite become null."""
+    plain = {
+        key: {"columns": found.columns, "rows": [[_finite(cell) for cell in row] for row in found.rows]}
+        for key, found in data.items()
+    }
+    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(cell: Cell) -> Cell:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError(
+            "Reports need the 'Jinja2' library.", mend="Install it: pip install betaedit[reports]."
+        ) from error
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_resource("report.html.j2"))
+
+
+def _resource(name: str) -> str:
+    return (files("betaedit.reports") / "templates" / name).read_text(encoding="utf-8")
