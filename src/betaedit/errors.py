@@ -12,6 +12,7 @@
     ├── NumericalError       a system that is not positive definite, or a non-finite result
     ├── MethodError          an unknown method, or one that cannot do what was asked
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
+    ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 
 Each error says what is wrong and, in ``mend``, what to do about it.
@@ -100,6 +101,10 @@ class MethodError(BetaEditError):
 
 class ConfigError(BetaEditError):
     """A hyper-parameter does not exist or has an impossible value."""
+
+
+class JudgeError(BetaEditError):
+    """A judge of answers cannot be reached, or gives no verdict."""
 
 
 class MissingExtraError(BetaEditError):
