@@ -2,7 +2,7 @@
 
 from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
 from betaedit.evaluation.drift import held_out_prose, leakage, perplexity
-from betaedit.evaluation.fluency import Fluency, TextSimilarity, fluency, n_gram_entropy, sample_texts
+from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
 from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak
@@ -44,12 +44,12 @@ __all__ = [
     "before_and_after",
     "choose_tokens",
     "estimate",
-    "fluency",
     "greedy_answers",
     "greedy_tokens",
     "held_out_prose",
     "leakage",
     "measure_edits",
+    "measure_fluency",
     "measure_latency",
     "measure_questions",
     "n_gram_entropy",

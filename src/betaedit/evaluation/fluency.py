@@ -110,7 +110,7 @@ def _entropy(items: Sequence[tuple[str, ...]]) -> float:
     return -math.fsum(count / len(items) * math.log2(count / len(items)) for count in Counter(items).values()) + 0.0
 
 
-def fluency(texts: Sequence[str]) -> Fluency:
+def measure_fluency(texts: Sequence[str]) -> Fluency:
     """The mean ``n_gram_entropy`` of texts: low where a model repeats itself.
 
     Raises:
