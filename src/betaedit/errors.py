@@ -13,6 +13,7 @@
     ├── MethodError          an unknown method, or one that cannot do what was asked
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
     ├── RunFolderError       a folder that holds no run, or a broken or newer one
+    ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 
 Each error says what is wrong and, in ``mend``, what to do about it.
@@ -105,6 +106,10 @@ class ConfigError(BetaEditError):
 
 class RunFolderError(BetaEditError):
     """A run folder is missing, broken, or written by a newer version."""
+
+
+class JudgeError(BetaEditError):
+    """A judge of answers cannot be reached, or gives no verdict."""
 
 
 class MissingExtraError(BetaEditError):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from betaedit.models import LanguageModel
-from betaedit.models.generate import complete, sample
-from support.families import FAMILY_NAMES, language_model
+from betaedit.models.generate import complete, continue_rows, draw_top_k, end_tokens, most_likely, sample
+from support.families import FAMILIES, FAMILY_NAMES, language_model
 from support.tiny_tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -132,3 +132,58 @@ def test_a_completion_does_not_depend_on_what_else_the_tokenizer_returns(setting
     else:
         model.tokenizer.padding_side = "left"
     assert complete(model, PROMPT, 4) == complete(plain, PROMPT, 4)
+
+
+# Rows of different length
+
+ROWS = [[5, 9, 40], [7], [3, 3, 8, 100, 61, 12, 30, 9], [200, 11]]
+
+
+def alone(model: LanguageModel, row: list[int], n_tokens: int) -> list[int]:
+    return greedy(model, torch.tensor([row]), n_tokens)[0, len(row) :].tolist()
+
+
+@pytest.mark.parametrize(("name", "attention"), [(each.name, how) for each in FAMILIES for how in each.attention])
+def test_rows_of_different_length_say_together_what_each_says_alone(name: str, attention: str):
+    model = language_model(name)
+    model.model.set_attn_implementation(attention)
+    assert continue_rows(model, ROWS, [7] * 4, most_likely) == [alone(model, row, 7) for row in ROWS]
+
+
+def test_every_row_has_its_own_number_of_tokens(llama: LanguageModel):
+    expected = [alone(llama, row, n) for row, n in zip(ROWS, (2, 0, 5, 1), strict=True)]
+    assert continue_rows(llama, ROWS, [2, 0, 5, 1], most_likely) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_row_ends_with_the_models_positions_and_the_others_go_on(name: str):
+    model = language_model(name)
+    long = [[4] * 62, [5, 6, 7]]
+    assert continue_rows(model, long, [6, 6], most_likely) == [alone(model, long[0], 2), alone(model, long[1], 6)]
+
+
+def test_a_row_ends_where_it_is_said_to_be_finished(llama: LanguageModel):
+    whole = continue_rows(llama, ROWS, [6] * 4, most_likely)
+    ends = {row[2] for row in whole}
+    first = [next(at for at, token in enumerate(row) if token in ends) for row in whole]
+    found = continue_rows(llama, ROWS, [6] * 4, most_likely, is_finished=lambda new: new[-1] in ends)
+    assert found == [row[: at + 1] for row, at in zip(whole, first, strict=True)]
+
+
+def test_rows_with_their_own_generators_say_together_what_each_says_alone(llama: LanguageModel):
+    def drawn(rows: list[list[int]], seeds: list[int]) -> list[list[int]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return continue_rows(llama, rows, [9] * len(rows), draw_top_k(5, generators))
+
+    together = drawn(ROWS, [1, 2, 3, 4])
+    assert together == [drawn([row], [seed])[0] for row, seed in zip(ROWS, (1, 2, 3, 4), strict=True)]
+    assert together != drawn(ROWS, [1, 2, 3, 5])
+
+
+def test_end_tokens_are_those_of_the_model_and_of_its_tokenizer():
+    model = language_model("llama")
+    model.model.generation_config.eos_token_id = [7, 9]
+    assert end_tokens(model) == {7, 9, model.tokenizer.eos_token_id}
+    model.model.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    assert end_tokens(model) == frozenset()

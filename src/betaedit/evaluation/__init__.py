@@ -1,18 +1,66 @@
-"""Measuring a model: edit metrics in both published forms, leakage, perplexity."""
+"""Measuring a model: edit metrics in both published forms, tokens, judged answers, sampled text, drift, time."""
 
+from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
 from betaedit.evaluation.drift import held_out_prose, leakage, perplexity
+from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
+from betaedit.evaluation.interval import Estimate, estimate
+from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
+from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak
 from betaedit.evaluation.metrics import EditMeasures, Figure, before_and_after, measure_edits, summarize
+from betaedit.evaluation.questions import QuestionMeasures, QuestionOutcome, measure_questions, summarize_questions
 from betaedit.evaluation.scoring import Score, score_targets
+from betaedit.evaluation.tokens import (
+    TokenAccuracy,
+    TokenAgreement,
+    TokenOutcome,
+    choose_tokens,
+    greedy_tokens,
+    token_accuracy,
+    token_agreement,
+)
 
 __all__ = [
+    "PLAIN",
+    "REASONING",
+    "AnswerStyle",
+    "Answered",
     "EditMeasures",
+    "EndpointJudge",
+    "Estimate",
     "Figure",
+    "Fluency",
+    "Judge",
+    "Latency",
+    "MatchJudge",
+    "PeakMemory",
+    "QuestionMeasures",
+    "QuestionOutcome",
     "Score",
+    "TextSimilarity",
+    "TokenAccuracy",
+    "TokenAgreement",
+    "TokenOutcome",
+    "agreement",
     "before_and_after",
+    "choose_tokens",
+    "estimate",
+    "greedy_answers",
+    "greedy_tokens",
     "held_out_prose",
     "leakage",
     "measure_edits",
+    "measure_fluency",
+    "measure_latency",
+    "measure_questions",
+    "n_gram_entropy",
+    "normalize",
+    "peak_memory",
     "perplexity",
+    "reset_peak",
+    "sample_texts",
     "score_targets",
     "summarize",
+    "summarize_questions",
+    "token_accuracy",
+    "token_agreement",
 ]

@@ -1,17 +1,22 @@
-"""How probable a model finds given continuations: the one measurement behind every edit metric."""
+"""How probable a model finds given continuations: one forward pass behind every teacher-forced metric."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import encode_target, pad_rows, pad_token_id, tokenize
 from betaedit.progress import Progress, SilentProgress
 
 _TOKENS_PER_FORWARD = 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,29 @@ class Score:
     argmax: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Token ids of a prompt and of the target that is read after it, at least one each."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerBase, prompt: str, target: str) -> Continuation:
+        """``target`` after ``prompt`` and one space.
+
+        Raises:
+            LookupTokenError: The target has no tokens.
+        """
+        return cls(tuple(tokenize(tokenizer, prompt)), tuple(encode_target(tokenizer, prompt, target)))
+
+
 @dataclass(frozen=True)
 class _Row:
-    """Token ids to run, and for each pair asked of it where its target begins."""
+    """Token ids to run, and the target ids that each continuation asks of it."""
 
     ids: tuple[int, ...]
-    asked: list[tuple[int, list[int]]]
+    asked: list[tuple[int, tuple[int, ...]]]
 
 
 def score_targets(
@@ -47,22 +69,48 @@ def score_targets(
     Targets follow their prompt after one space. Pairs whose input is the same (one-token targets of one prompt) share
     one row; rows of similar length share one forward pass. Neither changes a result.
     """
-    rows = _rows(model, pairs)
-    scores: list[Score | None] = [None] * len(pairs)
-    with (progress or SilentProgress()).task(label, len(pairs), "prompts") as task:
+    continuations = [Continuation.encode(model.tokenizer, prompt, target) for prompt, target in pairs]
+    return read_targets(model, continuations, _score, progress=progress, label=label)
+
+
+def read_targets(
+    model: LanguageModel,
+    continuations: Sequence[Continuation],
+    read: Callable[[Tensor, tuple[int, ...]], T],
+    *,
+    progress: Progress | None = None,
+    label: str = "evaluating",
+) -> list[T]:
+    """What ``read`` makes of each target under teacher forcing, in order.
+
+    Args:
+        model: The model as it is now.
+        continuations: Prompts and targets.
+        read: Told the log-probabilities ``(n_target_tokens, vocabulary)`` at the target's places and its token ids.
+        progress: Hears of every continuation.
+        label: What to call the work.
+    """
+    rows = _rows(continuations)
+    found: dict[int, T] = {}
+    with (progress or SilentProgress()).task(label, len(continuations), "prompts") as task:
         for batch in _batches(rows):
-            for index, score in _score_batch(model, batch):
-                scores[index] = score
+            for index, target, logs in _run_batch(model, batch):
+                found[index] = read(logs, target)
                 task.advance()
-    return [score for score in scores if score is not None]
+    return [found[index] for index in range(len(continuations))]
 
 
-def _rows(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[_Row]:
+def _score(logs: Tensor, target: tuple[int, ...]) -> Score:
+    wanted = torch.tensor(target, device=logs.device)
+    nll = -logs.gather(1, wanted[:, None]).mean().item()
+    return Score(nll, bool((logs.argmax(dim=1) == wanted).all()))
+
+
+def _rows(continuations: Sequence[Continuation]) -> list[_Row]:
     rows: dict[tuple[int, ...], _Row] = {}
-    for index, (prompt, target) in enumerate(pairs):
-        target_ids = encode_target(model.tokenizer, prompt, target)
-        ids = (*tokenize(model.tokenizer, prompt), *target_ids[:-1])
-        rows.setdefault(ids, _Row(ids, [])).asked.append((index, target_ids))
+    for index, continuation in enumerate(continuations):
+        ids = (*continuation.prompt, *continuation.target[:-1])
+        rows.setdefault(ids, _Row(ids, [])).asked.append((index, continuation.target))
     return sorted(rows.values(), key=lambda row: len(row.ids), reverse=True)
 
 
@@ -77,7 +125,8 @@ def _batches(rows: list[_Row]) -> list[list[_Row]]:
 
 
 @torch.inference_mode()
-def _score_batch(model: LanguageModel, batch: list[_Row]) -> list[tuple[int, Score]]:
+def _run_batch(model: LanguageModel, batch: list[_Row]) -> list[tuple[int, tuple[int, ...], Tensor]]:
+    """Index, target ids and the log-probabilities at their places, for everything asked of a batch."""
     ids, mask = pad_rows([row.ids for row in batch], pad_token_id(model.tokenizer))
     body = model.anatomy.body
     hidden = body(
@@ -87,15 +136,12 @@ def _score_batch(model: LanguageModel, batch: list[_Row]) -> list[tuple[int, Sco
     where = torch.tensor(needed, device=hidden.device)
     logs = model.anatomy.head_logits(hidden[where[:, 0], where[:, 1]]).float().log_softmax(dim=-1)
     place = {pair: at for at, pair in enumerate(needed)}
-    scores = []
+    found = []
     for r, row in enumerate(batch):
         for index, target in row.asked:
             begin = place[r, len(row.ids) - len(target)]
-            chosen = logs[begin : begin + len(target)]
-            wanted = torch.tensor(target, device=logs.device)
-            nll = -chosen.gather(1, wanted[:, None]).mean().item()
-            scores.append((index, Score(nll, bool((chosen.argmax(dim=1) == wanted).all()))))
-    return scores
+            found.append((index, target, logs[begin : begin + len(target)]))
+    return found
 
 
 def _first(row: _Row) -> int:

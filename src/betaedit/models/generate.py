@@ -1,7 +1,8 @@
-"""Text from the model itself: a plain sampling loop with its own random generator."""
+"""Text from the model itself: one plain loop, greedy or sampling with random generators of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,27 +10,105 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
+from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
+
+Choose = Callable[[Tensor], Tensor]
+"""From the logits of the next token ``(n, vocabulary)`` to the tokens taken ``(n,)``."""
+
+IsFinished = Callable[[list[int]], bool]
+"""Whether a row ends after these new tokens."""
 
 
 @torch.no_grad()
+def continue_rows(
+    model: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    n_tokens: Sequence[int],
+    choose: Choose,
+    *,
+    is_finished: IsFinished = lambda new: False,
+) -> list[list[int]]:
+    """The tokens with which each row goes on.
+
+    Rows of different length share passes: padded on the left, the padding masked and not counted as positions, so a
+    row's text is (up to rounding) what it would be alone.
+
+    Args:
+        model: Its positions bound the length: a row that reaches the last one ends there.
+        rows: Token ids, at least one a row.
+        n_tokens: The most tokens to add to each row.
+        choose: Picks the next token of every row, those that have ended among them.
+        is_finished: Told a row's new tokens after each of them; a true answer ends the row.
+    """
+    anatomy = model.anatomy
+    fed, mask = (part.to(model.device) for part in pad_rows(rows, pad_token_id(model.tokenizer), "left"))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    limits = [min(n, model.max_length - len(row)) for n, row in zip(n_tokens, rows, strict=True)]
+    going = {row for row, limit in enumerate(limits) if limit > 0}
+    new: list[list[int]] = [[] for _ in rows]
+    while going:
+        hidden = anatomy.body(
+            input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        chosen = choose(anatomy.head_logits(hidden[:, -1]).float()).to(model.device)
+        for row, token in enumerate(chosen.tolist()):
+            if row in going:
+                new[row].append(token)
+                if len(new[row]) == limits[row] or is_finished(new[row]):
+                    going.remove(row)
+        fed = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = (positions[:, -1:] + 1).clamp(max=model.max_length - 1)  # rows that have ended run along
+    return new
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal."""
+    return logits.argmax(dim=-1)
+
+
+def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
+    """Top-k sampling at temperature 1 in which row ``i`` draws from ``generators[i]`` alone."""
+
+    def choose(logits: Tensor) -> Tensor:
+        shares, choices = _top_shares(logits, top_k)
+        pairs = zip(shares, generators, strict=True)
+        return _picked(choices, torch.stack([torch.multinomial(share, 1, generator=own) for share, own in pairs]))
+
+    return choose
+
+
 def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, generator: torch.Generator) -> Tensor:
     """``(n, width + n_tokens)`` token ids: ``start`` ``(n, width)`` continued by top-k sampling at temperature 1.
 
-    All rows have the same length, so nothing is padded. The random stream is the generator's alone: the same seed
-    gives the same text on the same machine, whatever else has drawn random numbers.
+    All rows have the same length and one generator: the same seed gives the same text on the same machine, whatever
+    else has drawn random numbers.
     """
-    anatomy = model.anatomy
-    cache = DynamicCache()
-    ids = fed = start.to(model.device)
-    for _ in range(n_tokens):
-        hidden = anatomy.body(input_ids=fed, past_key_values=cache, use_cache=True).last_hidden_state
-        logits = anatomy.head_logits(hidden[:, -1]).float()
-        scores, choices = logits.topk(min(top_k, logits.shape[-1]))
-        drawn = torch.multinomial(scores.softmax(dim=-1).cpu(), 1, generator=generator)
-        fed = choices.gather(1, drawn.to(choices.device))
-        ids = torch.cat([ids, fed.to(ids.device)], dim=1)
-    return ids
+
+    def choose(logits: Tensor) -> Tensor:
+        shares, choices = _top_shares(logits, top_k)
+        return _picked(choices, torch.multinomial(shares, 1, generator=generator))
+
+    new = continue_rows(model, start.tolist(), [n_tokens] * len(start), choose)
+    return torch.cat([start, torch.tensor(new, dtype=start.dtype, device=start.device)], dim=1).to(model.device)
+
+
+def _top_shares(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of the likeliest tokens, on the CPU where generators live, and the tokens."""
+    scores, choices = logits.topk(min(top_k, logits.shape[-1]))
+    return scores.softmax(dim=-1).cpu(), choices
+
+
+def _picked(choices: Tensor, drawn: Tensor) -> Tensor:
+    return choices.gather(1, drawn.to(choices.device))[:, 0]
+
+
+def end_tokens(model: LanguageModel) -> frozenset[int]:
+    """The tokens with which the model says that its text is over."""
+    named = getattr(model.model.generation_config, "eos_token_id", None)
+    listed = [*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id]
+    return frozenset(token for token in listed if isinstance(token, int))
 
 
 @torch.no_grad()

@@ -137,14 +137,17 @@ def _n_shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """``(ids, mask)`` of rows of different length, padded on the right."""
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "right"
+) -> tuple[Tensor, Tensor]:
+    """``(ids, mask)`` of rows of different length, padded on one side: on the left, all end together."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = 1
+        first = width - len(row) if side == "left" else 0
+        ids[index, first : first + len(row)] = torch.tensor(row)
+        mask[index, first : first + len(row)] = 1
     return ids, mask
 
 
