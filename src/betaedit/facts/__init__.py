@@ -3,6 +3,7 @@
 Pure data: this room knows no model and no tensor.
 """
 
+from betaedit.facts.check import Check, check_facts
 from betaedit.facts.fact import GROUPS, LOCALITY, PORTABILITY, EvaluationCase, Fact, Group, Probe, Question, slotted
 from betaedit.facts.readers import (
     Converted,
@@ -19,6 +20,7 @@ __all__ = [
     "GROUPS",
     "LOCALITY",
     "PORTABILITY",
+    "Check",
     "Converted",
     "EvaluationCase",
     "Fact",
@@ -27,6 +29,7 @@ __all__ = [
     "Probe",
     "Question",
     "Rejected",
+    "check_facts",
     "demo_path",
     "iter_cases",
     "iter_records",
