@@ -1,8 +1,8 @@
 """The record formats of the field, each converted into evaluation cases.
 
 ``FORMATS`` has one row for each: its name, the keys that give it away and the function that converts it. To add a
-format, write its schema, its function and its row. Where the records come from (files, lines, compression) is the
-business of ``readers``.
+format, write its schema (in ``schemas``), its function and its row. Where the records come from (files, lines,
+compression) is the business of ``readers``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
-
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from typing import Any, Literal, NoReturn
 
 from betaedit.errors import FactError
+from betaedit.facts import schemas
 from betaedit.facts.fact import GROUPS, SLOT, EvaluationCase, Fact, Group, Probe, Question, slotted
+from betaedit.facts.schemas import validated
 
 Record = dict[str, Any]
 ZsreTarget = Literal["alt", "answers"]
@@ -93,208 +91,9 @@ def _holds(value: object, path: str) -> bool:
     return True
 
 
-def _clean(text: str) -> str:
-    text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, on which tokenizers crash much later
-    return text.strip()
-
-
-def _clean_or_none(text: str | None) -> str | None:
-    return None if text is None else _clean(text) or None
-
-
-def _number_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) else value
-
-
-def _flat(value: object) -> list[object]:
-    """Nothing, one thing or lists of things, however deep, as one flat list."""
-    flat: list[object] = []
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, list | tuple):
-            waiting.extend(reversed(item))
-        elif item is not None:
-            flat.append(item)
-    return flat
-
-
-def _filled(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(text for text in texts if text)
-
-
-def _open_neighbor(value: object) -> object:
-    """A plain string leaves its target open, to be filled; a record that gives none says that nobody knows it."""
-    if isinstance(value, str):
-        return {"prompt": value}
-    return {"target": None} | value if isinstance(value, dict) else value
-
-
-def _named_groups(value: object) -> object:
-    """Groups of questions by name; the one follow-up question that zsRE has is put in KnowEdit's form."""
-    if isinstance(value, dict) and "New Question" in value:
-        return {"Reasoning": {"prompt": value["New Question"], "ground_truth": value.get("New Answer")}}
-    return value or {}
-
-
-_T = TypeVar("_T")
-_Text = Annotated[str, AfterValidator(_clean)]
-_MaybeText = Annotated[str | None, AfterValidator(_clean_or_none)]
-_Name = Annotated[_MaybeText, BeforeValidator(_number_as_text)]
-_Many = Annotated[tuple[_T, ...], BeforeValidator(_flat)]
-_Texts = Annotated[_Many[_Text], AfterValidator(_filled)]
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _OwnSchema(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _OwnNeighbor(_OwnSchema):
-    prompt: _Text
-    target: _MaybeText = None
-
-
-class _OwnQuestion(_OwnSchema):
-    prompt: _Text
-    answers: Annotated[_Texts, Field(min_length=1)]
-    group: Group
-
-
-class _Own(_OwnSchema):
-    subject: _Text
-    prompt: _Text
-    target_new: _Text = Field(validation_alias=AliasChoices("target_new", "target"))
-    target_true: _MaybeText = None
-    id: _Name = None
-    paraphrases: _Texts = ()
-    neighbors: _Many[Annotated[_OwnNeighbor, BeforeValidator(_open_neighbor)]] = ()
-    questions: _Many[_OwnQuestion] = ()
-    generation_prompts: _Texts = ()
-    record: _Name = None
-    source: Any = None
-    time: Any = None
-    note: Any = None
-
-
-class _Target(_Schema):
-    text: _Text = Field(validation_alias="str")
-
-
-class _Rewrite(_Schema):
-    prompt: _Text
-    subject: _Text
-    target_new: _Target
-    target_true: _Target | None = None
-
-
-class _Rome(_Rewrite):
-    case_id: _Name = None
-
-
-class _Neighbor(_Schema):
-    prompt: _Text
-    target: _MaybeText = None
-
-
-class _CounterFact(_Schema):
-    case_id: _Name = None
-    requested_rewrite: _Rewrite
-    paraphrase_prompts: _Texts = ()
-    neighborhood_prompts: _Many[Annotated[_Neighbor, BeforeValidator(_open_neighbor)]] = ()
-    generation_prompts: _Texts = ()
-
-
-class _Question(_Schema):
-    prompt: _Text
-    ground_truth: _Texts = ()
-
-
-_Groups = Annotated[dict[str, _Many[_Question]], BeforeValidator(_named_groups)]
-
-
-class _Zsre(_Schema):
-    subject: _Text
-    src: _Text
-    alt: _Text
-    answers: _Texts
-    rephrase: _Texts = ()
-    loc: _MaybeText = None
-    loc_ans: _Texts = ()
-    portability: _Groups = Field(default_factory=dict)
-
-
-class _EditSchema(_Schema):
-    case_id: _Name = None
-    subject: _Text = Field(validation_alias=AliasChoices("subject", "concept"))
-    prompt: _Text = Field(validation_alias=AliasChoices("prompt", "text"))
-    target_new: _Text = Field(validation_alias=AliasChoices("target_new", "labels"))
-    ground_truth: _Texts = ()
-    rephrase_prompt: _Texts = Field((), validation_alias=AliasChoices("rephrase_prompt", "rephrase"))
-    locality_prompt: _MaybeText = None
-    locality_ground_truth: _Texts = ()
-
-
-class _EasyEdit(_EditSchema):
-    locality: _Many[_Question] = ()
-
-
-class _KnowEdit(_EditSchema):
-    locality: _Groups = Field(default_factory=dict)
-    portability: _Groups = Field(default_factory=dict)
-
-
-class _Mquake(_Schema):
-    case_id: _Name = None
-    requested_rewrite: Annotated[tuple[_Rewrite, ...], Field(min_length=1)]
-    questions: _Texts = ()
-    new_answer: _Text
-    new_answer_alias: _Texts = ()
-
-
-class _ElkenSubject(_Schema):
-    # A slip in the published files: some subjects have their name under the other key.
-    name: _Text = Field(validation_alias=AliasChoices("name", "ent2name"))
-
-
-class _ElkenAnswer(_Schema):
-    name: _Text
-    alias: _Texts = ()
-
-
-class _ElkenQuestion(_Schema):
-    question: _Text
-    subject: _ElkenSubject
-    answer: _ElkenAnswer
-
-
-class _ElkenFacts(_Schema):
-    qas: _Many[_ElkenQuestion] = ()
-    local_qas: _Many[_ElkenQuestion] = ()
-
-
-class _ElkenChoice(_Schema):
-    question: _Text
-    candidate: _Text
-    answer: _Text
-
-
-class _ElkenTendency(_Schema):
-    qas: _Many[_ElkenChoice] = ()
-    local_qas: _Many[_ElkenChoice] = ()
-
-
-class _Elken(_Schema):
-    fact: _ElkenFacts
-    tendency: _ElkenTendency = _ElkenTendency()
-
-
 def _own(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """The case of a record in the package's own format; ``{}`` in its prompts stands for the subject too."""
-    own = _validated(_Own, record, reading)
+    own = validated(schemas.Own, record, reading.format)
     fact = _fact(own.prompt, own.subject, own.target_new, _given(own.target_true), own.id or reading.fact_id())
 
     def filled(text: str) -> str:
@@ -312,7 +111,7 @@ def _own(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
 
 
 def _counterfact(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    read = _validated(_CounterFact, record, reading)
+    read = validated(schemas.CounterFact, record, reading.format)
     fact = _rewritten(read.requested_rewrite, reading.fact_id(read.case_id))
     case = EvaluationCase(
         fact,
@@ -324,7 +123,7 @@ def _counterfact(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]
 
 
 def _rome(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    read = _validated(_Rome, record, reading)
+    read = validated(schemas.Rome, record, reading.format)
     return (EvaluationCase(_rewritten(read, reading.fact_id(read.case_id))),)
 
 
@@ -335,7 +134,7 @@ def _zsre(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     write the true answer, and then nothing is known about what the model says before. The follow-up question is
     about ``alt`` and is left out when that is not written.
     """
-    read = _validated(_Zsre, record, reading)
+    read = validated(schemas.Zsre, record, reading.format)
     target_new, answers, questions = read.alt, read.answers, _grouped(read.portability)
     if reading.zsre_target == "answers":
         target_new, answers, questions = next(iter(read.answers), ""), (), ()
@@ -345,19 +144,19 @@ def _zsre(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
 
 
 def _easyedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    read = _validated(_EasyEdit, record, reading)
+    read = validated(schemas.EasyEdit, record, reading.format)
     return _edited(read, read.locality, (), reading)
 
 
 def _knowedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """The case of a KnowEdit record; its locality questions are neighbors (with one answer) as well."""
-    read = _validated(_KnowEdit, record, reading)
+    read = validated(schemas.KnowEdit, record, reading.format)
     unrelated = [question for group in read.locality.values() for question in group]
     return _edited(read, unrelated, _grouped(read.portability) + _grouped(read.locality), reading)
 
 
 def _edited(
-    read: _EditSchema, unrelated: Iterable[_Question], questions: tuple[Question, ...], reading: Reading
+    read: schemas.EditSchema, unrelated: Iterable[schemas.Question], questions: tuple[Question, ...], reading: Reading
 ) -> tuple[EvaluationCase, ...]:
     fact = _fact(read.prompt, read.subject, read.target_new, read.ground_truth, reading.fact_id(read.case_id))
     neighbors = [(question.prompt, question.ground_truth) for question in unrelated]
@@ -368,7 +167,7 @@ def _edited(
 
 def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """A case for each edit of a MQuAKE record; the questions that need them all go with the last."""
-    read = _validated(_Mquake, record, reading)
+    read = validated(schemas.Mquake, record, reading.format)
     name = reading.fact_id(read.case_id)
     facts = []
     for number, rewrite in enumerate(read.requested_rewrite):
@@ -384,10 +183,10 @@ def _elken(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     Raises:
         FactError: The event makes no fact known, so there is nothing to write.
     """
-    read = _validated(_Elken, record, reading)
+    read = validated(schemas.Elken, record, reading.format)
     name = reading.fact_id()
     facts: list[Fact] = []
-    others: list[_ElkenQuestion] = []
+    others: list[schemas.ElkenQuestion] = []
     for number, asked in enumerate(read.fact.qas):
         if asked.answer.name == _UNKNOWN or asked.subject.name not in asked.question:
             others.append(asked)
@@ -405,11 +204,11 @@ def _elken(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     return _one_record(name, facts, questions)
 
 
-def _elken_answers(asked: Iterable[_ElkenQuestion]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _elken_answers(asked: Iterable[schemas.ElkenQuestion]) -> Iterator[tuple[str, tuple[str, ...]]]:
     return ((one.question, _alike(one.answer.name, one.answer.alias)) for one in asked)
 
 
-def _elken_choices(asked: Iterable[_ElkenChoice]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _elken_choices(asked: Iterable[schemas.ElkenChoice]) -> Iterator[tuple[str, tuple[str, ...]]]:
     return ((f"{one.question} {one.candidate} Answer:", _given(one.answer or None)) for one in asked)
 
 
@@ -431,7 +230,7 @@ def _within(field: str) -> Iterator[None]:
         raise error.within(field) from error
 
 
-def _grouped(groups: dict[str, tuple[_Question, ...]]) -> tuple[Question, ...]:
+def _grouped(groups: dict[str, tuple[schemas.Question, ...]]) -> tuple[Question, ...]:
     """The questions of all groups that are known by name."""
     return tuple(
         question
@@ -450,7 +249,7 @@ def _alike(name: str, aliases: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in (name, *aliases) if text))
 
 
-def _rewritten(read: _Rewrite, fact_id: str) -> Fact:
+def _rewritten(read: schemas.Rewrite, fact_id: str) -> Fact:
     true = None if read.target_true is None else read.target_true.text
     return _fact(read.prompt, read.subject, read.target_new.text, _given(true), fact_id)
 
@@ -472,7 +271,7 @@ def _given(answer: str | None) -> tuple[str, ...]:
     return () if answer is None else (answer,)
 
 
-def _neighbors(read: Iterable[_OwnNeighbor | _Neighbor], target_true: str | None) -> tuple[Probe, ...]:
+def _neighbors(read: Iterable[schemas.OwnNeighbor | schemas.Neighbor], target_true: str | None) -> tuple[Probe, ...]:
     """The probes, with ``target_true`` where a neighbor was a plain string."""
     return tuple(
         Probe(neighbor.prompt, neighbor.target if "target" in neighbor.model_fields_set else target_true)
@@ -517,51 +316,3 @@ FORMATS: tuple[Format, ...] = (
     Format("elken", ("event", "fact.qas"), _elken),
     Format("own", ("subject", "prompt", "target_new|target"), _own),
 )
-
-
-_S = TypeVar("_S", bound=BaseModel)
-_OWN_PARTS: dict[str, type[BaseModel]] = {"neighbors": _OwnNeighbor, "questions": _OwnQuestion}
-_EXPECTED = {"string_type": "text", "model_type": "an object", "dict_type": "an object"}
-
-
-def _validated(schema: type[_S], record: Record, reading: Reading) -> _S:
-    """``record`` in the shape of ``schema``.
-
-    Raises:
-        FactError: It has another shape; the field is named with its path.
-    """
-    try:
-        return schema.model_validate(record)
-    except ValidationError as error:
-        # A misspelt key is the cause, a missing field then only its consequence.
-        worst = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-        raise _explained(worst, schema, reading.format) from None
-
-
-def _explained(found: ErrorDetails, schema: type[BaseModel], format_name: str) -> FactError:
-    field = ".".join(map(str, found["loc"]))
-    if found["type"] == "missing":
-        message, mend = "the field is missing.", f"Every record of a file in the {format_name} format has it."
-    elif found["type"] == "extra_forbidden":
-        message, mend = _unknown_key(str(found["loc"][-1]), _schema_at(schema, found["loc"]))
-    elif found["type"] in _EXPECTED:
-        message = f"must be {_EXPECTED[found['type']]}, not {type(found['input']).__name__}."
-        mend = "Put it in quotes." if found["type"] == "string_type" else f"Write it as the {format_name} format does."
-    else:
-        message, mend = f"{found['msg']}.", "Correct or leave out this record."
-    return FactError(message, mend=mend, field=field)
-
-
-def _schema_at(schema: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
-    """The schema of the object that holds the key at ``loc``."""
-    return schema if len(loc) == 1 else _OWN_PARTS[str(loc[0])]
-
-
-def _unknown_key(key: str, schema: type[BaseModel]) -> tuple[str, str]:
-    """What to say of a key that ``schema`` does not have, and what to do about it."""
-    if schema is _Own and key == "target":
-        return "'target' and 'target_new' mean the same and are both given.", "Keep one of them."
-    known = list(schema.model_fields)
-    close = get_close_matches(key, known, n=1)
-    mend = f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}; other remarks go into 'note'."
-    return f"unknown key {key!r}.", mend
