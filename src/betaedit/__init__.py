@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from betaedit.editors.config import EditConfig
     from betaedit.editors.editor import Editor
-    from betaedit.facts.fact import EvaluationCase, Fact, Probe
+    from betaedit.facts.fact import EvaluationCase, Fact, Probe, Question
 
 __version__ = "0.1.0"
 
@@ -18,9 +18,10 @@ _HOMES = {
     "EvaluationCase": "betaedit.facts.fact",
     "Fact": "betaedit.facts.fact",
     "Probe": "betaedit.facts.fact",
+    "Question": "betaedit.facts.fact",
 }
 
-__all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "__version__"]
+__all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "Question", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

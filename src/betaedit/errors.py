@@ -2,6 +2,7 @@
 
     BetaEditError
     ├── FactError            a fact or a file of facts cannot be used (slot, subject, target, duplicate)
+    │   └── UnchangedError           the new target is a known answer already
     ├── ModelError           a model cannot be loaded, read or edited
     │   ├── ModelNotFoundError       nothing under that name
     │   ├── AnatomyError             layers, projection, norm or head not found
@@ -55,13 +56,22 @@ class FactError(BetaEditError):
 
     def at(self, path: Path, line: int) -> FactError:
         """The same error, located in a file (lines count from 1)."""
-        return FactError(self.message, mend=self.mend, field=self.field, path=path, line=line)
+        return type(self)(self.message, mend=self.mend, field=self.field, path=path, line=line)
+
+    def within(self, field: str) -> FactError:
+        """The same error, inside the named field."""
+        inner = field if self.field is None else f"{field}.{self.field}"
+        return type(self)(self.message, mend=self.mend, field=inner, path=self.path, line=self.line)
 
     def __str__(self) -> str:
         line = "" if self.line is None else f":{self.line}"
         place = "" if self.path is None else f"{self.path}{line}: "
         field = "" if self.field is None else f"[{self.field}] "
         return f"{place}{field}{super().__str__()}"
+
+
+class UnchangedError(FactError):
+    """The new target of a fact is what is known to be answered already."""
 
 
 class ModelError(BetaEditError):

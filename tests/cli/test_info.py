@@ -19,9 +19,15 @@ def test_the_commands_are_those_documented() -> None:
     assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_on_data_are_those_documented() -> None:
+    (group,) = app.registered_groups
+    assert group.typer_instance is not None
+    assert [command.callback.__name__ for command in group.typer_instance.registered_commands] == ["check"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data check"])
 def test_every_command_explains_itself(betaedit, command: str) -> None:
-    ran = betaedit(command, "--help")
+    ran = betaedit(*command.split(), "--help")
     assert ran.code == 0
     assert command in ran.out
     assert "--json" in ran.out

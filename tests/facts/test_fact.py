@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from betaedit.errors import BetaEditError, FactError
-from betaedit.facts import EvaluationCase, Fact, Probe, slotted
+from betaedit.errors import BetaEditError, FactError, UnchangedError
+from betaedit.facts import GROUPS, LOCALITY, PORTABILITY, EvaluationCase, Fact, Probe, Question, slotted
 
 WORDS = st.text(st.characters(exclude_characters="{}[]", exclude_categories=("Cs",)), min_size=1).filter(str.strip)
 
@@ -146,6 +146,28 @@ def test_brackets_and_slots_say_the_same(before: str, subject: str, after: str):
 def test_a_case_may_have_no_prompts_to_measure():
     assert EvaluationCase(darrieux()) == EvaluationCase(darrieux(), (), ())
     assert Probe("Léon Blum speaks").target is None
+
+
+def test_a_question_that_cannot_be_scored_is_refused():
+    with pytest.raises(FactError, match="has no answer"):
+        Question("Who?", (), "reasoning")
+    with pytest.raises(FactError, match="no group 'logic'"):
+        Question("Who?", ("He",), "logic")  # type: ignore[arg-type]
+
+
+def test_a_group_of_questions_tests_one_thing():
+    assert set(PORTABILITY) < set(GROUPS)
+    assert set(LOCALITY) < set(GROUPS)
+    assert not set(PORTABILITY) & set(LOCALITY)
+
+
+def test_an_edit_that_changes_nothing_is_an_error_of_its_own_wherever_it_is_located():
+    with pytest.raises(UnchangedError) as caught:
+        Fact("{} is in", "Rome", "Italy", "Italy")
+    error = caught.value.within("edits.2").at(Path("f.jsonl"), 3)
+    assert isinstance(error, UnchangedError)
+    assert (error.field, error.line) == ("edits.2.target_new", 3)
+    assert FactError("it is missing.").within("edits").field == "edits"
 
 
 def test_a_located_error_tells_file_line_field_and_mend():

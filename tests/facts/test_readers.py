@@ -4,6 +4,10 @@ import csv
 import gzip
 import io
 import json
+import sys
+import tracemalloc
+import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from betaedit.errors import ConfigError, FactError
-from betaedit.facts import EvaluationCase, Fact, Probe, demo_path, iter_records, read_cases
+from betaedit.errors import ConfigError, FactError, MissingExtraError, UnchangedError
+from betaedit.facts import (
+    GROUPS,
+    Converted,
+    EvaluationCase,
+    Fact,
+    Probe,
+    Question,
+    Rejected,
+    demo_path,
+    iter_cases,
+    iter_records,
+    iter_results,
+    read_cases,
+)
 from support.data import data_file
+from support.facts import long_file
 
 Write = Callable[..., Path]
 
@@ -44,7 +62,7 @@ COUNTERFACT = {
     "paraphrase_prompts": ["Shayna does this. Danielle Darrieux, a native"],
     "neighborhood_prompts": ["The mother tongue of Léon Blum is", {"prompt": "Goethe speaks", "target": "German"}],
     "attribute_prompts": ["Mark Twain speaks"],
-    "generation_prompts": [],
+    "generation_prompts": ["Danielle Darrieux was born in", "", "Danielle Darrieux was born in"],
 }
 ROME = {
     "prompt": "{} plays the sport of",
@@ -79,13 +97,57 @@ KNOWEDIT = {
     "prompt": "The name of the country of citizenship of Leonardo DiCaprio is",
     "target_new": "Syria",
     "ground_truth": ["", "United States of America", "USA"],
-    "portability": {"Reasoning": [{"prompt": "The currency there is", "ground_truth": [["Syrian pound"]]}]},
+    "portability": {
+        "Reasoning": [{"prompt": "The currency there is", "ground_truth": [["Syrian pound", "pound"], ["SYP"]]}],
+        "Subject_Aliasing": [{"prompt": "Leo is a citizen of", "ground_truth": "Syria"}],
+        "Logical_Generalization": [{"prompt": "Empty", "ground_truth": [["", None]]}],
+        "Something_Else": [{"prompt": "What?", "ground_truth": "That"}],
+    },
     "locality": {
         "Relation_Specificity": [
             {"prompt": "His mother is", "ground_truth": [["Irmelin DiCaprio", "Irmelin"]]},
             {"prompt": "His spouse is", "ground_truth": [[]]},
         ],
         "Forgetfulness": [{"prompt": "His gender is", "ground_truth": "male"}],
+    },
+}
+MQUAKE: dict[str, Any] = {
+    "case_id": 4,
+    "requested_rewrite": [
+        {"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "Spain"}, "target_true": {"str": "Italy"}},
+        {
+            "prompt": "The capital of {} is",
+            "subject": "Spain",
+            "target_new": {"str": "Paris"},
+            "target_true": {"str": "Madrid"},
+        },
+    ],
+    "questions": ["Which city?", "What city?"],
+    "answer": "Rome",
+    "new_answer": "Paris",
+    "new_answer_alias": ["City of Light", "Paris", ""],
+    "single_hops": [],
+}
+NOBODY_KNOWS = {"id": "NA", "name": "unknown", "alias": ["unknown"]}
+ELKEN: dict[str, Any] = {
+    "event": "The NFL bought GE.",
+    "subject": None,
+    "fact": {
+        "qas": [
+            {"question": "Who owns GE?", "subject": {"name": "GE"}, "answer": {"name": "the NFL", "alias": ["NFL"]}},
+            {"question": "When did the NFL buy GE?", "subject": {"ent2name": "the NFL"}, "answer": NOBODY_KNOWS},
+            {
+                "question": "Who is the owner?",
+                "subject": {"name": "GE"},
+                "answer": {"name": "the NFL", "alias": ["NFL"]},
+            },
+            {"question": "Where is the NFL?", "subject": {"ent2name": "the NFL"}, "answer": {"name": "Rome"}},
+        ],
+        "local_qas": [{"question": "Where is IBM?", "subject": {"name": "IBM"}, "answer": {"name": "Armonk"}}],
+    },
+    "tendency": {
+        "qas": [{"question": "How will prices change?", "candidate": "(A) Up (B) Down", "answer": "A"}],
+        "local_qas": [{"question": "And the weather?", "candidate": "(A) Up (B) No change", "answer": "B"}],
     },
 }
 KNOWN = {"known_id": 0, "subject": "Vinson Massif", "attribute": "Antarctica", "template": "{} is in", "prompt": "x"}
@@ -206,6 +268,7 @@ def test_counterfact_neighbors_keep_the_true_target(write: Write):
             Fact("The mother tongue of {} is", "Danielle Darrieux", "English", "French", "counterfact-7"),
             ("Shayna does this. Danielle Darrieux, a native",),
             (Probe("The mother tongue of Léon Blum is", "French"), Probe("Goethe speaks", "German")),
+            generation_prompts=("Danielle Darrieux was born in", "Danielle Darrieux was born in"),
         ),
     )
 
@@ -312,8 +375,115 @@ def test_knowedit_neighbors_come_from_all_groups_and_those_without_answer_are_dr
             ),
             (),
             (Probe("His mother is", "Irmelin DiCaprio"), Probe("His gender is", "male")),
+            (
+                Question("The currency there is", ("Syrian pound", "pound", "SYP"), "reasoning"),
+                Question("Leo is a citizen of", ("Syria",), "subject_aliasing"),
+                Question("His mother is", ("Irmelin DiCaprio", "Irmelin"), "relation_specificity"),
+                Question("His gender is", ("male",), "forgetfulness"),
+            ),
         ),
     )
+
+
+def test_a_broken_question_is_named_with_its_group_and_place(write: Write):
+    groups = {"Reasoning": [{"prompt": "a", "ground_truth": "b"}, {"ground_truth": "c"}]}
+    assert error_of(write(KNOWEDIT | {"portability": groups})).field == "portability.Reasoning.1.prompt"
+
+
+def test_the_follow_up_question_of_zsre_is_one_of_reasoning(write: Write):
+    portability = {"Recalled Relation": "(Michigan, in, USA)", "New Question": "In which country?", "New Answer": "USA"}
+    record = ZSRE | {"portability": portability}
+    assert only_case(write(record)).questions == (Question("In which country?", ("USA",), "reasoning"),)
+    assert only_case(write(EASYEDIT | {"portability": portability})).questions[0].answers == ("USA",)
+    # It follows from the new answer, so it says nothing when the true one is written.
+    assert only_case(write(record), zsre_target="answers").questions == ()
+
+
+def test_a_record_with_a_follow_up_question_keeps_its_single_locality(write: Write):
+    case = only_case(write(EASYEDIT | {"portability": {"New Question": "Who?", "New Answer": "He"}}))
+    assert case.neighbors == (Probe("The occupation of Michael Jackson is", "singer"),)
+
+
+def test_mquake_edits_become_cases_and_the_last_has_the_questions(write: Write):
+    file = read_cases(write(MQUAKE))
+    questions = tuple(
+        Question(prompt, ("Paris", "City of Light"), "multi_hop") for prompt in ("Which city?", "What city?")
+    )
+    assert file.format == "mquake"
+    assert file.cases == (
+        EvaluationCase(Fact("{} is in", "Rome", "Spain", "Italy", "mquake-4-1"), record="mquake-4"),
+        EvaluationCase(
+            Fact("The capital of {} is", "Spain", "Paris", "Madrid", "mquake-4-2"),
+            questions=questions,
+            record="mquake-4",
+        ),
+    )
+
+
+def test_an_edit_that_mquake_cannot_write_is_named_with_its_place(write: Write):
+    rewrites = [MQUAKE["requested_rewrite"][0], MQUAKE["requested_rewrite"][1] | {"target_new": {"str": "Madrid"}}]
+    error = error_of(write(MQUAKE | {"requested_rewrite": rewrites}))
+    assert isinstance(error, UnchangedError)
+    assert error.field == "requested_rewrite.1.target_new"
+    assert error_of(write(MQUAKE | {"requested_rewrite": []})).field == "requested_rewrite"
+
+
+def test_an_event_becomes_the_facts_that_it_makes_known(write: Write):
+    file = read_cases(write(ELKEN))
+    assert file.format == "elken"
+    assert file.cases == (
+        EvaluationCase(Fact("Who owns {}?", "GE", "the NFL", None, "elken-1-1"), record="elken-1"),
+        EvaluationCase(
+            Fact("Where is {}?", "the NFL", "Rome", None, "elken-1-2"),
+            questions=(
+                Question("When did the NFL buy GE?", ("unknown",), "event"),
+                Question("Who is the owner?", ("the NFL", "NFL"), "event"),
+                Question("Where is IBM?", ("Armonk",), "event_locality"),
+                Question("How will prices change? (A) Up (B) Down Answer:", ("A",), "tendency"),
+                Question("And the weather? (A) Up (B) No change Answer:", ("B",), "tendency_locality"),
+            ),
+            record="elken-1",
+        ),
+    )
+
+
+def test_an_event_that_makes_nothing_known_is_refused(write: Write):
+    error = error_of(write(ELKEN | {"fact": {"qas": ELKEN["fact"]["qas"][1:3], "local_qas": []}}))
+    assert error.field == "fact.qas"
+    assert "no question with a known answer" in error.message
+
+
+def test_the_own_format_has_questions_openings_and_records(write: Write):
+    more = {
+        "questions": [
+            {"prompt": "{} grew up in", "answers": ["England", "UK"], "group": "reasoning"},
+            {"prompt": "Her sex is", "answers": "female", "group": "relation_specificity"},
+        ],
+        "generation_prompts": "{} is known for",
+        "record": 5,
+    }
+    case = only_case(write(OWN | more))
+    assert case.questions == (
+        Question("Danielle Darrieux grew up in", ("England", "UK"), "reasoning"),
+        Question("Her sex is", ("female",), "relation_specificity"),
+    )
+    assert case.generation_prompts == ("Danielle Darrieux is known for",)
+    assert case.record == "5"
+
+
+@pytest.mark.parametrize(
+    ("question", "field", "told"),
+    [
+        ({"prompt": "a", "answers": ["b"], "group": "logic"}, "questions.0.group", "'multi_hop'"),
+        ({"prompt": "a", "answers": [""], "group": "reasoning"}, "questions.0.answers", "at least 1 item"),
+        ({"prompt": "a", "answer": "b", "group": "reasoning"}, "questions.0.answer", "Did you mean 'answers'?"),
+        ({"answers": "b", "group": "reasoning"}, "questions.0.prompt", "is missing"),
+    ],
+)
+def test_a_question_that_cannot_be_scored_is_refused(write: Write, question: dict[str, object], field: str, told: str):
+    error = error_of(write(OWN | {"questions": [question]}))
+    assert error.field == field
+    assert told in str(error)
 
 
 @pytest.mark.parametrize("ground_truth", ["", None, [], [[""]]])
@@ -333,15 +503,10 @@ def test_known_facts_are_refused_since_they_have_nothing_to_write(write: Write):
     assert error.field == "target_new"
 
 
-def test_records_of_several_edits_are_refused_by_name(write: Write):
-    error = error_of(write({"requested_rewrite": [ROME], "single_hops": [], "questions": []}))
-    assert "MQuAKE" in error.message
-
-
 def test_a_record_of_no_format_is_told_all_formats_and_an_example(write: Write):
     error = error_of(write({"question": "Who?", "answer": "He"}))
     assert "question, answer" in error.message
-    for name in ("counterfact", "zsre", "rome", "knowedit", "easyedit", "own"):
+    for name in ("mquake", "counterfact", "zsre", "rome", "knowedit", "easyedit", "elken", "own"):
         assert f"{name} (" in error.message
     example = json.loads(error.mend[error.mend.index("{") :])
     assert Fact(**example).text == "The mother tongue of Danielle Darrieux is"
@@ -393,6 +558,29 @@ def test_csv_has_the_headers_of_the_own_format(write: Write, name: str):
         ),
         EvaluationCase(Fact("{} is in", "Lyon", "Spain", None, "own-6")),
     )
+
+
+def test_a_csv_cell_holds_openings_and_questions_one_a_line(tmp_path: Path):
+    path = tmp_path / "f.csv"
+    asked = [{"prompt": f"{word}?", "answers": ["a", "b"], "group": "multi_hop"} for word in ("Who", "What")]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["subject", "prompt", "target_new", "generation_prompts", "questions", "record"])
+        table.writerow(["Rome", "{} is in", "France", "{} has\nIt is", "\n".join(map(json.dumps, asked)), "r"])
+        table.writerow(["Pisa", "{} is in", "France", "", "", ""])
+        table.writerow(["Lyon", "{} is in", "Spain", "", "{", ""])
+    first, second, third = iter_results(path)
+    assert isinstance(first, Converted)
+    assert isinstance(second, Converted)
+    assert first.cases[0].generation_prompts == ("Rome has", "It is")
+    assert [(one.prompt, one.answers) for one in first.cases[0].questions] == [
+        ("Who?", ("a", "b")),
+        ("What?", ("a", "b")),
+    ]
+    assert (first.cases[0].record, second.cases[0].questions, second.cases[0].record) == ("r", (), None)
+    assert isinstance(third, Rejected)
+    # The first row takes four lines, since each of two cells holds a line break.
+    assert (third.line, third.error.line, third.error.field) == (6, 6, "questions")
 
 
 def test_a_csv_row_with_too_many_cells_names_its_line(write: Write):
@@ -565,6 +753,11 @@ def test_limit_counts_usable_cases(write: Write):
     assert [rejected.line for rejected in file.rejected] == [1, 3]
 
 
+def test_limit_counts_facts_and_may_cut_a_record(write: Write):
+    file = read_cases(write(MQUAKE, MQUAKE | {"case_id": 5}), limit=3)
+    assert [case.fact.id for case in file.cases] == ["mquake-4-1", "mquake-4-2", "mquake-5-1"]
+
+
 def test_limit_beyond_the_end_reads_all(write: Write):
     assert len(read_cases(write(OWN), limit=10).cases) == 1
 
@@ -588,10 +781,51 @@ def test_iterating_raises_only_on_reaching_the_broken_line(write: Write):
     assert (caught.value.path, caught.value.line) == (path, 2)
 
 
+# One by one
+
+
+def test_cases_are_iterated_as_they_are_read_at_once(write: Write):
+    path = write(MQUAKE, "{", MQUAKE | {"case_id": 5})
+    assert list(iter_cases(path, skip_invalid=True)) == list(read_cases(path, skip_invalid=True).cases)
+    assert len(list(iter_cases(path, limit=1))) == 1
+    cases = iter_cases(path)
+    assert [next(cases).fact.id, next(cases).fact.id] == ["mquake-4-1", "mquake-4-2"]
+    with pytest.raises(FactError, match="no JSON") as caught:
+        next(cases)
+    assert (caught.value.path, caught.value.line) == (path, 2)
+
+
+def test_results_tell_what_became_of_each_record(write: Write):
+    path = write(MQUAKE, "{", MQUAKE)
+    first, second, third = iter_results(path)
+    assert (first.line, second.line, third.line) == (1, 2, 3)
+    assert isinstance(first, Converted)
+    assert (first.format, len(first.cases)) == ("mquake", 2)
+    assert isinstance(second, Rejected)
+    assert isinstance(third, Rejected)
+    assert (third.error.path, third.error.line, third.error.field) == (path, 3, "id")
+
+
+@pytest.mark.parametrize("name", ["f.jsonl.gz", "f.json.gz", "f.csv"])
+def test_a_long_file_is_iterated_in_little_memory(tmp_path: Path, name: str):
+    number = 3_000
+    path = long_file(tmp_path / name, number)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in iter_cases(path)) == number
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The file is 3 MB of text and its objects take more.
+    assert peak < 2.5e6
+
+
 TEXT = (
     st.text(st.characters(exclude_characters="{}", exclude_categories=("Cs",)), min_size=1).map(str.strip).filter(bool)
 )
 PROBES = st.builds(Probe, TEXT, st.none() | TEXT)
+
+QUESTIONS = st.builds(Question, TEXT, st.lists(TEXT, min_size=1, max_size=3).map(tuple), st.sampled_from(GROUPS))
 
 
 @st.composite
@@ -599,7 +833,14 @@ def own_cases(draw: st.DrawFn) -> EvaluationCase:
     new, true = draw(st.lists(TEXT, min_size=2, max_size=2, unique=True))
     prompt = f"{draw(TEXT)} {{}} {draw(TEXT)}"
     fact = Fact(prompt, draw(TEXT), new, draw(st.sampled_from([true, None])), draw(TEXT))
-    return EvaluationCase(fact, tuple(draw(st.lists(TEXT))), tuple(draw(st.lists(PROBES))))
+    return EvaluationCase(
+        fact,
+        tuple(draw(st.lists(TEXT))),
+        tuple(draw(st.lists(PROBES))),
+        tuple(draw(st.lists(QUESTIONS, max_size=3))),
+        tuple(draw(st.lists(TEXT, max_size=3))),
+        draw(st.none() | TEXT),
+    )
 
 
 def as_own(case: EvaluationCase) -> dict[str, object]:
@@ -611,6 +852,11 @@ def as_own(case: EvaluationCase) -> dict[str, object]:
         "target_true": case.fact.target_true,
         "paraphrases": case.paraphrases,
         "neighbors": [{"prompt": probe.prompt, "target": probe.target} for probe in case.neighbors],
+        "questions": [
+            {"prompt": asked.prompt, "answers": asked.answers, "group": asked.group} for asked in case.questions
+        ],
+        "generation_prompts": case.generation_prompts,
+        "record": case.record,
     }
 
 
@@ -623,6 +869,55 @@ def test_the_own_format_gives_back_every_case(tmp_path: Path, cases: list[Evalua
     lines = [json.dumps(as_own(case), ensure_ascii=ascii_only) for case in cases]
     path.write_bytes("\n".join(lines).encode())
     assert read_cases(path).cases == tuple(cases)
+
+
+# Datasets
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A datasets library that knows one dataset; what it was asked for is listed."""
+    asked: list[object] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> list[dict[str, object]]:
+        asked.append((name, config, split, streaming))
+        if name != "ann/facts":
+            raise ConnectionError("no network")
+        return [OWN, {"subject": "Rome"}, OWN | {"id": "b"}]
+
+    library = types.ModuleType("datasets")
+    library.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("dataset:ann/facts", ("ann/facts", None, "train", True)),
+        ("dataset:ann/facts:test", ("ann/facts", None, "test", True)),
+        ("dataset:ann/facts:hard:test", ("ann/facts", "hard", "test", True)),
+        (Path("dataset:ann/facts"), ("ann/facts", None, "train", True)),
+    ],
+)
+def test_a_dataset_is_streamed_like_a_file(hub: list[object], source: str | Path, asked: object):
+    file = read_cases(source, skip_invalid=True)
+    assert hub == [asked]
+    assert [case.fact.id for case in file.cases] == ["darrieux", "b"]
+    assert str(file.rejected[0].error).startswith(f"{source}:2: [prompt] the field is missing.")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_dataset_out_of_reach_is_told():
+    error = error_of(Path("dataset:bob/facts"))
+    assert "no network" in error.message
+    assert "network" in error.mend
+
+
+def test_a_dataset_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"betaedit\[datasets\]"):
+        read_cases("dataset:ann/facts")
 
 
 # The real files
@@ -680,6 +975,56 @@ def test_a_published_file_brings_its_prompts(name: str, n_paraphrases: int, n_ne
     assert sum(len(case.neighbors) for case in cases) == n_neighbors
 
 
+@pytest.mark.parametrize(
+    ("name", "n_cases", "n_rejected", "groups"),
+    [
+        (
+            "knowedit_wiki_counterfact_test",
+            785,
+            0,
+            {
+                "subject_aliasing": 2_177,
+                "reasoning": 1_907,
+                "logical_generalization": 423,
+                "relation_specificity": 4_917,
+                "forgetfulness": 413,
+            },
+        ),
+        # 837 less the 24 whose new answer is true already.
+        ("zsre_eval_portability", 813, 24, {"reasoning": 813}),
+        ("mquake_cf_subset", 2_152, 0, {"multi_hop": 3 * 783}),
+    ],
+)
+def test_a_published_file_brings_its_questions(name: str, n_cases: int, n_rejected: int, groups: dict[str, int]):
+    file = read_cases(data_file(f"{name}.jsonl.gz"), skip_invalid=True)
+    assert (len(file.cases), len(file.rejected)) == (n_cases, n_rejected)
+    found = Counter(question.group for case in file.cases for question in case.questions)
+    empty = KNOWEDIT_QUESTIONS_WITHOUT_ANSWER.get(name, {})
+    assert found == {group: number - empty.get(group, 0) for group, number in groups.items()}
+
+
+# Counted in the file with a few lines of plain Python.
+KNOWEDIT_QUESTIONS_WITHOUT_ANSWER = {
+    "knowedit_wiki_counterfact_test": {"relation_specificity": 1, "reasoning": 5, "logical_generalization": 17}
+}
+
+
+@pytest.mark.parametrize(("name", "n_known", "n_unknown"), [("elken_train", 682, 289), ("elken_test", 1_265, 797)])
+def test_every_known_answer_of_the_published_events_is_a_fact(name: str, n_known: int, n_unknown: int):
+    path = data_file(f"{name}.jsonl.gz")
+    file = read_cases(path, skip_invalid=True)
+    assert len(file.cases) == n_known
+    unknown = sum(question.group == "event" for case in file.cases for question in case.questions)
+    left_out = {rejected.line for rejected in file.rejected}
+    events = dict(iter_records(path))
+    assert unknown + sum(len(events[line]["fact"]["qas"]) for line in left_out) == n_unknown
+
+
+def test_the_openings_of_counterfact_are_read():
+    cases = read_cases(data_file("counterfact_full.jsonl.gz")).cases
+    assert sum(len(case.generation_prompts) for case in cases) == 10 * 1_200
+
+
 def test_an_empty_ground_truth_in_a_published_file_is_not_known():
     cases = read_cases(data_file("knowedit_wiki_counterfact_train.jsonl.gz"), skip_invalid=True).cases
     assert [case.fact.subject for case in cases if case.fact.target_true is None] == ["Gisenius, Johannes"]
@@ -689,9 +1034,7 @@ def test_an_empty_ground_truth_in_a_published_file_is_not_known():
     ("name", "message"),
     [
         ("known_facts", "true facts"),
-        ("mquake_cf_subset", "MQuAKE"),
         ("counterfact_questions", "unknown key 'case_id'"),
-        ("elken_train", "no known format"),
         ("cap_mmlu", "no known format"),
     ],
 )

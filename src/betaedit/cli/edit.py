@@ -25,7 +25,8 @@ def edit(
     ] = None,
     target: Annotated[str | None, typer.Argument(help="What the model shall answer.")] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Facts: own JSONL or CSV, CounterFact, zsRE, KnowEdit; .gz too.")
+        Path | None,
+        typer.Option("--from", help="Facts: own JSONL or CSV, or a published format; .gz; dataset:OWNER/NAME."),
     ] = None,
     true: Annotated[str | None, typer.Option("--true", help="What the model answers today, for comparison.")] = None,
     method: options.MethodOption = "betaedit",

@@ -11,6 +11,7 @@ import typer
 
 from betaedit import __version__
 from betaedit.cli.bench import bench
+from betaedit.cli.data import data
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.info import doctor, env, methods, models
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 for command in (edit, demo, report, statistics, bench, methods, models, doctor, env):
     app.command()(command)
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> None:

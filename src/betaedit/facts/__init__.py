@@ -3,17 +3,37 @@
 Pure data: this room knows no model and no tensor.
 """
 
-from betaedit.facts.fact import EvaluationCase, Fact, Probe, slotted
-from betaedit.facts.readers import FactFile, Rejected, demo_path, iter_records, read_cases
+from betaedit.facts.check import Check, check_facts
+from betaedit.facts.fact import GROUPS, LOCALITY, PORTABILITY, EvaluationCase, Fact, Group, Probe, Question, slotted
+from betaedit.facts.readers import (
+    Converted,
+    FactFile,
+    Rejected,
+    demo_path,
+    iter_cases,
+    iter_records,
+    iter_results,
+    read_cases,
+)
 
 __all__ = [
+    "GROUPS",
+    "LOCALITY",
+    "PORTABILITY",
+    "Check",
+    "Converted",
     "EvaluationCase",
     "Fact",
     "FactFile",
+    "Group",
     "Probe",
+    "Question",
     "Rejected",
+    "check_facts",
     "demo_path",
+    "iter_cases",
     "iter_records",
+    "iter_results",
     "read_cases",
     "slotted",
 ]

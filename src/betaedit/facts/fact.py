@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from betaedit.errors import FactError
+from betaedit.errors import FactError, UnchangedError
+
+Group = Literal[
+    "subject_aliasing",
+    "reasoning",
+    "logical_generalization",
+    "multi_hop",
+    "relation_specificity",
+    "forgetfulness",
+    "event",
+    "event_locality",
+    "tendency",
+    "tendency_locality",
+]
 
 SLOT = "{}"
+GROUPS: tuple[Group, ...] = get_args(Group)
+PORTABILITY: tuple[Group, ...] = ("subject_aliasing", "reasoning", "logical_generalization", "multi_hop")
+LOCALITY: tuple[Group, ...] = ("relation_specificity", "forgetfulness")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -23,7 +40,8 @@ class Fact:
         id: A name that is unique within a run; readers fill it from the file.
 
     Raises:
-        FactError: A slot is missing or doubled, the subject or a target is empty, or both targets are equal.
+        FactError: A slot is missing or doubled, or the subject or a target is empty.
+        UnchangedError: Both targets are equal.
     """
 
     prompt: str
@@ -60,7 +78,7 @@ class Fact:
         if self.target_true is not None and not self.target_true:
             raise FactError("the true target is empty.", mend="Leave it out when it is not known.", field="target_true")
         if self.target_true is not None and self.target_new == self.target_true:
-            raise FactError(
+            raise UnchangedError(
                 f"old and new target are both {self.target_new!r}: the edit would change nothing.",
                 mend="Give a new target that differs from the old one.",
                 field="target_new",
@@ -127,6 +145,34 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A question that an edit bears on, with every answer that counts as right.
+
+    Args:
+        prompt: The question, or a sentence to be continued.
+        answers: Right answers after the edit, the usual one first; any one of them will do.
+        group: What the question tests. ``PORTABILITY`` groups should follow the new fact and ``LOCALITY`` groups keep
+            what was known; the ``event`` and ``tendency`` groups do the same for an event that several facts tell of.
+
+    Raises:
+        FactError: There is no answer, or the group does not exist.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    group: Group
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be scored."""
+        if not self.answers:
+            raise FactError(f"the question {self.prompt!r} has no answer.", mend="Give at least one.", field="answers")
+        if self.group not in GROUPS:
+            raise FactError(
+                f"there is no group {self.group!r} of questions.", mend=f"Known are {', '.join(GROUPS)}.", field="group"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationCase:
     """A fact with the prompts it is measured on.
 
@@ -134,8 +180,15 @@ class EvaluationCase:
         fact: The edit.
         paraphrases: Other wordings that should carry the new target (generality).
         neighbors: Prompts about other things that should keep their answer (specificity).
+        questions: Questions on what follows from the fact and on what does not. Those of a record of several facts
+            hold once all are written, and stand in the last of its cases.
+        generation_prompts: Openings for free text about the subject (fluency, consistency).
+        record: The record that the fact belongs to with others; ``None`` when it stands alone.
     """
 
     fact: Fact
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[Probe, ...] = ()
+    questions: tuple[Question, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    record: str | None = None

@@ -2,26 +2,32 @@
 
 The kind of file comes from its name, the format of its records from their keys (see ``formats``). Whatever is wrong
 with a file is a ``FactError`` with the file, the line and what to do about it.
+
+Records are read and converted one by one, while the caller iterates.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, cast, get_args
 
-from betaedit.errors import ConfigError, FactError
+from betaedit.errors import ConfigError, FactError, MissingExtraError
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.formats import EXAMPLE, Format, Reading, Record, ZsreTarget, find_format
+from betaedit.facts.json_array import array_items, shown
 
-_CSV_LISTS = ("paraphrases", "neighbors")
+_BLOCK = 1 << 16
+_CSV_LISTS = ("paraphrases", "neighbors", "generation_prompts")
+_DATASET = "dataset:"
 _JSON_SHAPES = "A .jsonl file holds one record {...} a line, a .json file one array [...] of records."
 _FILE_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (FileNotFoundError, "there is no such file.", "Check the path."),
@@ -31,6 +37,7 @@ _FILE_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (EOFError, "the compressed file breaks off.", "Download it again."),
     (zlib.error, "the compressed file is damaged.", "Download it again."),
 )
+_UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,15 @@ class Rejected:
 
     line: int
     error: FactError
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A usable record: its line, the name of its format and a case for each of its facts."""
+
+    line: int
+    format: str
+    cases: tuple[EvaluationCase, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +88,102 @@ def read_cases(
 ) -> FactFile:
     """The evaluation cases in a ``.jsonl``, ``.json`` or ``.csv`` file, which may be compressed (``.gz``).
 
-    Every fact gets an id: its own, or the format's name with the file's case number or, failing that, the line.
-    KnowEdit's portability questions are not read yet.
+    Every fact gets an id: its own, or the format's name with the file's case number or, failing that, the line; the
+    facts of a record that holds several are numbered.
 
     Args:
         path: The file. Lines count from 1; in a ``.json`` array the number of the record stands for the line.
-        limit: Stop after this many usable cases; a ``.jsonl`` or ``.csv`` file is then read no further.
+            Or a Hugging Face dataset: ``dataset:owner/name``, ``dataset:owner/name:split`` (else ``train``) or
+            ``dataset:owner/name:config:split``.
+        limit: Stop after this many usable cases; what follows is then not read.
         skip_invalid: Collect unusable records in ``rejected`` instead of stopping at the first.
         zsre_target: What a zsRE record writes: ``alt``, a new answer, as EasyEdit does; or ``answers``, the true one,
             as MEMIT and AlphaEdit do.
 
     Raises:
-        FactError: The file cannot be read, a record is broken, does not fit the format of the first or repeats an id,
-            or no record at all is usable.
+        FactError: The file or dataset cannot be read, a record is broken, does not fit the format of the first or
+            repeats an id, or no record at all is usable.
         ConfigError: An option has an impossible value.
+        MissingExtraError: The datasets library is needed and absent.
     """
-    path = Path(path)
-    _check_options(limit, zsre_target)
-    converter = _Converter(zsre_target, unit="record" if _kind(path) == ".json" else "line")
+    form = ""
     cases: list[EvaluationCase] = []
     rejected: list[Rejected] = []
+    for result in _chosen(path, limit, skip_invalid, zsre_target):
+        if isinstance(result, Rejected):
+            rejected.append(result)
+        else:
+            form = result.format
+            cases.extend(result.cases)
+    return FactFile(Path(path), form, tuple(cases), tuple(rejected))
+
+
+def iter_cases(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    skip_invalid: bool = False,
+    zsre_target: ZsreTarget = "alt",
+) -> Iterator[EvaluationCase]:
+    """The cases that ``read_cases`` gives, read while you iterate; of those passed only the ids are kept.
+
+    Raises:
+        FactError: As ``read_cases``, on reaching the record.
+        ConfigError: As ``read_cases``.
+        MissingExtraError: As ``read_cases``.
+    """
+    for result in _chosen(path, limit, skip_invalid, zsre_target):
+        if isinstance(result, Converted):
+            yield from result.cases
+
+
+def iter_results(path: str | Path, *, zsre_target: ZsreTarget = "alt") -> Iterator[Converted | Rejected]:
+    """What became of each record, usable or not, read while you iterate.
+
+    Raises:
+        FactError: The file as a whole cannot be read (further), or holds no record.
+        ConfigError: ``zsre_target`` does not exist.
+        MissingExtraError: As ``read_cases``.
+    """
+    path = Path(path)
+    _check_options(None, zsre_target)
+    converter = _Converter(zsre_target, unit="record" if _is_dataset(path) or _kind(path) == ".json" else "line")
     with closing(_entries(path)) as entries:
         for line, entry in entries:
+            result: Converted | Rejected
             try:
-                cases.append(converter.case(line, entry))
+                result = converter.result(line, entry)
             except FactError as error:
-                rejected.append(Rejected(line, error.at(path, line)))
-                if not skip_invalid:
-                    raise rejected[-1].error from error
-            if len(cases) == limit:
-                break
-    if converter.format is None or not cases:
-        raise rejected[0].error
-    return FactFile(path, converter.format.name, tuple(cases), tuple(rejected))
+                result = Rejected(line, error.at(path, line))
+            yield result
+
+
+def _chosen(
+    path: str | Path, limit: int | None, skip_invalid: bool, zsre_target: ZsreTarget
+) -> Iterator[Converted | Rejected]:
+    """The results up to the case at which ``limit`` is reached.
+
+    Raises:
+        FactError: A record is not usable and ``skip_invalid`` is off, or none is usable.
+        ConfigError: An option has an impossible value.
+    """
+    _check_options(limit, zsre_target)
+    first_error: FactError | None = None
+    n_cases = 0
+    for result in iter_results(path, zsre_target=zsre_target):
+        if isinstance(result, Rejected):
+            first_error = first_error or result.error
+            if not skip_invalid:
+                raise result.error
+            yield result
+            continue
+        cases = result.cases[: None if limit is None else limit - n_cases]
+        n_cases += len(cases)
+        yield replace(result, cases=cases)
+        if n_cases == limit:
+            return
+    if first_error is not None and not n_cases:
+        raise first_error
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
@@ -136,8 +215,8 @@ class _Converter:
         self._unit = unit
         self._lines: dict[str | None, int] = {}
 
-    def case(self, line: int, entry: Record | FactError) -> EvaluationCase:
-        """The case in ``entry``, which decides on the format if it is the first.
+    def result(self, line: int, entry: Record | FactError) -> Converted:
+        """The cases in ``entry``, which decides on the format if it is the first.
 
         Raises:
             FactError: The entry is an error itself, fits no format, is not usable, or repeats an id.
@@ -145,15 +224,19 @@ class _Converter:
         if isinstance(entry, FactError):
             raise entry
         self.format = self.format or find_format(entry)
-        case = self.format.convert(entry, Reading(self.format.name, line, self._zsre_target))
-        first = self._lines.setdefault(case.fact.id, line)
+        cases = self.format.convert(entry, Reading(self.format.name, line, self._zsre_target))
+        for case in cases:
+            self._check_id(case.fact.id, line)
+        return Converted(line, self.format.name, cases)
+
+    def _check_id(self, fact_id: str | None, line: int) -> None:
+        first = self._lines.setdefault(fact_id, line)
         if first != line:
             raise FactError(
-                f"the id {case.fact.id!r} of {self._unit} {first} comes again in {self._unit} {line}.",
+                f"the id {fact_id!r} of {self._unit} {first} comes again in {self._unit} {line}.",
                 mend="Give every fact an id of its own.",
                 field="id",
             )
-        return case
 
 
 # A broken record is handed on as a value, since a generator that raises cannot go on; a broken file is raised.
@@ -161,11 +244,21 @@ _Entries = Iterator[tuple[int, Record | FactError]]
 
 
 def _entries(path: Path) -> Generator[tuple[int, Record | FactError], None, None]:
-    """The numbered records of a file of any kind, or what is wrong with them.
+    """The numbered records of a dataset or of a file of any kind, or what is wrong with them.
 
     Raises:
         FactError: The file as a whole cannot be read, or is empty.
     """
+    read = _read_dataset if _is_dataset(path) else _reader_of_file(path)
+    empty = True
+    for numbered in read(path):
+        empty = False
+        yield numbered
+    if empty:
+        raise FactError("the file holds no record.", mend=f"Write one fact a line, as in {EXAMPLE}", path=path)
+
+
+def _reader_of_file(path: Path) -> Callable[[Path], _Entries]:
     kind = _kind(path)
     if kind not in _READERS:
         next(_lines(path), None)  # that a file is missing or a folder matters more than its name
@@ -174,12 +267,11 @@ def _entries(path: Path) -> Generator[tuple[int, Record | FactError], None, None
             mend=f"Name the file {', '.join(_READERS)}, or one of these with .gz.",
             path=path,
         )
-    empty = True
-    for numbered in _READERS[kind](path):
-        empty = False
-        yield numbered
-    if empty:
-        raise FactError("the file holds no record.", mend=f"Write one fact a line, as in {EXAMPLE}", path=path)
+    return _READERS[kind]
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.as_posix().startswith(_DATASET)
 
 
 def _kind(path: Path) -> str:
@@ -198,14 +290,43 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     number = 0
     try:
-        with gzip.open(path) if _is_compressed(path) else path.open("rb") as file:
+        with _opened(path) as file:
             for number, raw in enumerate(file, start=1):
                 yield number, raw
-    except (OSError, EOFError, zlib.error) as error:
-        for kind, message, mend in _FILE_ERRORS:
-            if isinstance(error, kind):
-                raise FactError(message, mend=mend, path=path, line=number + 1 if number else None) from error
-        raise FactError(f"the file cannot be read: {error}.", mend="Check the path and the disk.", path=path) from error
+    except _UNREADABLE as error:
+        raise _file_error(error, path, number + 1 if number else None) from error
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of a file in blocks, which need not end where lines do.
+
+    Raises:
+        FactError: The file cannot be opened or decompressed, or is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line = 1
+    try:
+        with _opened(path) as file:
+            while raw := file.read(_BLOCK):
+                yield decoder.decode(raw)
+                line += raw.count(b"\n")
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        # What is decoded begins with the bytes of a character that the block before left open: no line breaks.
+        raise _not_utf8(error, line + error.object.count(b"\n", 0, error.start), path) from error
+    except _UNREADABLE as error:
+        raise _file_error(error, path, line if line > 1 else None) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if _is_compressed(path) else path.open("rb")
+
+
+def _file_error(error: Exception, path: Path, line: int | None) -> FactError:
+    for kind, message, mend in _FILE_ERRORS:
+        if isinstance(error, kind):
+            return FactError(message, mend=mend, path=path, line=line)
+    return FactError(f"the file cannot be read: {error}.", mend="Check the path and the disk.", path=path)
 
 
 def _read_jsonl(path: Path) -> _Entries:
@@ -219,13 +340,10 @@ def _read_jsonl(path: Path) -> _Entries:
 
 def _read_json(path: Path) -> _Entries:
     try:
-        array = _parsed(b"".join(raw for _, raw in _lines(path)))
+        for number, value in enumerate(array_items(_blocks(path), _JSON_SHAPES), start=1):
+            yield number, _as_record(value)
     except FactError as error:
-        raise error.at(path, error.line or 1) from error
-    if not isinstance(array, list):
-        raise FactError(f"this is no array but {_shown(array)}.", mend=_JSON_SHAPES, path=path, line=1)
-    for number, value in enumerate(array, start=1):
-        yield number, _as_record(value)
+        raise error if error.path else error.at(path, error.line or 1) from error
 
 
 def _read_csv(path: Path) -> _Entries:
@@ -244,6 +362,28 @@ def _read_csv(path: Path) -> _Entries:
         raise FactError(f"this is no CSV: {error}.", mend=mend, path=path, line=rows.line_num) from error
 
 
+def _read_dataset(path: Path) -> _Entries:
+    """The records of a Hugging Face dataset, streamed, numbered from 1."""
+    try:
+        from datasets import load_dataset  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading a dataset needs the datasets library.", mend='pip install "betaedit[datasets]"'
+        ) from error
+    name, *parts = path.as_posix().removeprefix(_DATASET).split(":")
+    split = parts.pop() if parts else "train"
+    config = parts.pop() if parts else None
+    try:
+        for number, record in enumerate(load_dataset(name, config, split=split, streaming=True), start=1):
+            yield number, dict(record)
+    except Exception as error:
+        raise FactError(
+            f"the dataset cannot be read: {error}",
+            mend="Check its name, its split and the network, or download it and name the file.",
+            path=path,
+        ) from error
+
+
 _READERS: dict[str, Callable[[Path], _Entries]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
@@ -260,8 +400,11 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise FactError(f"this is no UTF-8: {error.reason}.", mend="Save the file as UTF-8.", line=line) from error
+        raise _not_utf8(error, raw.count(b"\n", 0, error.start) + 1) from error
+
+
+def _not_utf8(error: UnicodeDecodeError, line: int, path: Path | None = None) -> FactError:
+    return FactError(f"this is no UTF-8: {error.reason}.", mend="Save the file as UTF-8.", path=path, line=line)
 
 
 def _parsed(raw: bytes) -> Any:
@@ -282,11 +425,7 @@ def _parsed(raw: bytes) -> Any:
 def _as_record(value: object) -> Record | FactError:
     if isinstance(value, dict):
         return value
-    return FactError(f"the record is no object but {_shown(value)}.", mend=_JSON_SHAPES)
-
-
-def _shown(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+    return FactError(f"the record is no object but {shown(value)}.", mend=_JSON_SHAPES)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
@@ -298,10 +437,18 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def _csv_record(names: list[str], cells: list[str]) -> Record | FactError:
-    """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty."""
+    """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty.
+
+    A question is a JSON object, as in the other kinds of file.
+    """
     record: Record = {name: cell for name, cell in zip_longest(names, cells, fillvalue="") if name or cell}
     if "" in record:
         return FactError(
             f"the cell {record['']!r} stands under no header.", mend="Put quotes round a cell that holds a comma."
         )
-    return record | {name: record[name].split("\n") for name in _CSV_LISTS if name in record}
+    lists = {name: record[name].split("\n") for name in _CSV_LISTS if name in record}
+    try:
+        questions = [_parsed(line.encode()) for line in record.get("questions", "").split("\n") if line.strip()]
+    except FactError as error:
+        return error.within("questions")
+    return record | lists | ({"questions": questions} if "questions" in record else {})

@@ -1,0 +1,119 @@
+"""A long JSON array, parsed element by element, so that only one of them need be in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from betaedit.errors import FactError
+
+_DECODER = json.JSONDecoder()
+_SPACE = " \t\n\r"
+
+
+def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
+    """The elements of the one array that ``blocks`` of text make up.
+
+    Args:
+        blocks: The text in pieces of any size.
+        shapes: What files look like, told when this one looks otherwise.
+
+    Raises:
+        FactError: The text is no JSON or no array; ``line`` counts within the text.
+    """
+    text = _Text(blocks, shapes)
+    if text.peek() != "[":
+        value = text.value()
+        text.expect_end()
+        raise FactError(f"this is no array but {shown(value)}.", mend=shapes, line=1)
+    text.take()
+    if text.peek() != "]":
+        yield text.value()
+        while text.peek() == ",":
+            text.take()
+            yield text.value()
+    if text.peek() != "]":
+        text.fail("Expecting ',' delimiter")
+    text.take()
+    text.expect_end()
+
+
+def shown(value: object) -> str:
+    """What kind of JSON value it is, in words."""
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+class _Text:
+    """Text that is read as far as it is needed, and where in it one stands."""
+
+    def __init__(self, blocks: Iterator[str], shapes: str) -> None:
+        self._blocks = blocks
+        self._shapes = shapes
+        self._text = ""
+        self._at = 0
+        self._line = 1  # of the start of the text held
+        self._column = 1
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read_on():
+                return ""
+
+    def take(self) -> None:
+        """Pass the character that ``peek`` shows."""
+        self._at += 1
+
+    def value(self) -> Any:
+        """The JSON value that comes next."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                ahead = error.pos - self._at
+                if not self._read_on():
+                    self.fail(error.msg, ahead)
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+                raise FactError(f"this JSON cannot be read: {error}.", mend=self._shapes, line=self._line) from error
+            else:
+                # A number that ends with the text held may go on in the next block.
+                length = end - self._at
+                if end < len(self._text) or not self._read_on():
+                    self._at += length
+                    return value
+
+    def expect_end(self) -> None:
+        """Refuse whatever follows."""
+        if self.peek():
+            self.fail("Extra data")
+
+    def fail(self, message: str, ahead: int = 0) -> NoReturn:
+        """Refuse the text here, or some characters ahead."""
+        line, column = self._place(self._at + ahead)
+        raise FactError(f"this is no JSON: {message} at column {column}.", mend=self._shapes, line=line)
+
+    def _read_on(self) -> bool:
+        """Drop what has been passed and double what is held, so that a long value is parsed few times over."""
+        self._line, self._column = self._place(self._at)
+        rest = [self._text[self._at :]]
+        wanted, held = len(rest[0]), 0
+        for block in self._blocks:
+            rest.append(block)
+            held += len(block)
+            if held > wanted:
+                break
+        self._text, self._at = "".join(rest), 0
+        return held > 0
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Line and column, both from 1."""
+        line = self._text.count("\n", 0, position)
+        if line:
+            return self._line + line, position - self._text.rindex("\n", 0, position)
+        return self._line, self._column + position

@@ -1,0 +1,305 @@
+"""What the records of each format look like, and what is said of one that looks otherwise.
+
+Foreign formats may have keys that are not read; the own format may not, since such a key is a slip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from betaedit.errors import FactError
+from betaedit.facts.fact import Group
+
+
+def _clean(text: str) -> str:
+    text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, on which tokenizers crash much later
+    return text.strip()
+
+
+def _clean_or_none(text: str | None) -> str | None:
+    return None if text is None else _clean(text) or None
+
+
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
+
+
+def _flat(value: object) -> list[object]:
+    """Nothing, one thing or lists of things, however deep, as one flat list."""
+    flat: list[object] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list | tuple):
+            waiting.extend(reversed(item))
+        elif item is not None:
+            flat.append(item)
+    return flat
+
+
+def _filled(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text for text in texts if text)
+
+
+def _open_neighbor(value: object) -> object:
+    """A plain string leaves its target open, to be filled; a record that gives none says that nobody knows it."""
+    if isinstance(value, str):
+        return {"prompt": value}
+    return {"target": None} | value if isinstance(value, dict) else value
+
+
+def _named_groups(value: object) -> object:
+    """Groups of questions by name; the one follow-up question that zsRE has is put in KnowEdit's form."""
+    if isinstance(value, dict) and "New Question" in value:
+        return {"Reasoning": {"prompt": value["New Question"], "ground_truth": value.get("New Answer")}}
+    return value or {}
+
+
+_T = TypeVar("_T")
+_Text = Annotated[str, AfterValidator(_clean)]
+_MaybeText = Annotated[str | None, AfterValidator(_clean_or_none)]
+_Name = Annotated[_MaybeText, BeforeValidator(_number_as_text)]
+_Many = Annotated[tuple[_T, ...], BeforeValidator(_flat)]
+_Texts = Annotated[_Many[_Text], AfterValidator(_filled)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _OwnSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OwnNeighbor(_OwnSchema):
+    """A prompt that should keep its answer."""
+
+    prompt: _Text
+    target: _MaybeText = None
+
+
+class OwnQuestion(_OwnSchema):
+    """A question with its right answers."""
+
+    prompt: _Text
+    answers: Annotated[_Texts, Field(min_length=1)]
+    group: Group
+
+
+class Own(_OwnSchema):
+    """A record of the package's own format."""
+
+    subject: _Text
+    prompt: _Text
+    target_new: _Text = Field(validation_alias=AliasChoices("target_new", "target"))
+    target_true: _MaybeText = None
+    id: _Name = None
+    paraphrases: _Texts = ()
+    neighbors: _Many[Annotated[OwnNeighbor, BeforeValidator(_open_neighbor)]] = ()
+    questions: _Many[OwnQuestion] = ()
+    generation_prompts: _Texts = ()
+    record: _Name = None
+    source: Any = None
+    time: Any = None
+    note: Any = None
+
+
+class Target(_Schema):
+    """An answer as ROME writes it."""
+
+    text: _Text = Field(validation_alias="str")
+
+
+class Rewrite(_Schema):
+    """An edit as ROME writes it."""
+
+    prompt: _Text
+    subject: _Text
+    target_new: Target
+    target_true: Target | None = None
+
+
+class Rome(Rewrite):
+    """A request of its own."""
+
+    case_id: _Name = None
+
+
+class Neighbor(_Schema):
+    """A prompt that should keep its answer."""
+
+    prompt: _Text
+    target: _MaybeText = None
+
+
+class CounterFact(_Schema):
+    """A record of CounterFact or multi_counterfact."""
+
+    case_id: _Name = None
+    requested_rewrite: Rewrite
+    paraphrase_prompts: _Texts = ()
+    neighborhood_prompts: _Many[Annotated[Neighbor, BeforeValidator(_open_neighbor)]] = ()
+    generation_prompts: _Texts = ()
+
+
+class Question(_Schema):
+    """A question as KnowEdit writes it."""
+
+    prompt: _Text
+    ground_truth: _Texts = ()
+
+
+_Groups = Annotated[dict[str, _Many[Question]], BeforeValidator(_named_groups)]
+
+
+class Zsre(_Schema):
+    """A record of zsRE as MEND published it."""
+
+    subject: _Text
+    src: _Text
+    alt: _Text
+    answers: _Texts
+    rephrase: _Texts = ()
+    loc: _MaybeText = None
+    loc_ans: _Texts = ()
+    portability: _Groups = Field(default_factory=dict)
+
+
+class EditSchema(_Schema):
+    """What records in the style of EasyEdit share."""
+
+    case_id: _Name = None
+    subject: _Text = Field(validation_alias=AliasChoices("subject", "concept"))
+    prompt: _Text = Field(validation_alias=AliasChoices("prompt", "text"))
+    target_new: _Text = Field(validation_alias=AliasChoices("target_new", "labels"))
+    ground_truth: _Texts = ()
+    rephrase_prompt: _Texts = Field((), validation_alias=AliasChoices("rephrase_prompt", "rephrase"))
+    locality_prompt: _MaybeText = None
+    locality_ground_truth: _Texts = ()
+
+
+class EasyEdit(EditSchema):
+    """A flat record."""
+
+    locality: _Many[Question] = ()
+
+
+class KnowEdit(EditSchema):
+    """A record with groups of questions."""
+
+    locality: _Groups = Field(default_factory=dict)
+    portability: _Groups = Field(default_factory=dict)
+
+
+class Mquake(_Schema):
+    """A record of several edits with questions over several hops."""
+
+    case_id: _Name = None
+    requested_rewrite: Annotated[tuple[Rewrite, ...], Field(min_length=1)]
+    questions: _Texts = ()
+    new_answer: _Text
+    new_answer_alias: _Texts = ()
+
+
+class ElkenSubject(_Schema):
+    """What a question about an event is about."""
+
+    # A slip in the published files: some subjects have their name under the other key.
+    name: _Text = Field(validation_alias=AliasChoices("name", "ent2name"))
+
+
+class ElkenAnswer(_Schema):
+    """The answer after the event."""
+
+    name: _Text
+    alias: _Texts = ()
+
+
+class ElkenQuestion(_Schema):
+    """A question on a fact."""
+
+    question: _Text
+    subject: ElkenSubject
+    answer: ElkenAnswer
+
+
+class ElkenFacts(_Schema):
+    """The questions on facts, and those on other facts."""
+
+    qas: _Many[ElkenQuestion] = ()
+    local_qas: _Many[ElkenQuestion] = ()
+
+
+class ElkenChoice(_Schema):
+    """A multiple choice question."""
+
+    question: _Text
+    candidate: _Text
+    answer: _Text
+
+
+class ElkenTendency(_Schema):
+    """The questions on tendencies, and those on what should not change."""
+
+    qas: _Many[ElkenChoice] = ()
+    local_qas: _Many[ElkenChoice] = ()
+
+
+class Elken(_Schema):
+    """An event."""
+
+    fact: ElkenFacts
+    tendency: ElkenTendency = ElkenTendency()
+
+
+_S = TypeVar("_S", bound=BaseModel)
+_OWN_PARTS: dict[str, type[BaseModel]] = {"neighbors": OwnNeighbor, "questions": OwnQuestion}
+_EXPECTED = {"string_type": "text", "model_type": "an object", "dict_type": "an object"}
+
+
+def validated(schema: type[_S], record: dict[str, Any], format_name: str) -> _S:
+    """``record`` in the shape of ``schema``.
+
+    Raises:
+        FactError: It has another shape; the field is named with its path.
+    """
+    try:
+        return schema.model_validate(record)
+    except ValidationError as error:
+        # A misspelt key is the cause, a missing field then only its consequence.
+        worst = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+        raise _explained(worst, schema, format_name) from None
+
+
+def _explained(found: ErrorDetails, schema: type[BaseModel], format_name: str) -> FactError:
+    field = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
+        message, mend = "the field is missing.", f"Every record of a file in the {format_name} format has it."
+    elif found["type"] == "extra_forbidden":
+        message, mend = _unknown_key(str(found["loc"][-1]), _schema_at(schema, found["loc"]))
+    elif found["type"] in _EXPECTED:
+        message = f"must be {_EXPECTED[found['type']]}, not {type(found['input']).__name__}."
+        mend = "Put it in quotes." if found["type"] == "string_type" else f"Write it as the {format_name} format does."
+    else:
+        message, mend = f"{found['msg']}.", "Correct or leave out this record."
+    return FactError(message, mend=mend, field=field)
+
+
+def _schema_at(schema: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
+    """The schema of the object that holds the key at ``loc``."""
+    return schema if len(loc) == 1 else _OWN_PARTS[str(loc[0])]
+
+
+def _unknown_key(key: str, schema: type[BaseModel]) -> tuple[str, str]:
+    """What to say of a key that ``schema`` does not have, and what to do about it."""
+    if schema is Own and key == "target":
+        return "'target' and 'target_new' mean the same and are both given.", "Keep one of them."
+    known = list(schema.model_fields)
+    close = get_close_matches(key, known, n=1)
+    mend = f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}; other remarks go into 'note'."
+    return f"unknown key {key!r}.", mend
