@@ -4,12 +4,14 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
 
-from betaedit.evaluation import held_out_prose, leakage, perplexity
+from betaedit.errors import ConfigError
+from betaedit.evaluation import compare, drift, held_out_prose, leakage, perplexity
 from betaedit.facts.readers import demo_path
 from betaedit.models import LanguageModel
 from support.tiny import FAMILIES, WORDS, RecordedProgress, count_calls, plain_logs, tiny_gpt2, tiny_llama
@@ -150,6 +152,139 @@ def test_progress_is_told_the_number_of_texts_and_each_of_them():
     (task,) = progress.tasks
     assert (task.total, sum(task.steps), task.finished) == (6, 6, True)
     assert sum(n_rows for n_rows, _ in calls.rows) == 6
+
+
+def test_a_model_that_finds_the_text_all_but_impossible_has_an_infinite_perplexity_and_no_error():
+    llama = tiny_llama()
+    with torch.no_grad():
+        llama.model.get_output_embeddings().weight.mul_(1e4)
+    assert perplexity(llama, texts(6, 3)) == math.inf
+
+
+def test_texts_without_a_token_to_predict_are_refused():
+    gpt2 = tiny_gpt2()
+    with pytest.raises(ConfigError, match="no text"):
+        perplexity(gpt2, ["a", ""])
+    with pytest.raises(ConfigError, match="no text"):
+        compare(gpt2, ["a"], nullcontext)
+
+
+# Drift from the unedited model
+
+
+def edit_by_hand(model: LanguageModel, scale: float = 0.5) -> Callable[[], AbstractContextManager[None]]:
+    """Changes a projection of ``model``; returns the context in which it is as it was."""
+    weight = model.anatomy.projection(1).get_parameter("weight")
+    original = weight.clone()
+    with torch.no_grad():
+        weight += scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7))
+    edited = weight.clone()
+
+    @contextmanager
+    def unedited() -> Iterator[None]:
+        assert not torch.is_inference_mode_enabled()  # weights put back in inference mode could not be edited again
+        with torch.no_grad():
+            weight.copy_(original)
+        yield
+        with torch.no_grad():
+            weight.copy_(edited)
+
+    return unedited
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drift_is_what_a_plain_loop_over_tokens_finds(family: str):
+    model, reference = FAMILIES[family](), FAMILIES[family]()
+    given = texts(30, 2, 11, 7, 19, 1, 4)
+    unedited = edit_by_hand(model)
+    same, divergences = [], []
+    for text in given:
+        ids = model.tokenizer(text)["input_ids"]
+        for after, before in zip(plain_logs(model, ids)[:-1], plain_logs(reference, ids)[:-1], strict=True):
+            same.append(int(after.argmax()) == int(before.argmax()))
+            divergences.append(float((before.exp() * (before - after)).sum()))
+    found = compare(model, given, unedited)
+    assert 0 < sum(same) < len(same)
+    assert (found.agreement.mean, found.agreement.count) == (sum(same) / len(same), len(same))
+    assert found.agreement.low < found.agreement.mean < found.agreement.high
+    assert found.kl == pytest.approx(sum(divergences) / len(divergences), rel=1e-4)
+    assert found.perplexity == pytest.approx(plain_perplexity(model, given), rel=1e-5)
+    assert found.unedited_perplexity == pytest.approx(plain_perplexity(reference, given), rel=1e-5)
+
+
+def test_a_model_that_nothing_changed_agrees_everywhere_and_diverges_by_nothing(model: LanguageModel):
+    given = texts(30, 2, 11, 7)
+    found = compare(model, given, nullcontext)
+    assert (found.agreement.mean, found.kl) == (1, 0)
+    assert found.perplexity == found.unedited_perplexity == perplexity(model, given)
+
+
+def test_the_divergence_is_that_of_the_edited_from_the_unedited_model():
+    """A head that is flat against one that prefers token 0 by ``log 3``: uniform p, and q = 3 or 1 over V + 2."""
+    gpt2 = tiny_gpt2()
+    size = len(gpt2.tokenizer)
+    bias = torch.zeros(size)
+
+    class Flat(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return bias.expand(*hidden.shape[:-1], size)
+
+    object.__setattr__(gpt2.anatomy, "head", Flat())
+    bias[0] = math.log(3)
+
+    @contextmanager
+    def unedited() -> Iterator[None]:
+        bias[0] = 0
+        yield
+        bias[0] = math.log(3)
+
+    expected = math.log(size + 2) - math.log(size) - math.log(3) / size
+    assert compare(gpt2, texts(5), unedited).kl == pytest.approx(expected, rel=1e-3)
+
+
+def test_how_many_texts_share_a_pass_changes_neither_drift_nor_perplexity(monkeypatch: pytest.MonkeyPatch):
+    llama = tiny_llama()
+    unedited = edit_by_hand(llama)
+    given = texts(30, 2, 11, 7, 19)
+    together = compare(llama, given, unedited)
+    monkeypatch.setattr(drift, "_TOKENS_PER_FORWARD", 1)
+    with count_calls(llama.model.base_model) as calls:
+        alone = compare(llama, given, unedited)
+    assert [n_rows for n_rows, _ in calls.rows] == [1] * 10
+    assert alone.agreement == together.agreement
+    assert (alone.kl, alone.perplexity) == pytest.approx((together.kl, together.perplexity), rel=1e-5)
+
+
+def test_passes_hold_a_bounded_number_of_tokens():
+    llama = tiny_llama()
+    with count_calls(llama.model.base_model) as calls:
+        compare(llama, texts(500, 500, 500, 30, 30, 2), nullcontext)
+    assert max(n_rows * width for n_rows, width in calls.rows) <= 1024
+    assert [n_rows for n_rows, _ in calls.rows] == [2] * 6  # three batches, each on both models
+
+
+def test_the_original_weights_are_asked_for_once_a_batch_and_the_edited_ones_are_left_in_place():
+    llama = tiny_llama()
+    unedited = edit_by_hand(llama)
+    before, entered = llama.fingerprint(), []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        with unedited():
+            entered.append(1)
+            yield
+
+    progress = RecordedProgress()
+    compare(llama, texts(5, 6, 7), counted, progress=progress)
+    (task,) = progress.tasks
+    assert (len(entered), task.description, task.total, sum(task.steps)) == (1, "drift", 3, 3)
+    assert llama.fingerprint() == before
+
+
+def test_drift_is_plain_data():
+    data = compare(tiny_llama(), texts(5), nullcontext).to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert set(data) == {"perplexity", "unedited_perplexity", "agreement", "kl"}
 
 
 # Held-out prose

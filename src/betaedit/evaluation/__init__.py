@@ -1,7 +1,8 @@
-"""Measuring a model: edit metrics in both published forms, tokens, judged answers, sampled text, drift, time."""
+"""Measuring a model: edit metrics in both published forms, judged answers, sampled text, drift, ability, time."""
 
+from betaedit.evaluation.abilities import AbilityResult, Classification, measure_abilities
 from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
-from betaedit.evaluation.drift import held_out_prose, leakage, perplexity
+from betaedit.evaluation.drift import Drift, compare, held_out_prose, leakage, perplexity
 from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
@@ -22,8 +23,11 @@ from betaedit.evaluation.tokens import (
 __all__ = [
     "PLAIN",
     "REASONING",
+    "AbilityResult",
     "AnswerStyle",
     "Answered",
+    "Classification",
+    "Drift",
     "EditMeasures",
     "EndpointJudge",
     "Estimate",
@@ -43,11 +47,13 @@ __all__ = [
     "agreement",
     "before_and_after",
     "choose_tokens",
+    "compare",
     "estimate",
     "greedy_answers",
     "greedy_tokens",
     "held_out_prose",
     "leakage",
+    "measure_abilities",
     "measure_edits",
     "measure_fluency",
     "measure_latency",

@@ -1,20 +1,46 @@
-"""What editing did to the rest of the model: knowledge leakage and perplexity."""
+"""What editing did to the rest of the model: knowledge leakage, perplexity and agreement with the unedited model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from importlib import resources
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from betaedit.errors import ConfigError
+from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.progress import Progress, SilentProgress
 
 _MAX_LENGTH = 512
+_TOKENS_PER_FORWARD = 1024  # bounds the table of log-probabilities, which has a column per entry of the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a model is from the unedited one on ordinary text (methods.md G.6).
+
+    Args:
+        perplexity: Of the model as it is.
+        unedited_perplexity: Of the unedited model on the same tokens.
+        agreement: Share of the tokens at which both find the same token most probable.
+        kl: ``KL(unedited || edited)`` of the next token, mean per token, in nats.
+    """
+
+    perplexity: float
+    unedited_perplexity: float
+    agreement: Estimate
+    kl: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        return asdict(self)
 
 
 def held_out_prose() -> list[str]:
@@ -36,29 +62,100 @@ def leakage(change: Tensor, moment: Tensor) -> float:
     return math.sqrt(max(float((product * change.double()).sum()), 0.0))
 
 
-@torch.inference_mode()
 def perplexity(model: LanguageModel, texts: Sequence[str], *, progress: Progress | None = None) -> float:
     """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (methods.md G.6).
 
-    A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens.
+    A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens. Infinite where a float64 cannot
+    hold it.
 
     Raises:
         ConfigError: No text has two tokens.
     """
+    losses = [
+        _losses(_next_token_logs(model, batch), batch)
+        for batch in _batches(model, texts, "perplexity", progress or SilentProgress())
+    ]
+    return _exp_mean(torch.cat(losses))
+
+
+def compare(
+    model: LanguageModel,
+    texts: Sequence[str],
+    unedited: Callable[[], AbstractContextManager[object]],
+    *,
+    progress: Progress | None = None,
+) -> Drift:
+    """How far ``model`` as it is has moved from itself with its original weights, on the tokens of ``perplexity``.
+
+    Args:
+        model: The edited model.
+        texts: Held-out text.
+        unedited: Makes a context in which the model has its original weights; entered once per batch.
+        progress: Hears of every text.
+
+    Raises:
+        ConfigError: No text has two tokens.
+    """
+    edited_losses, original_losses, same, divergence = [], [], [], 0.0
+    for batch in _batches(model, texts, "drift", progress or SilentProgress()):
+        edited = _next_token_logs(model, batch)
+        with unedited():
+            original = _next_token_logs(model, batch)
+        edited_losses.append(_losses(edited, batch))
+        original_losses.append(_losses(original, batch))
+        same += (edited.argmax(dim=-1) == original.argmax(dim=-1)).tolist()
+        divergence += (original.exp() * (original - edited)).sum(dim=-1).double().sum().item()
+    agreement = estimate(same)
+    assert agreement is not None  # _batches has refused texts without a token to predict
+    return Drift(
+        perplexity=_exp_mean(torch.cat(edited_losses)),
+        unedited_perplexity=_exp_mean(torch.cat(original_losses)),
+        agreement=agreement,
+        kl=max(divergence / len(same), 0.0),  # rounding can leave a hair below zero
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Right-padded token ids ``(n, width)`` and their mask."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """``(n, width - 1)``: which positions predict a token of their text."""
+        return self.mask[:, 1:].bool()
+
+
+def _batches(model: LanguageModel, texts: Sequence[str], label: str, progress: Progress) -> Iterator[_Batch]:
+    """The texts as batches of bounded size, long ones first; reports each text as done once its batch is."""
     width = min(_MAX_LENGTH, model.max_length)
     rows = [tokenize(model.tokenizer, text)[:width] for text in texts]
-    rows = [row for row in rows if len(row) > 1]
+    rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
     if not rows:
-        raise ConfigError("there is no text to measure the perplexity on.", mend="Give a text of two tokens or more.")
-    total, count = 0.0, 0
-    with (progress or SilentProgress()).task("perplexity", len(rows), "texts") as task:
-        for at in range(0, len(rows), 4):
-            batch = rows[at : at + 4]
-            ids, mask = (part.to(model.device) for part in pad_rows(batch, pad_token_id(model.tokenizer)))
-            hidden = model.anatomy.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            counted = mask[:, 1:].bool()
-            logs = model.anatomy.head_logits(hidden[:, :-1][counted]).float().log_softmax(dim=-1)
-            total -= logs.gather(1, ids[:, 1:][counted][:, None]).double().sum().item()
-            count += int(counted.sum())
-            task.advance(len(batch))
-    return math.exp(total / count)
+        raise ConfigError("there is no text to measure the drift on.", mend="Give a text of two tokens or more.")
+    with progress.task(label, len(rows), "texts") as task:
+        while rows:
+            count = max(_TOKENS_PER_FORWARD // len(rows[0]), 1)
+            taken, rows = rows[:count], rows[count:]
+            ids, mask = (part.to(model.device) for part in pad_rows(taken, pad_token_id(model.tokenizer)))
+            yield _Batch(ids, mask)
+            task.advance(len(taken))
+
+
+@torch.inference_mode()
+def _next_token_logs(model: LanguageModel, batch: _Batch) -> Tensor:
+    """``(n_tokens, vocabulary)`` log-probabilities at every position that predicts a token of its text."""
+    hidden = model.anatomy.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    return model.anatomy.head_logits(hidden[:, :-1][batch.predicted.to(hidden.device)]).float().log_softmax(dim=-1)
+
+
+def _losses(logs: Tensor, batch: _Batch) -> Tensor:
+    """``(n_tokens,)`` negative log-likelihoods of the tokens that follow, in float64 on the CPU."""
+    follows = batch.ids[:, 1:][batch.predicted].to(logs.device)
+    return -logs.gather(1, follows[:, None])[:, 0].double().cpu()
+
+
+def _exp_mean(losses: Tensor) -> float:
+    return losses.mean().exp().item()

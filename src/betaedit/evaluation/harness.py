@@ -1,0 +1,143 @@
+"""lm-evaluation-harness on a model in memory, with its own tasks or with those of ``abilities`` over local files."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from betaedit.errors import ConfigError, MissingExtraError
+from betaedit.evaluation.abilities import TASKS, AbilityItem, AbilityTask, find_task, read_ability_items
+from betaedit.models.load import LanguageModel
+
+_PREFIX = "betaedit_"
+OWN_TASKS = tuple(f"{_PREFIX}{name}" for name in TASKS)
+"""Tasks of ``abilities`` under the names they have in the harness."""
+
+_KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
+
+
+def run_harness(
+    model: LanguageModel,
+    tasks: Sequence[str],
+    *,
+    folder: str | Path | None = None,
+    n_tests: int = 100,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """What lm-evaluation-harness measures on ``model`` as it is now.
+
+    Its tokenizer is copied, since the harness gives it a padding token. The harness seeds the global random generators.
+
+    Args:
+        model: The model in memory.
+        tasks: Names of the harness's tasks, of those in ``include_path``, or of ``OWN_TASKS``. Own tasks need no
+            network; most others are downloaded once.
+        folder: Where the files of own tasks are.
+        n_tests: Items of each own task.
+        limit: At most this many items of every task.
+        include_path: A folder of more YAML tasks.
+        batch_size: Rows per forward pass.
+
+    Returns:
+        Its ``results`` (metrics by task), ``groups``, ``versions``, ``n-shot`` and ``n-samples``, as plain data.
+
+    Raises:
+        ConfigError: A task is unknown, or an own task has no folder or no file there.
+        FactError: The file of an own task is broken.
+        MissingExtraError: lm-eval is not installed.
+    """
+    lm_eval, wrapper, manager = _library()
+    own = [name for name in tasks if name.startswith(_PREFIX)]
+    with TemporaryDirectory(prefix="betaedit-harness-") as place:
+        for name in own:
+            _write_task(name, _own_folder(name, folder), n_tests, Path(place))
+        included = [place] if include_path is None else [place, str(include_path)]
+        known = manager(include_path=included, include_defaults=False)
+        if not set(tasks) <= set(known.all_tasks):
+            known = manager(include_path=included)  # the harness's own thousands of files take their time
+        _check_names(tasks, known.all_tasks)
+        wrapped = wrapper(
+            pretrained=model.model,
+            tokenizer=copy.deepcopy(model.tokenizer),
+            batch_size=batch_size,
+            max_length=_bounded_length(model),
+        )
+        found = lm_eval.simple_evaluate(
+            model=wrapped, tasks=list(tasks), limit=limit, task_manager=known, log_samples=False, bootstrap_iters=1000
+        )
+    plain: dict[str, Any] = json.loads(json.dumps({key: found[key] for key in _KEPT if key in found}, default=str))
+    return plain
+
+
+def _library() -> tuple[Any, Any, Any]:
+    """The harness, its wrapper of a model and its index of tasks.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import lm_eval  # noqa: PLC0415 - an optional extra
+        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "running the harness needs lm-evaluation-harness.", mend='pip install "betaedit[harness]"'
+        ) from error
+    return lm_eval, HFLM, TaskManager
+
+
+def _bounded_length(model: LanguageModel) -> int:
+    return min(model.max_length, 2**20)  # models without a bound say sys.maxsize
+
+
+def _own_folder(name: str, folder: str | Path | None) -> Path:
+    if folder is None:
+        raise ConfigError(f"the task {name} reads local files.", mend="Give the folder they are in.")
+    return Path(folder)
+
+
+def _write_task(name: str, folder: Path, n_tests: int, place: Path) -> None:
+    """The task as the harness wants it: its items as filled prompts, and a YAML file that says how to read them."""
+    task = find_task(name.removeprefix(_PREFIX))
+    items = place / f"{name}.jsonl"
+    items.write_text("".join(_line(item) for item in read_ability_items(task, folder, n_tests)), encoding="utf-8")
+    (place / f"{name}.yaml").write_text(yaml.safe_dump(task_yaml(name, task, items)), encoding="utf-8")
+
+
+def _line(item: AbilityItem) -> str:
+    return json.dumps({"prompt": item.prompt, "label": item.label}) + "\n"
+
+
+def task_yaml(name: str, task: AbilityTask, items: Path) -> dict[str, Any]:
+    """The harness's description of ``task`` over a file of filled prompts: zero-shot, the likelier answer wins."""
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(items.parent / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "num_fewshot": 0,
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "label",
+        "doc_to_choice": list(task.answers),
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
+    for name in tasks:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            mend = f"Did you mean {near[0]}?" if near else "List the tasks with: lm-eval ls tasks."
+            raise ConfigError(f"the harness has no task {name!r}.", mend=mend)
