@@ -18,7 +18,7 @@ from betaedit import EvaluationCase
 from betaedit.editors import Editor, preset_for
 from betaedit.editors.recipes import find_recipe
 from betaedit.evaluation import held_out_prose, measure_edits, perplexity
-from betaedit.experiments import layer_drift
+from betaedit.experiments.evaluate import layer_states
 from betaedit.facts import read_cases
 from betaedit.models import LanguageModel, load_language_model
 
@@ -51,7 +51,7 @@ def run(
     config = preset_for("smollm2", model.anatomy.n_layers).config(find_recipe(method)).replace(**changes)
     editor = Editor(model, method=method, config=config)
     results = editor.edit(cases)
-    after, drift = measure_edits(model, cases), layer_drift(editor)
+    after, drift = measure_edits(model, cases), layer_states(editor)
     row = {
         "evaluations": sum(result.n_evaluations for result in results) / len(results),
         "length": sum(result.value_length for result in results) / len(results),

@@ -13,6 +13,7 @@
     ├── NumericalError       a system that is not positive definite, or a non-finite result
     ├── MethodError          an unknown method, or one that cannot do what was asked
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
+    ├── CollapseError        a run that was told to stop once the model had collapsed
     ├── RunFolderError       a folder that holds no run, or a broken or newer one
     ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
@@ -112,6 +113,10 @@ class MethodError(BetaEditError):
 
 class ConfigError(BetaEditError):
     """A hyper-parameter does not exist or has an impossible value."""
+
+
+class CollapseError(BetaEditError):
+    """The edited model has collapsed, and the run was to stop there."""
 
 
 class RunFolderError(BetaEditError):

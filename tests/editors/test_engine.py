@@ -264,8 +264,8 @@ def test_results_arrive_batch_by_batch_as_they_are_written() -> None:
     model = language_model("llama")
     engine = editor_for(model).engine
     states, arrived = [weights(model)], []
-    for results in engine.write(FACTS, batch_size=2):
-        arrived.append([result.fact for result in results])
+    for batch in engine.write(FACTS, batch_size=2):
+        arrived.append([result.fact for result in batch.results])
         states.append(weights(model))
         assert {memory.n_written for memory in engine.memories.values()} == {sum(map(len, arrived))}
     assert arrived == [FACTS[:2], FACTS[2:4], FACTS[4:]]

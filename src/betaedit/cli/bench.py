@@ -51,7 +51,7 @@ def bench(
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
-    all_widths = _sizes(widths)
+    all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
     console = Console(stderr=json_)
     rows: list[Row] = []
@@ -89,16 +89,6 @@ def bench(
     if peak is not None:
         sizes = {name: f"{held / _MIB:.0f} MiB" for name, held in asdict(peak).items()}
         console.print("peak memory: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--widths {text!r} is no list of numbers.", mend="Write --widths 1536,4096.") from error
-    if min(sizes) < 1:
-        raise ConfigError(f"--widths {text!r}: a width is 1 or more.", mend="Write --widths 1536,4096.")
-    return sizes
 
 
 def _table(rows: list[Row]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,9 +14,12 @@ from betaedit.errors import ConfigError
 _SHOWN = 10
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from betaedit.editors.editor import Editor
+    from betaedit.experiments.run import RunReport
     from betaedit.facts.fact import EvaluationCase
 
 
@@ -49,6 +53,20 @@ def edit(
     zsre_target: Annotated[
         Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
     ] = "alt",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Keep the run in this folder; the same command continues it.")
+    ] = None,
+    evaluate_at: Annotated[
+        str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300,1000.")
+    ] = "",
+    on_collapse: Annotated[
+        Literal["ignore", "warn", "stop"], typer.Option("--on-collapse", help="When a measurement finds it collapsed.")
+    ] = "warn",
+    also: options.AlsoOption = "",
+    tasks: options.TasksOption = None,
+    n_tests: options.TestsOption = 100,
+    judge: options.JudgeOption = None,
+    judge_model: options.JudgeModelOption = None,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
     device_map: options.DeviceMapOption = None,
@@ -56,15 +74,18 @@ def edit(
     """Write facts into a model, one after another, and say what that did.
 
     The fact is typed with its subject in brackets, or facts are read with --from FILE. The model in memory is always
-    changed; --save keeps it.
+    changed; --save keeps it. With --out, edits and figures are on disk as they are made, `betaedit report` draws them,
+    and an interrupted run goes on where it was.
     """
     values = options.overrides(config, set_, seed)
     cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
     _check_save(save)
-    held_out = _held_out(text)
+    measures = options.measures(text, also, tasks, n_tests, judge, judge_model)
+    counts = options.numbers("--evaluate-at", evaluate_at)
     from rich.console import Console
 
     from betaedit.cli.render import Bars
+    from betaedit.experiments.run import run_edits
 
     console = Console(stderr=json_)
     editor = options.load_editor(
@@ -80,7 +101,16 @@ def edit(
     if plan:
         _show_plan(editor, cases, console, json_=json_)
         return
-    _run(editor, cases, batch_size, held_out, console, json_=json_)
+    run = partial(
+        run_edits,
+        batch_size=batch_size,
+        evaluate_at=counts,
+        measures=measures,
+        folder=out,
+        source=None if source is None else str(source),
+        on_collapse=on_collapse,
+    )
+    _show_run(run, editor, cases, console, json_=json_)
     if save is not None:
         editor.save_pretrained(save)
         console.print(f"saved to {save}")
@@ -118,14 +148,6 @@ def _check_save(folder: Path | None) -> None:
         raise ConfigError(f"--save {folder} exists and is not empty.", mend="Name a new folder.")
 
 
-def _held_out(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    from betaedit.statistics.corpus import TextFiles
-
-    return list(TextFiles((path,)).texts())
-
-
 def _show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *, json_: bool) -> None:
     from betaedit.cli.render import highlighted
 
@@ -142,23 +164,23 @@ def _show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *,
     )
 
 
-def _run(
+def _show_run(
+    run: Callable[[Editor, list[EvaluationCase]], RunReport],
     editor: Editor,
     cases: list[EvaluationCase],
-    batch_size: int,
-    held_out: list[str] | None,
     console: Console,
     *,
     json_: bool,
 ) -> None:
     from betaedit.cli.render import answers_table, summary_table
-    from betaedit.experiments.run import run_edits
 
     shown = [case.fact for case in cases[:_SHOWN]]
     before = [] if json_ else [editor.complete(fact.text) for fact in shown]
-    report = run_edits(editor, cases, batch_size=batch_size, held_out=held_out)
+    report = run(editor, cases)
     if json_:
         options.print_json(report.to_dict())
         return
     console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
     console.print(summary_table(report))
+    if report.folder is not None:
+        console.print(f"kept in {report.folder}; draw it with: betaedit report {report.folder}")

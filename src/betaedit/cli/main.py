@@ -14,11 +14,13 @@ from betaedit.cli.bench import bench
 from betaedit.cli.data import data
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
+from betaedit.cli.evaluate import evaluate
 from betaedit.cli.info import doctor, env, methods, models
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
 from betaedit.errors import (
     BetaEditError,
+    CollapseError,
     ConfigError,
     FactError,
     MethodError,
@@ -36,6 +38,7 @@ EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
     (StatisticsError, 5),
     (NumericalError, 6),
     (RunFolderError, 7),
+    (CollapseError, 8),
     (BetaEditError, 1),
 )
 
@@ -47,8 +50,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, report, statistics, bench, methods, models, doctor, env):
-    app.command()(command)
+for command in (edit, demo, evaluate, report, statistics, bench, methods, models, doctor, env):
+    app.command(name="eval" if command is evaluate else None)(command)
 app.add_typer(data)
 
 

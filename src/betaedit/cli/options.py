@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from betaedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
+    from betaedit.experiments.figures import Measures
     from betaedit.progress import Progress
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -33,6 +35,17 @@ SetOption = Annotated[
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
 ]
+AlsoOption = Annotated[
+    str, typer.Option("--also", help="Slower figures: abilities,questions,tokens,fluency,latency; or all.")
+]
+TasksOption = Annotated[
+    Path | None, typer.Option("--tasks", help="Folder of the ability tasks' files (cap_sst2.jsonl.gz, ...).")
+]
+TestsOption = Annotated[int, typer.Option("--tests", min=1, help="Items per ability task.")]
+JudgeOption = Annotated[
+    str | None, typer.Option("--judge", help="An OpenAI-compatible address that judges answers; words by default.")
+]
+JudgeModelOption = Annotated[str | None, typer.Option("--judge-model", help="The judging model's name there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 
@@ -103,6 +116,53 @@ def load_editor(
         progress=progress,
         **values,
     )
+
+
+def measures(
+    text: Path | None, also: str, tasks: Path | None, n_tests: int, judge: str | None, judge_model: str | None
+) -> Measures:
+    """What a checkpoint shall measure.
+
+    Raises:
+        ConfigError: A figure is unknown, abilities have no folder, or a judge has no model.
+    """
+    from betaedit.evaluation.judge import EndpointJudge, MatchJudge
+    from betaedit.experiments.figures import EXTRAS, Measures
+    from betaedit.statistics.corpus import TextFiles
+
+    extras = tuple(name for name in EXTRAS if name != "abilities" or tasks) if also == "all" else _names(also)
+    unknown = [name for name in extras if name not in EXTRAS]
+    if unknown:
+        raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", mend=f"Choose from {', '.join(EXTRAS)}.")
+    if "abilities" in extras and tasks is None:
+        raise ConfigError("abilities need the tasks' files.", mend="Name their folder with --tasks FOLDER.")
+    if judge is not None and judge_model is None:
+        raise ConfigError("a judge needs the name of its model.", mend="Add --judge-model NAME.")
+    return Measures(
+        held_out=None if text is None else tuple(TextFiles((text,)).texts()),
+        extras=extras,
+        abilities_folder=tasks,
+        n_tests=n_tests,
+        judge=MatchJudge()
+        if judge is None
+        else EndpointJudge(judge, judge_model or "", os.environ.get("BETAEDIT_JUDGE_KEY")),
+    )
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """A list of whole numbers with commas between them.
+
+    Raises:
+        ConfigError: Something is no number.
+    """
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} is no list of numbers.", mend=f"Write {option} 30,300.") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def quiet_libraries() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +23,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import PlannedEdit
-    from betaedit.evaluation.metrics import Figure
+    from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
     from betaedit.facts.fact import Fact
 
@@ -107,20 +107,16 @@ def summary_table(report: RunReport) -> Table:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_column("what it says", style="dim")
-    rows = (
+    rows: tuple[tuple[str, EditFigure, EditFigure, str], ...] = (
         ("efficacy", report.before.efficacy, report.after.efficacy, "the prompt says the new answer"),
         ("generality", report.before.generality, report.after.generality, "other wordings say it too"),
         ("specificity", report.before.specificity, report.after.specificity, "neighbors keep their own answer"),
     )
-    for name, before, after, meaning in rows:
-        _add_figure(table, name, before, after, meaning)
-    change = report.perplexity_after / report.perplexity_before - 1
-    table.add_row(
-        "perplexity",
-        f"{report.perplexity_before:.2f}",
-        f"{report.perplexity_after:.2f}",
-        f"{change:+.2%} on text that no edit saw",
-    )
+    for name, was, now, meaning in rows:
+        _add_figure(table, name, was, now, meaning)
+    before, after = report.before.perplexity, report.after.perplexity
+    table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
+    table.add_row("agreement", "100%", f"{report.after.agreement:.2%}", "of that text's next tokens are the same")
     drift = report.to_dict()
     table.add_row("leakage", "0", f"{drift['leakage']['relative']:.2%}", "of ordinary outputs at the edited layers")
     table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
@@ -128,10 +124,28 @@ def summary_table(report: RunReport) -> Table:
     return table
 
 
-def _add_figure(table: Table, name: str, before: Figure, after: Figure, meaning: str) -> None:
+def figures_table(name: str, n_records: int, found: dict[str, Any]) -> Table:
+    """The figures of ``betaedit eval``."""
+    table = Table("figure", "value", "95% interval", title=f"{name} · {n_records} records")
+    for figure, value in found.items():
+        for form, mean in _forms(figure, value):
+            if isinstance(mean, dict):
+                table.add_row(form, f"{mean['mean']:.1%}", f"{mean['low']:.1%} to {mean['high']:.1%}")
+            elif mean is not None:
+                table.add_row(form, f"{mean:.4g}", "")
+    return table
+
+
+def _forms(name: str, value: Any) -> list[tuple[str, Any]]:
+    """A figure's parts: both forms of an edit metric, accuracy and F1 of a task, or itself."""
+    whole = not isinstance(value, dict) or "mean" in value
+    return [(name, value)] if whole else [(f"{name}, {part.replace('_', ' ')}", held) for part, held in value.items()]
+
+
+def _add_figure(table: Table, name: str, before: EditFigure, after: EditFigure, meaning: str) -> None:
     table.add_row(f"{name}, probability", _share(before.probability), _share(after.probability), meaning)
     table.add_row(f"{name}, argmax", _share(before.argmax), _share(after.argmax), "every token the most probable one")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _share(value: Mean | None) -> str:
+    return "-" if value is None else f"{value.mean:.1%}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
-from betaedit.editors.engine import EditResult, Engine
+from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.presets import preset_for
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
@@ -199,22 +199,27 @@ class Editor:
             LookupTokenError: A subject or target has no tokens.
             NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
-        chosen = [planned.fact for planned in self.plan(facts)]
-        engine = self.engine
         written: list[EditResult] = []
-        ahead = batch_size * self.config.value_look_ahead
+        chosen = self._checked(facts, batch_size)
         with self.progress.task("editing", len(chosen), "facts") as task:
-            for at in range(0, len(chosen), ahead):
-                for results in engine.write(chosen[at : at + ahead], batch_size=batch_size):
-                    self.results += results
-                    written += results
-                    task.advance(len(results))
+            for batch in self._write(chosen, batch_size):
+                task.advance(len(batch.results))
+                for result in batch.results:
+                    written.append(result)
                     if on_edit is not None:
-                        for result in results:
-                            on_edit(result)
+                        on_edit(result)
         return written
+
+    def write(
+        self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], *, batch_size: int = 1
+    ) -> Iterator[WrittenBatch]:
+        """``edit``, one batch at a time: each is written when it is asked for. Refuses what ``edit`` does, at once."""
+        return self._write(self._checked(facts, batch_size), batch_size)
+
+    def replay(self, batch: WrittenBatch) -> None:
+        """Write a batch of an earlier ``write`` of the same sequence again: the same weights, bit for bit."""
+        self.engine.replay(batch.keys, batch.updates)
+        self.results += batch.results
 
     def reset(self) -> None:
         """The model as it was before the first edit, bit for bit, with nothing remembered."""
@@ -248,6 +253,18 @@ class Editor:
             "statistics": self.statistics.to_dict() if prepared else None,
             "edits": [result.to_dict() for result in self.results],
         }
+
+    def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+        return [planned.fact for planned in self.plan(facts)]
+
+    def _write(self, facts: Sequence[Fact], batch_size: int) -> Iterator[WrittenBatch]:
+        ahead = batch_size * self.config.value_look_ahead
+        for at in range(0, len(facts), ahead):
+            for batch in self.engine.write(facts[at : at + ahead], batch_size=batch_size):
+                self.results += batch.results
+                yield batch
 
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)

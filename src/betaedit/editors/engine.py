@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.models.pack import check_packs
@@ -60,6 +62,21 @@ class EditResult:
         }
 
 
+@dataclass(frozen=True)
+class WrittenBatch:
+    """One batch of facts as it was written: enough to write it again without searching.
+
+    Args:
+        results: One per fact.
+        keys: (d_in, b) keys by layer.
+        updates: What was added to each layer's matrix.
+    """
+
+    results: tuple[EditResult, ...]
+    keys: dict[int, Tensor]
+    updates: dict[int, Update]
+
+
 class Engine:
     """One model under one recipe: the edited matrices and what each remembers.
 
@@ -89,11 +106,11 @@ class Engine:
             for layer, module in projections.items()
         }
 
-    def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[list[EditResult]]:
+    def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
 
         The values of all of ``facts`` are sought together first, under the weights as they are: more than one batch of
-        them is a look-ahead, which changes the result. Yields the results of every batch when it is written.
+        them is a look-ahead, which changes the result. Yields every batch when it is written.
 
         Raises:
             NumericalError: An update is not finite or longer than allowed. Every weight is as it was before its batch.
@@ -106,11 +123,30 @@ class Engine:
             batch = range(at, min(at + batch_size, len(facts)))
             started = time.perf_counter()
             self._refresh()
-            keys, norms = self._write_values(posed, batch, [values[index] for index in batch])
-            for layer, memory in self.memories.items():
-                memory.remember(keys[layer])
+            keys, updates = self._write_values(posed, batch, [values[index] for index in batch])
+            self._remember(keys)
             seconds = share + (time.perf_counter() - started) / len(batch)
-            yield [_result(facts[index], values[index], norms, seconds) for index in batch]
+            norms = {layer: update.norm() for layer, update in updates.items()}
+            results = tuple(_result(facts[index], values[index], norms, seconds) for index in batch)
+            yield WrittenBatch(results, keys, updates)
+
+    def replay(self, keys: dict[int, Tensor], updates: dict[int, Update]) -> None:
+        """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
+        self._refresh()
+        for layer, matrix in self.matrices.items():
+            matrix.add(updates[layer])
+        self._remember(keys)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """A context in which the model has its original weights."""
+        kept = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
+        self.restore()
+        try:
+            yield
+        finally:
+            for layer, matrix in self.matrices.items():
+                matrix.restore(kept[layer])
 
     def restore(self) -> None:
         """The original weights, bit for bit."""
@@ -122,14 +158,18 @@ class Engine:
             if memory.refresh_due():
                 memory.refresh()
 
+    def _remember(self, keys: dict[int, Tensor]) -> None:
+        for layer, memory in self.memories.items():
+            memory.remember(keys[layer])
+
     def _write_values(
         self, posed: Pose, batch: range, values: Sequence[Value]
-    ) -> tuple[dict[int, Tensor], dict[int, float]]:
+    ) -> tuple[dict[int, Tensor], dict[int, Update]]:
         """Spread the residual over the layers, updating each in turn; all or nothing."""
         targets = torch.stack([value.target for value in values], dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
         keys: dict[int, Tensor] = {}
-        norms: dict[int, float] = {}
+        updates: dict[int, Update] = {}
         before: dict[int, Tensor] = {}
         try:
             for step, layer in enumerate(self.config.layers):
@@ -138,8 +178,8 @@ class Engine:
                 def write(key: Tensor, output: Tensor, layer: int = layer, share: int = share) -> None:
                     residual = (targets.to(output) - output) / share
                     update = self.memories[layer].solve(key, residual.to(key.device))
-                    keys[layer], norms[layer] = key, update.norm()
-                    self._check_norm(layer, norms[layer], len(batch))
+                    keys[layer], updates[layer] = key, update
+                    self._check_norm(layer, update.norm(), len(batch))
                     before[layer] = self.matrices[layer].snapshot()
                     self.matrices[layer].add(update)
 
@@ -148,7 +188,7 @@ class Engine:
             for layer, snapshot in before.items():
                 self.matrices[layer].restore(snapshot)
             raise
-        return keys, norms
+        return keys, updates
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

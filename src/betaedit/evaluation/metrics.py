@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.scoring import Score, score_targets
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
@@ -63,6 +64,14 @@ class EditMeasures:
     specificity: Figure
     outcomes: tuple[CaseOutcome, ...]
 
+    def estimates(self) -> dict[str, dict[str, Estimate | None]]:
+        """The metrics by name and form, each with the number of records and its interval."""
+        kinds = {"efficacy": "rewrite", "generality": "paraphrases", "specificity": "neighbors"}
+        return {
+            name: {form: estimate(means) for form, means in _record_means(self.outcomes, kind).items()}
+            for name, kind in kinds.items()
+        }
+
 
 def measure_edits(
     model: LanguageModel,
@@ -83,9 +92,9 @@ def summarize(outcomes: Iterable[CaseOutcome]) -> EditMeasures:
     """The figures of recorded outcomes; needs no model."""
     kept = tuple(outcomes)
     return EditMeasures(
-        efficacy=_figure([case.rewrite for case in kept]),
-        generality=_figure([case.paraphrases for case in kept]),
-        specificity=_figure([case.neighbors for case in kept]),
+        efficacy=_figure(kept, "rewrite"),
+        generality=_figure(kept, "paraphrases"),
+        specificity=_figure(kept, "neighbors"),
         outcomes=kept,
     )
 
@@ -124,16 +133,20 @@ class _Plan:
         return CaseOutcome(read(self.rewrite), read(self.paraphrases), read(self.neighbors))
 
 
-def _figure(groups: list[tuple[PromptOutcome, ...]]) -> Figure:
-    return Figure(
-        probability=_mean_of_means([[o.probability for o in group if o.probability is not None] for group in groups]),
-        argmax=_mean_of_means([[o.wanted.argmax for o in group] for group in groups]),
-    )
+def _figure(outcomes: Sequence[CaseOutcome], kind: str) -> Figure:
+    means = _record_means(outcomes, kind)
+    return Figure(**{form: sum(values) / len(values) if values else None for form, values in means.items()})
 
 
-def _mean_of_means(groups: list[list[bool]]) -> float | None:
-    means = [sum(group) / len(group) for group in groups if group]
-    return sum(means) / len(means) if means else None
+def _record_means(outcomes: Sequence[CaseOutcome], kind: str) -> dict[str, list[float]]:
+    """The mean of every record that has the figure, in both forms."""
+    groups: list[tuple[PromptOutcome, ...]] = [getattr(case, kind) for case in outcomes]
+    known = [[o.probability for o in group if o.probability is not None] for group in groups]
+    argmax = [[o.wanted.argmax for o in group] for group in groups]
+    return {
+        form: [sum(values) / len(values) for values in lists if values]
+        for form, lists in (("probability", known), ("argmax", argmax))
+    }
 
 
 def before_and_after(before: Figure, after: Figure) -> dict[str, Any]:

@@ -1,5 +1,1 @@
-"""Measured runs over lists of facts."""
-
-from betaedit.experiments.run import LayerDrift, RunReport, layer_drift, run_edits
-
-__all__ = ["LayerDrift", "RunReport", "layer_drift", "run_edits"]
+"""Measured runs over lists of facts: ``run`` makes them, ``folder`` keeps them, ``verdict`` judges them."""

@@ -1,33 +1,31 @@
-"""One measured run: the model before, the edits, the model after."""
+"""A measured run: measure, edit, measure at chosen counts, and keep all of it, so that it can be interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
 
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult
-from betaedit.evaluation.drift import held_out_prose, leakage, perplexity
-from betaedit.evaluation.metrics import EditMeasures, before_and_after, measure_edits
+from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.errors import CollapseError, ConfigError, RunFolderError
+from betaedit.experiments.evaluate import Evaluator, case_name
+from betaedit.experiments.figures import Measures
+from betaedit.experiments.folder import RunFolder, write_json
+from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup
+from betaedit.experiments.state import load_batches, save_batch
+from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class LayerDrift:
-    """How far one layer has moved.
-
-    Args:
-        leakage: Root mean square change of the layer's output over ordinary tokens.
-        relative_leakage: The same, as a share of the output itself.
-        weight_change: ``||W_t - W_0||_F``.
-        relative_weight_change: The same, as a share of ``||W_0||_F``.
-    """
-
-    leakage: float
-    relative_leakage: float
-    weight_change: float
-    relative_weight_change: float
+OnCollapse = Literal["ignore", "warn", "stop"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,24 @@ class RunReport:
     Args:
         setup: Model, method, hyper-parameters, statistics.
         results: Every edit.
-        before: Edit metrics of the unedited model.
-        after: Edit metrics of the edited model.
-        drift: Per edited layer.
-        perplexity_before: On held-out text.
-        perplexity_after: On the same text.
+        checkpoints: The unedited model first, the finished one last.
+        folder: Where the run is kept, if it is.
     """
 
     setup: dict[str, Any]
     results: tuple[EditResult, ...]
-    before: EditMeasures
-    after: EditMeasures
-    drift: dict[int, LayerDrift]
-    perplexity_before: float
-    perplexity_after: float
+    checkpoints: tuple[Checkpoint, ...]
+    folder: Path | None = None
+
+    @property
+    def before(self) -> Checkpoint:
+        """The unedited model."""
+        return self.checkpoints[0]
+
+    @property
+    def after(self) -> Checkpoint:
+        """The model at the end."""
+        return self.checkpoints[-1]
 
     @property
     def seconds_per_edit(self) -> float:
@@ -64,25 +66,41 @@ class RunReport:
             "method": self.setup["method"],
             "model": self.setup["model"],
             "seconds_per_edit": self.seconds_per_edit,
-            "efficacy": before_and_after(self.before.efficacy, self.after.efficacy),
-            "generality": before_and_after(self.before.generality, self.after.generality),
-            "specificity": before_and_after(self.before.specificity, self.after.specificity),
-            "leakage": self._drift("leakage"),
-            "weight_change": self._drift("weight_change"),
-            "perplexity": {"before": self.perplexity_before, "after": self.perplexity_after},
+            **{name: _both_forms(getattr(self.before, name), getattr(self.after, name)) for name in METRICS},
+            "leakage": self._layers("leakage"),
+            "weight_change": self._layers("weight_change"),
+            "perplexity": {"before": self.before.perplexity, "after": self.after.perplexity},
+            "agreement": self.after.agreement,
+            "kl": self.after.kl,
+            "verdict": judge(self.checkpoints).to_dict(),
+            "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in self.checkpoints],
+            "folder": None if self.folder is None else str(self.folder),
             "setup": self.setup,
             "results": [result.to_dict() for result in self.results],
         }
 
-    def _drift(self, name: str) -> dict[str, Any]:
-        layers = {str(layer): getattr(drift, name) for layer, drift in self.drift.items()}
-        relative = {str(layer): getattr(drift, f"relative_{name}") for layer, drift in self.drift.items()}
+    def _layers(self, name: str) -> dict[str, Any]:
+        layers = {str(layer): getattr(state, name) for layer, state in self.after.layers.items()}
+        relative = {str(layer): getattr(state, f"relative_{name}") for layer, state in self.after.layers.items()}
         return {
-            "mean": _mean(layers),
-            "relative": _mean(relative),
+            "mean": sum(layers.values()) / len(layers),
+            "relative": sum(relative.values()) / len(relative),
             "layers": layers,
             "relative_layers": relative,
         }
+
+
+@dataclass
+class _Done:
+    """How far a run is."""
+
+    results: list[EditResult] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    before: list[Outcome] = field(default_factory=list)
+
+    @property
+    def seconds_editing(self) -> float:
+        return sum(result.seconds for result in self.results)
 
 
 def run_edits(
@@ -90,54 +108,168 @@ def run_edits(
     cases: Sequence[EvaluationCase],
     *,
     batch_size: int = 1,
-    held_out: Sequence[str] | None = None,
+    evaluate_at: Sequence[int] = (),
+    measures: Measures | None = None,
+    folder: Path | str | None = None,
+    source: str | None = None,
+    on_collapse: OnCollapse = "warn",
     on_edit: Callable[[EditResult], None] | None = None,
 ) -> RunReport:
-    """Measure, write every case's fact, measure again.
+    """Measure, write every case's fact, measure at each count of ``evaluate_at`` and at the end.
 
-    Everything is checked before the first weight changes (see ``Editor.edit`` for what is refused).
+    Everything is checked before the first weight changes (see ``Editor.edit`` for what is refused). With a folder,
+    every edit and every checkpoint is on disk as soon as it is made; the same call continues an interrupted run and
+    ends with the same weights and figures.
 
     Args:
-        editor: Holds the model, which is changed.
+        editor: Holds the unedited model, which is changed.
         cases: The facts with the prompts they are measured on.
         batch_size: Facts solved together.
-        held_out: Texts for the perplexity; the package's own prose by default.
+        evaluate_at: Numbers of edits after which to measure; the beginning and the end are always measured.
+        measures: What to measure; the edit metrics and drift when not given.
+        folder: Where to keep the run.
+        source: The file of the facts, for the record.
+        on_collapse: What to do when a checkpoint finds the model collapsed (``experiments.verdict``).
         on_edit: Hears of every edit as it is made.
+
+    Raises:
+        ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
+        RunFolderError: The folder holds another run, or is damaged.
+        CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
     """
-    texts = list(held_out) if held_out is not None else held_out_prose()
-    model, progress = editor.language_model, editor.progress
+    if editor.results:
+        raise ConfigError("the model holds edits already.", mend="Call reset() first: a run starts unedited.")
+    points = _points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
     editor.plan(cases)
     editor.prepare()
-    before = measure_edits(model, cases, progress=progress, label="measuring before")
-    perplexity_before = perplexity(model, texts, progress=progress)
-    results = editor.edit(cases, batch_size=batch_size, on_edit=on_edit)
-    after = measure_edits(model, cases, progress=progress, label="measuring after")
-    return RunReport(
-        setup={key: value for key, value in editor.to_dict().items() if key != "edits"},
-        results=tuple(results),
-        before=before,
-        after=after,
-        drift=layer_drift(editor),
-        perplexity_before=perplexity_before,
-        perplexity_after=perplexity(model, texts, progress=progress),
+    setup = _setup(editor, cases, points, batch_size, source)
+    kept = None if folder is None else _opened(Path(folder), setup)
+    evaluator = Evaluator(editor, cases, measures or Measures())
+    done = _Done()
+    batches = _batches(editor, cases, batch_size, kept)
+    for point in points:
+        with editor.progress.task("editing", point, "facts") as task:
+            task.advance(len(done.results))
+            while len(done.results) < point:
+                batch = next(batches)
+                done.results += batch.results
+                task.advance(len(batch.results))
+                if on_edit is not None:
+                    for result in batch.results:
+                        on_edit(result)
+        _measure(evaluator, kept, point, done)
+        _guard(done.checkpoints, on_collapse)
+    plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
+    return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
+
+
+def _points(evaluate_at: Sequence[int], total: int, step: int) -> list[int]:
+    wrong = [count for count in evaluate_at if not 0 <= count <= total or (count % step and count != total)]
+    if wrong:
+        steps = "" if step == 1 else f" in steps of {step} (batch size times look-ahead)"
+        raise ConfigError(f"cannot measure after {wrong[0]} edits.", mend=f"Give numbers from 0 to {total}{steps}.")
+    return sorted({0, *evaluate_at, total})
+
+
+def _batches(
+    editor: Editor, cases: Sequence[EvaluationCase], batch_size: int, kept: RunFolder | None
+) -> Iterator[WrittenBatch]:
+    """Every batch of the run: those on disk first, written again without a search; then new ones, kept as they come."""
+    done = 0
+    listed = 0 if kept is None else sum(1 for _ in kept.edits())
+    for batch in () if kept is None else load_batches(kept.path / "state"):
+        editor.replay(batch)
+        done += len(batch.results)
+        listed = _list_edits(kept, batch, done, listed)
+        yield batch
+    for batch in editor.write([case.fact for case in cases[done:]], batch_size=batch_size):
+        if kept is not None:
+            save_batch(kept.path / "state", done + 1, batch)
+        done += len(batch.results)
+        listed = _list_edits(kept, batch, done, listed)
+        yield batch
+
+
+def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: int) -> int:
+    """Put a batch's edits into ``edits.jsonl`` unless they are there; how many are there then."""
+    if kept is None or listed >= done:
+        return listed
+    for number, result in enumerate(batch.results, start=done - len(batch.results) + 1):
+        if number > listed:
+            kept.append_edit({"number": number, **result.to_dict()})
+    return done
+
+
+def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Done) -> None:
+    """The checkpoint at ``point``: from the folder when it is there, else measured and kept."""
+    if kept is not None and point in kept.measured():
+        checkpoint, outcomes = kept.checkpoint(point), list(kept.outcomes(point)) if point == 0 else []
+    else:
+        checkpoint, outcomes = evaluator.checkpoint(point, done.before, done.seconds_editing)
+        if kept is not None:
+            kept.write_checkpoint(checkpoint, outcomes)
+    if point == 0:
+        done.before = outcomes
+    done.checkpoints.append(checkpoint)
+
+
+def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
+    verdict = judge(checkpoints)
+    if verdict.level != "collapsed" or on_collapse == "ignore":
+        return
+    if on_collapse == "stop" and len(checkpoints) > 1:
+        raise CollapseError(
+            verdict.judgement, mend="Use the model as it was before, or another method; --on-collapse warn goes on."
+        )
+    logger.warning("%s", verdict.judgement)
+
+
+def _opened(path: Path, setup: RunSetup) -> RunFolder:
+    """The run folder, new or the one of this same run."""
+    if not (path / "run.json").exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
+        return RunFolder.create(path, setup)
+    found = RunFolder(path)
+    for name in ("method", "model", "config", "data", "batch_size"):
+        if getattr(found.setup, name) != getattr(setup, name):
+            raise RunFolderError(
+                f"{path} holds a run with another {name}.", mend="Repeat that run's command, or name a new folder."
+            )
+    if found.setup.evaluate_at != setup.evaluate_at:
+        write_json(path / "run.json", found.setup.model_copy(update={"evaluate_at": setup.evaluate_at}))
+    return found
+
+
+def _setup(
+    editor: Editor, cases: Sequence[EvaluationCase], points: Sequence[int], batch_size: int, source: str | None
+) -> RunSetup:
+    plain = editor.to_dict()
+    model = editor.language_model
+    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
+    digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
+    return RunSetup(
+        method=plain["method"],
+        model={"name": model.name, "weights": model.fingerprint()},
+        config=json.loads(json.dumps(plain["config"])),
+        data={"source": source, "facts_sha256": digest, "records": len(cases)},
+        evaluate_at=list(points),
+        batch_size=batch_size,
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("betaedit", "torch", "transformers")},
+        },
+        details={name: plain[name] for name in ("preset", "contexts", "statistics")},
     )
 
 
-def layer_drift(editor: Editor) -> dict[int, LayerDrift]:
-    """How far every edited layer has moved since the first edit."""
-    moments = editor.statistics.matrices
-    drift = {}
-    for layer, matrix in editor.engine.matrices.items():
-        change, original, moment = matrix.change(), matrix.original(), moments[layer].cpu()
-        leaked, length = leakage(change, moment), float(change.norm())
-        drift[layer] = LayerDrift(
-            leakage=leaked,
-            relative_leakage=leaked / leakage(original, moment),
-            weight_change=length,
-            relative_weight_change=length / float(original.norm()),
-        )
-    return drift
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values)
+def _both_forms(before: EditFigure, after: EditFigure) -> dict[str, Any]:
+    return {
+        form: {
+            "before": None if (old := getattr(before, form)) is None else old.mean,
+            "after": None if (new := getattr(after, form)) is None else new.mean,
+            "interval": None if new is None else [new.low, new.high],
+            "count": 0 if new is None else new.count,
+        }
+        for form in ("probability", "argmax")
+    }

@@ -13,9 +13,9 @@ from betaedit import __version__
 from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
+from betaedit.experiments.verdict import LIMITS, Verdict, judge, percent, shown_damage
 from betaedit.reports import charts, figures
 from betaedit.reports.charts import Cell, Chart, Cloud, Data, Run
-from betaedit.reports.verdict import LIMITS, Verdict, judge, percent, shown_damage
 
 _NONE = "-"
 

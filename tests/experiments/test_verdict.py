@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from betaedit.reports.verdict import LIMITS, judge, percent
+from betaedit.experiments.verdict import LIMITS, judge, percent
 from support.runs import checkpoint, figure, mean
 
 BASE = checkpoint(0, perplexity=20.0, agreement=1.0, specificity=figure(0.67, 0.2))

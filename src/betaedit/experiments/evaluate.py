@@ -1,0 +1,205 @@
+"""One checkpoint of a run: every figure of the model as it is, beside the unedited one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from betaedit.editors.config import SLOT
+from betaedit.editors.editor import Editor
+from betaedit.evaluation.drift import compare, leakage
+from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
+from betaedit.experiments.figures import (
+    Figures,
+    Measures,
+    edit_figures,
+    extra_figures,
+    free_answers,
+    measure_task_abilities,
+)
+from betaedit.experiments.record import Checkpoint, HiddenView, Kind, LayerState, Outcome, WorstPrompt
+from betaedit.facts.fact import EvaluationCase
+from betaedit.models.generate import complete
+from betaedit.models.lookup import Prompt, encode_prompts
+from betaedit.models.partial import record
+
+_WORST = 12
+_VIEWED = 100
+_SAID = 12
+
+
+class Evaluator:
+    """Measures one editor's model on one list of cases, again and again.
+
+    Args:
+        editor: Prepared; its original weights are put back for the figures that compare.
+        cases: The facts with the prompts they are measured on, in the order in which they are written.
+        measures: What to measure.
+    """
+
+    def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
+        self._editor, self._cases, self._measures = editor, list(cases), measures
+        self._answers_before: list[list[str]] | None = None
+
+    def checkpoint(
+        self, edits: int, before: Sequence[Outcome], seconds_editing: float
+    ) -> tuple[Checkpoint, list[Outcome]]:
+        """The model after ``edits`` edits, measured on the facts written so far; on all of them before the first.
+
+        Args:
+            edits: How many facts are written.
+            before: The outcomes of the unedited model, on all cases.
+            seconds_editing: What the edits took.
+        """
+        started = time.perf_counter()
+        model, progress = self._editor.language_model, self._editor.progress
+        cases = self._cases[:edits] if edits else self._cases
+        measured = measure_edits(model, cases, progress=progress, label="measuring")
+        outcomes = list(_outcomes(cases, measured.outcomes))
+        drift = compare(model, self._measures.texts, self._editor.engine.unedited, progress=progress)
+        figures = edit_figures(measured)
+        checkpoint = Checkpoint(
+            edits=edits,
+            efficacy=figures["efficacy"],
+            generality=figures["generality"],
+            specificity=figures["specificity"],
+            perplexity=drift.perplexity,
+            agreement=drift.agreement.mean,
+            kl=drift.kl,
+            layers=layer_states(self._editor),
+            abilities=measure_task_abilities(model, self._measures, progress),
+            measures=self._extras(cases),
+            worst=self._worst(before, outcomes),
+            hidden=self._hidden(cases) if edits else None,
+            seconds_editing=seconds_editing,
+        )
+        return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes
+
+    def _extras(self, cases: Sequence[EvaluationCase]) -> Figures:
+        model, progress = self._editor.language_model, self._editor.progress
+        if "questions" in self._measures.extras and self._answers_before is None:
+            with self._editor.engine.unedited():
+                self._answers_before = free_answers(model, self._cases, progress)
+        before = None if self._answers_before is None else self._answers_before[: len(cases)]
+        return extra_figures(model, cases, self._measures, progress, before)
+
+    def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:
+        """The prompts on which the wanted answer lost most against the other one, with what is said there."""
+        old = {(o.record, o.kind, o.prompt, o.wanted): _margin(o) for o in before}
+        rows = [(old.get((o.record, o.kind, o.prompt, o.wanted)), _margin(o), o) for o in now]
+        lost = sorted(
+            ((was, margin, o) for was, margin, o in rows if was is not None and margin is not None and margin < was),
+            key=lambda row: row[1] - row[0],
+        )[:_WORST]
+        model = self._editor.language_model
+        after = [complete(model, o.prompt, _SAID) for *_, o in lost]
+        with self._editor.engine.unedited():
+            earlier = [complete(model, o.prompt, _SAID) for *_, o in lost]
+        return [
+            WorstPrompt(
+                kind=o.kind,
+                prompt=o.prompt,
+                wanted=o.wanted,
+                other=o.other,
+                margin_before=was,
+                margin_after=margin,
+                text_before=said,
+                text_after=says,
+            )
+            for (was, margin, o), said, says in zip(lost, earlier, after, strict=True)
+        ]
+
+    def _hidden(self, cases: Sequence[EvaluationCase]) -> HiddenView:
+        layer = self._editor.config.layers[-1]
+        facts = [Prompt.fill(SLOT, case.fact.prompt, case.fact.subject) for case in cases[:_VIEWED]]
+        probes = [probe.prompt for case in cases for probe in case.neighbors[:1]][:_VIEWED]
+        neighbors = [Prompt.fill(SLOT, SLOT, probe) for probe in probes]
+        groups = {"edited facts": facts, "neighbors": neighbors}
+        groups = {name: prompts for name, prompts in groups.items() if prompts}
+        now = {name: self._states(prompts, name, layer) for name, prompts in groups.items()}
+        with self._editor.engine.unedited():
+            before = {name: self._states(prompts, name, layer) for name, prompts in groups.items()}
+        middle, axes = _principal(torch.cat(list(before.values())))
+        return HiddenView(
+            layer=layer,
+            before={name: _points(states, middle, axes) for name, states in before.items()},
+            after={name: _points(states, middle, axes) for name, states in now.items()},
+        )
+
+    def _states(self, prompts: Sequence[Prompt], name: str, layer: int) -> Tensor:
+        """``(n, hidden_size)`` output of a layer, at the lookup token of facts and the last token of neighbors."""
+        model = self._editor.language_model
+        strategy = self._editor.config.lookup if name == "edited facts" else "last"
+        encoded = encode_prompts(model.tokenizer, prompts, strategy=strategy, device=model.device)
+        recording = record(model.anatomy, encoded, run=layer + 1, keep=(layer + 1,))
+        hidden = recording.inputs[layer + 1]
+        rows = torch.arange(len(prompts), device=hidden.device)
+        return hidden[rows, encoded.lookup.to(hidden.device)].float().cpu()
+
+
+def layer_states(editor: Editor) -> dict[int, LayerState]:
+    """How far every edited layer has moved since the first edit (methods.md G.5)."""
+    moments = editor.statistics.matrices
+    states = {}
+    for layer, matrix in editor.engine.matrices.items():
+        change, original, moment = matrix.change(), matrix.original(), moments[layer].cpu()
+        leaked, length = leakage(change, moment), float(change.norm())
+        states[layer] = LayerState(
+            leakage=leaked,
+            relative_leakage=leaked / leakage(original, moment),
+            weight_change=length,
+            relative_weight_change=length / float(original.norm()),
+        )
+    return states
+
+
+def case_name(index: int, case: EvaluationCase) -> str:
+    """What a case is called in a run folder: its fact's id, else its number."""
+    return case.fact.id or str(index + 1)
+
+
+def _outcomes(cases: Sequence[EvaluationCase], outcomes: Sequence[CaseOutcome]) -> Iterator[Outcome]:
+    for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
+        fact, name = case.fact, case_name(index, case)
+        known = [probe for probe in case.neighbors if probe.target]
+        yield _outcome(name, "rewrite", fact.text, fact.target_new, fact.target_true, outcome.rewrite[0])
+        for text, found in zip(case.paraphrases, outcome.paraphrases, strict=True):
+            yield _outcome(name, "paraphrase", text, fact.target_new, fact.target_true, found)
+        for probe, found in zip(known, outcome.neighbors, strict=True):
+            yield _outcome(name, "neighbor", probe.prompt, probe.target or "", fact.target_new, found)
+
+
+def _outcome(name: str, kind: Kind, prompt: str, wanted: str, other: str | None, found: PromptOutcome) -> Outcome:
+    return Outcome(
+        record=name,
+        kind=kind,
+        prompt=prompt,
+        wanted=wanted,
+        other=other,
+        wanted_nll=found.wanted.nll,
+        other_nll=None if found.other is None else found.other.nll,
+        argmax=found.wanted.argmax,
+    )
+
+
+def _margin(outcome: Outcome) -> float | None:
+    return None if outcome.other_nll is None else outcome.other_nll - outcome.wanted_nll
+
+
+def _principal(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and the first two principal axes ``(hidden_size, 2)`` of states ``(n, hidden_size)``."""
+    middle = states.mean(dim=0)
+    axes = torch.linalg.svd(states - middle, full_matrices=False).Vh[:2].T
+    largest = axes.abs().argmax(dim=0)
+    signs = axes[largest, torch.arange(axes.shape[1])].sign()  # a decomposition may turn an axis round
+    return middle, axes * signs
+
+
+def _points(states: Tensor, middle: Tensor, axes: Tensor) -> list[tuple[float, float]]:
+    flat = (states - middle) @ axes
+    if flat.shape[1] == 1:
+        flat = torch.cat([flat, torch.zeros_like(flat)], dim=1)
+    return [(float(x), float(y)) for x, y in flat.tolist()]

@@ -1,0 +1,75 @@
+"""The batches of a run on disk, so that an interrupted one goes on from the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.errors import RunFolderError
+from betaedit.facts.fact import Fact
+from betaedit.memory.update import Update
+
+
+def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
+    """Keep a batch whose first edit has the number ``first``; the file appears whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for layer, update in batch.updates.items():
+        tensors[f"{layer}.keys"] = batch.keys[layer].cpu().contiguous()
+        tensors[f"{layer}.left"] = update.left.cpu().contiguous()
+        tensors[f"{layer}.right"] = update.right.cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{first:08d}.safetensors"
+    scratch = file.with_suffix(".writing")
+    save_file(tensors, scratch, metadata={"results": json.dumps([_plain(result) for result in batch.results])})
+    scratch.replace(file)
+
+
+def load_batches(folder: Path) -> Iterator[WrittenBatch]:
+    """The batches kept, in order.
+
+    Raises:
+        RunFolderError: A file is damaged, or one is missing between others.
+    """
+    expected = 1
+    for file in sorted(folder.glob("*.safetensors")):
+        if int(file.stem) != expected:
+            raise RunFolderError(f"{folder} lacks the batch of edit {expected}.", mend="Start the run in a new folder.")
+        batch = _load(file)
+        expected += len(batch.results)
+        yield batch
+
+
+def _load(file: Path) -> WrittenBatch:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            results = json.loads(opened.metadata()["results"])
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{file} cannot be read: {error}", mend="Delete it and those after it.") from error
+    layers = sorted({int(name.partition(".")[0]) for name in tensors})
+    return WrittenBatch(
+        results=tuple(_result(values) for values in results),
+        keys={layer: tensors[f"{layer}.keys"] for layer in layers},
+        updates={layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers},
+    )
+
+
+def _plain(result: EditResult) -> dict[str, Any]:
+    fact = result.fact
+    return {
+        **{name: getattr(result, name) for name in ("target_probability", "value_length", "n_evaluations", "seconds")},
+        "update_norms": result.update_norms,
+        "fact": [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id],
+    }
+
+
+def _result(values: dict[str, Any]) -> EditResult:
+    norms = {int(layer): norm for layer, norm in values.pop("update_norms").items()}
+    return EditResult(fact=Fact(*values.pop("fact")), update_norms=norms, **values)
