@@ -34,6 +34,7 @@ def betaedit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Ran(code, captured.out, captured.err)
 
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)  # an earlier --debug in this process
     return run
 
 

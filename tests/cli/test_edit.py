@@ -15,7 +15,7 @@ FACTS = [
      "paraphrases": ["The birthplace of Ana is"], "neighbors": ["Zoe was born in"]},
     {"subject": "Bob", "prompt": "The home of {} is", "target_new": "Rome", "target_true": "Paris"},
 ]  # fmt: skip
-FIGURE = {"probability": {"before", "after"}, "argmax": {"before", "after"}}
+FIGURE = {form: {"before", "after", "count", "interval"} for form in ("probability", "argmax")}
 
 
 @pytest.fixture

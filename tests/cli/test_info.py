@@ -12,11 +12,12 @@ from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 
-COMMANDS = ["edit", "demo", "report", "statistics", "bench", "methods", "models", "doctor", "env"]
+COMMANDS = ["edit", "demo", "eval", "report", "statistics", "bench", "methods", "models", "doctor", "env"]
 
 
 def test_the_commands_are_those_documented() -> None:
-    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS  # type: ignore[union-attr]
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    assert names == COMMANDS
 
 
 def test_the_commands_on_data_are_those_documented() -> None:

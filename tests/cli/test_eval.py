@@ -1,0 +1,67 @@
+"""``betaedit eval`` and the options of ``edit`` that measure: what is printed, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FACTS = [
+    {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
+     "paraphrases": ["The birthplace of Ana is"], "neighbors": [{"prompt": "Zoe was born in", "target": "Rome"}]},
+    {"subject": "Bob", "prompt": "The home of {} is", "target_new": "Rome", "target_true": "Paris"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    return path
+
+
+def test_eval_prints_one_object_with_counts_and_intervals(betaedit, tiny_folder, facts) -> None:
+    found = json.loads(betaedit("eval", tiny_folder, "--from", facts, "--also", "questions", "--json").out)
+    assert found["records"] == 2
+    for name, count in (("efficacy", 2), ("generality", 1), ("specificity", 1)):
+        for form in ("probability", "argmax"):
+            figure = found[name][form]
+            assert figure["count"] == count
+            assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
+    assert found["perplexity"] > 1
+    assert found["reliability"]["count"] == 2
+
+
+def test_eval_prints_a_table_for_people(betaedit, tiny_folder, facts) -> None:
+    shown = betaedit("eval", tiny_folder, "--from", facts, "--limit", 1).out
+    assert "specificity, argmax" in shown
+
+
+def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "report.html"
+    first = betaedit("edit", "--from", facts, "--out", run, "--evaluate-at", "1", "--json", *tiny)
+    again = betaedit("edit", "--from", facts, "--out", run, "--evaluate-at", "1", "--json", *tiny)
+    assert first.code == again.code == 0, first.err + again.err
+    assert json.loads(first.out) == json.loads(again.out)
+    assert [c["edits"] for c in json.loads(first.out)["checkpoints"]] == [0, 1, 2]
+    edited = json.loads(betaedit("eval", run, "--from", facts, "--json").out)
+    assert edited["efficacy"]["argmax"] == json.loads(first.out)["checkpoints"][-1]["efficacy"]["argmax"]
+    assert betaedit("report", run, "--out", page).code == 0
+    assert "2 facts written" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--also", "beauty"], "beauty"),
+        (["--also", "abilities"], "--tasks"),
+        (["--judge", "http://localhost:1/v1"], "--judge-model"),
+        (["--evaluate-at", "soon"], "soon"),
+        (["--evaluate-at", "7"], "after 7 edits"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(betaedit, tiny, facts, options, says) -> None:
+    ran = betaedit("edit", "--from", facts, *options, *tiny)
+    assert ran.code == 2
+    assert says in ran.err

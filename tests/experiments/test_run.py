@@ -1,0 +1,211 @@
+"""A measured run: what it leaves, that it can be interrupted anywhere, and that it refuses what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from betaedit.errors import CollapseError, ConfigError, RunFolderError
+from betaedit.experiments import run as run_module
+from betaedit.experiments.evaluate import Evaluator
+from betaedit.experiments.figures import Measures
+from betaedit.experiments.folder import RunFolder
+from betaedit.experiments.record import EditFigure
+from betaedit.experiments.run import run_edits
+from betaedit.experiments.target import load_target
+from betaedit.facts import EvaluationCase, Fact, Probe, Question
+from support.edits import FACTS, editor_for, weights
+from support.families import language_model
+
+TEXTS = ("A short held-out text.", "And another one, a little longer than that.")
+MEASURES = Measures(held_out=TEXTS)
+CASES = [
+    EvaluationCase(
+        Fact(fact.prompt, fact.subject, fact.target_new, fact.target_true, f"f{index}"),
+        (f"So {fact.text}",),
+        (Probe("Zoe was born in", "Oslo"), Probe("Nobody knows this")),
+        questions=(Question("Who is Ana?", ("an artist",), "reasoning"),),
+    )
+    for index, fact in enumerate(FACTS)
+]
+
+
+def a_run(folder: Path | None = None, **changes):
+    editor = editor_for(language_model("llama"))
+    options = {"evaluate_at": [2], "measures": MEASURES, "folder": folder, **changes}
+    return editor, run_edits(editor, CASES, **options)
+
+
+def figures(folder: Path) -> list[dict]:
+    """All checkpoints without the times they took."""
+    return [
+        {name: value for name, value in checkpoint.model_dump().items() if not name.startswith("seconds")}
+        for checkpoint in RunFolder(folder).checkpoints()
+    ]
+
+
+def test_a_run_measures_the_unedited_model_each_chosen_count_and_the_end() -> None:
+    _, report = a_run()
+    assert [checkpoint.edits for checkpoint in report.checkpoints] == [0, 2, 5]
+    assert [checkpoint.efficacy.probability.count for checkpoint in report.checkpoints] == [5, 2, 5]
+
+
+def test_the_unedited_model_agrees_with_itself_and_nothing_has_moved() -> None:
+    _, report = a_run()
+    assert report.before.agreement == 1
+    assert report.before.kl == 0
+    assert all(state.leakage == state.weight_change == 0 for state in report.before.layers.values())
+    assert report.after.kl > 0
+
+
+def test_what_is_on_disk_is_what_is_reported(tmp_path: Path) -> None:
+    _, report = a_run(tmp_path / "run")
+    kept = RunFolder(tmp_path / "run")
+    assert kept.checkpoints() == list(report.checkpoints)
+    assert [edit["id"] for edit in kept.edits()] == [case.fact.id for case in CASES]
+    assert [edit["number"] for edit in kept.edits()] == [1, 2, 3, 4, 5]
+    assert {outcome.kind for outcome in kept.outcomes(5)} == {"rewrite", "paraphrase", "neighbor"}
+    assert len(list(kept.outcomes(2))) == 2 * 3  # the neighbor without an answer is not measured
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_a_run_killed_while_measuring_goes_on_and_ends_with_the_same_figures(tmp_path: Path, monkeypatch, at) -> None:
+    editor, _ = a_run(tmp_path / "whole")
+    checkpoint = Evaluator.checkpoint
+
+    def killed(self, edits, *args):
+        if edits == at:
+            raise Killed
+        return checkpoint(self, edits, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "checkpoint", killed)
+        with pytest.raises(Killed):
+            a_run(tmp_path / "broken")
+    resumed, report = a_run(tmp_path / "broken")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    assert len(report.results) == 5
+    before, after = weights(editor.language_model), weights(resumed.language_model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("edits", [1, 3])
+def test_a_run_killed_while_editing_loses_the_edit_in_flight_only(tmp_path: Path, monkeypatch, edits) -> None:
+    editor, _ = a_run(tmp_path / "whole")
+    save = run_module.save_batch
+
+    def killed(folder, first, batch):
+        save(folder, first, batch)
+        if first == edits:
+            raise Killed  # kept, but not yet listed in edits.jsonl
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_batch", killed)
+        with pytest.raises(Killed):
+            a_run(tmp_path / "broken")
+    resumed, _ = a_run(tmp_path / "broken")
+    assert [edit["number"] for edit in RunFolder(tmp_path / "broken").edits()] == [1, 2, 3, 4, 5]
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    before, after = weights(editor.language_model), weights(resumed.language_model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_more_counts_can_be_measured_afterwards(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    _, report = a_run(tmp_path / "run", evaluate_at=[1, 2, 4])
+    assert [checkpoint.edits for checkpoint in report.checkpoints] == [0, 1, 2, 4, 5]
+    assert RunFolder(tmp_path / "run").setup.evaluate_at == [0, 1, 2, 4, 5]
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="another batch_size"):
+        a_run(tmp_path / "run", batch_size=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not empty"):
+        a_run(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(6, 1), (-1, 1), (3, 2)])
+def test_a_count_that_no_batch_ends_at_is_refused_before_anything_runs(count, batch_size) -> None:
+    editor = editor_for(language_model("llama"))
+    with pytest.raises(ConfigError, match=f"after {count} edits"):
+        run_edits(editor, CASES, evaluate_at=[count], batch_size=batch_size, measures=MEASURES)
+    assert editor.results == []
+
+
+def test_a_model_that_holds_edits_is_no_beginning() -> None:
+    editor, _ = a_run()
+    with pytest.raises(ConfigError, match="edits already"):
+        run_edits(editor, CASES, measures=MEASURES)
+
+
+def test_batches_of_a_run_are_those_of_an_editor() -> None:
+    editor, _ = a_run(batch_size=2)
+    plain = editor_for(language_model("llama"))
+    plain.edit(CASES[:2], batch_size=2)
+    plain.edit(CASES[2:], batch_size=2)
+    before, after = weights(plain.language_model), weights(editor.language_model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def broken_by_edits(monkeypatch) -> None:
+    """Up to two edits leave the model as it was; later ones multiply its perplexity by a thousand."""
+    checkpoint = Evaluator.checkpoint
+
+    def worse(self, edits, *args):
+        found, outcomes = checkpoint(self, edits, *args)
+        sound = {"perplexity": 10.0, "agreement": 1.0, "specificity": EditFigure(probability=None, argmax=None)}
+        return found.model_copy(update={**sound, "perplexity": 10.0 if edits <= 2 else 10_000.0}), outcomes
+
+    monkeypatch.setattr(Evaluator, "checkpoint", worse)
+
+
+@pytest.mark.usefixtures("broken_by_edits")
+def test_a_collapse_is_told_with_the_place_where_it_began(caplog, tmp_path: Path) -> None:
+    _, report = a_run(evaluate_at=[2, 4])
+    assert "began after 2 edits and was seen at 4" in caplog.text
+    assert [checkpoint.edits for checkpoint in report.checkpoints] == [0, 2, 4, 5]
+    caplog.clear()
+    a_run(evaluate_at=[2, 4], on_collapse="ignore")
+    assert caplog.text == ""
+    with pytest.raises(CollapseError, match="began after 2 edits"):
+        a_run(tmp_path / "run", evaluate_at=[2, 4], on_collapse="stop")
+    assert RunFolder(tmp_path / "run").measured() == [0, 2, 4]
+
+
+def test_a_run_folder_can_be_measured_as_a_model(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    model = language_model("llama")
+    model.model.save_pretrained(source)
+    model.tokenizer.save_pretrained(source)
+    editor = editor_for(load_target(str(source)))
+    run_edits(editor, CASES, measures=MEASURES, folder=tmp_path / "run")
+    before, after = weights(editor.language_model), weights(load_target(str(tmp_path / "run")))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_extras_are_measured_when_asked_for() -> None:
+    measures = Measures(held_out=TEXTS, extras=("questions", "tokens"))
+    _, report = a_run(measures=measures)
+    assert {"reliability", "generalization", "reasoning", "portability", "token accuracy, prompts"} <= set(
+        report.after.measures
+    )
+    assert report.after.measures["reliability"].count == 5
+
+
+def test_a_report_is_plain_data() -> None:
+    _, report = a_run()
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["efficacy"]["probability"]["count"] == 5
+    assert plain["verdict"]["edits"] == 5
+    assert len(plain["checkpoints"]) == 3
