@@ -303,7 +303,7 @@ def test_a_tiny_model_is_measured_as_the_definition_has_it():
 
 @pytest.mark.real_model
 def test_smollm2_is_measured_as_the_definition_has_it(smollm2: LanguageModel):
-    file = read_cases(data_file("counterfact_full.jsonl.gz"), limit=6)
+    file = read_cases(data_file("counterfact_full.jsonl.gz"), limit=50)
     cases = [
         dataclasses.replace(one, paraphrases=one.paraphrases[:1], neighbors=one.neighbors[:1]) for one in file.cases
     ]

@@ -163,7 +163,7 @@ def test_free_text_is_that_of_one_prompt_at_a_time(name: str, side: str, batch_s
 
 
 def test_token_accuracy_of_real_records_equals_a_plain_loop_over_text(smollm2: LanguageModel):
-    cases = read_cases(data_file("knowedit_zsre_test.jsonl.gz"), limit=10, skip_invalid=True).cases
+    cases = read_cases(data_file("knowedit_zsre_test.jsonl.gz"), limit=50, skip_invalid=True).cases
     pairs = [(case.fact.text, case.fact.target_true or case.fact.target_new) for case in cases]
     outcomes = choose_tokens(smollm2, pairs)
     tokenizer = smollm2.tokenizer

@@ -126,10 +126,10 @@ def plain_score(model: LanguageModel, prompt: str, target: str) -> Score:
     """What ``score_targets`` must find, one pair at a time and without any of its code."""
     prompt_ids = model.tokenizer(prompt)["input_ids"]
     target_ids = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
-    logs = plain_logs(model, [*prompt_ids, *target_ids])
-    at = range(len(prompt_ids) - 1, len(prompt_ids) + len(target_ids) - 1)
-    nll = -sum(float(logs[i, token]) for i, token in zip(at, target_ids, strict=True)) / len(target_ids)
-    return Score(nll, all(int(logs[i].argmax()) == token for i, token in zip(at, target_ids, strict=True)))
+    logits = model.model(input_ids=torch.tensor([[*prompt_ids, *target_ids]], device=model.device)).logits[0]
+    logs = logits[len(prompt_ids) - 1 : -1].double().log_softmax(dim=-1).cpu()
+    nll = -sum(float(row[token]) for row, token in zip(logs, target_ids, strict=True)) / len(target_ids)
+    return Score(nll, all(int(row.argmax()) == token for row, token in zip(logs, target_ids, strict=True)))
 
 
 @dataclass

@@ -13,20 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from betaedit.errors import ConfigError, FactError, MissingExtraError
+from betaedit.evaluation.continuing import continue_greedily
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.scoring import score_targets
 from betaedit.facts.readers import iter_records
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
-from betaedit.progress import Progress, SilentProgress
+from betaedit.models.lookup import tokenize
+from betaedit.progress import Progress
 
 NO_ANSWER = -1
 _FIRST_TEST = 10  # the papers keep items 0 to 9 for few-shot prompts
 _GENERATED_TOKENS = 5
-_TOKENS_PER_FORWARD = 2048
 _LETTERS = ("A", "B", "C", "D")
 
 
@@ -86,13 +84,13 @@ class AbilityResult:
         task: Its name.
         labels: The right class of each item.
         probability: Figures of the answers most probable per token.
-        generated: Figures of the answers found in generated text.
+        generated: Figures of the answers found in generated text, where they were asked for.
     """
 
     task: str
     labels: tuple[int, ...]
     probability: Classification
-    generated: Classification
+    generated: Classification | None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -270,6 +268,7 @@ def measure_abilities(
     n_tests: int = 100,
     official_rte: bool = False,
     official_letters: bool = False,
+    generate: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, AbilityResult]:
     """Zero-shot figures of ``model`` on each task.
@@ -282,6 +281,7 @@ def measure_abilities(
         official_rte: See ``find_task``.
         official_letters: Look for A to D in generated text as the papers' code does: the first of ``a``, ``b``, ``c``
             and ``d`` at the end of a line, even as the end of a longer word.
+        generate: Whether to read generated answers as well; they take most of the time.
         progress: Hears of every item.
 
     Raises:
@@ -294,7 +294,7 @@ def measure_abilities(
     items = {name: read_ability_items(task, folder, n_tests) for name, task in chosen.items()}
     for name, task in chosen.items():
         _check_lengths(model, task, items[name])
-    search = _official_letter if official_letters else _said_answer
+    search = (_official_letter if official_letters else _said_answer) if generate else None
     return {name: _measure(model, chosen[name], items[name], search, progress) for name in chosen}
 
 
@@ -311,17 +311,28 @@ _Search = Callable[[AbilityTask, str], int]
 
 
 def _measure(
-    model: LanguageModel, task: AbilityTask, items: Sequence[AbilityItem], search: _Search, progress: Progress | None
+    model: LanguageModel,
+    task: AbilityTask,
+    items: Sequence[AbilityItem],
+    search: _Search | None,
+    progress: Progress | None,
 ) -> AbilityResult:
     labels = tuple(item.label for item in items)
     prompts = [item.prompt for item in items]
-    generated = _greedy_texts(model, prompts, progress or SilentProgress(), f"{task.name}, generating")
-    return AbilityResult(
-        task=task.name,
-        labels=labels,
-        probability=_classified(task, labels, _most_probable(model, task, prompts, progress)),
-        generated=_classified(task, labels, [search(task, text) for text in generated]),
-    )
+    generated = None
+    if search is not None:
+        texts = _generated_texts(model, prompts, f"{task.name}, generating", progress)
+        generated = _classified(task, labels, [search(task, text) for text in texts])
+    probable = _classified(task, labels, _most_probable(model, task, prompts, progress))
+    return AbilityResult(task.name, labels, probable, generated)
+
+
+def _generated_texts(
+    model: LanguageModel, prompts: Sequence[str], label: str, progress: Progress | None = None
+) -> list[str]:
+    """What the model says after each prompt, greedily."""
+    said = continue_greedily(model, prompts, _GENERATED_TOKENS, progress=progress, label=label)
+    return [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in said]
 
 
 def _most_probable(
@@ -356,32 +367,6 @@ def _official_letter(task: AbilityTask, text: str) -> int:
         return _said_answer(task, text)
     ends = [f"{letter}\n" in text.upper() for letter in _LETTERS]
     return ends.index(True) if True in ends else NO_ANSWER
-
-
-@torch.no_grad()
-def _greedy_texts(model: LanguageModel, prompts: Sequence[str], progress: Progress, label: str) -> list[str]:
-    """What the model says after each prompt, greedily; rows share passes, padded on the left."""
-    rows = [tokenize(model.tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
-    texts: dict[int, str] = {}
-    with progress.task(label, len(rows), "prompts") as task:
-        while order:
-            count = max(_TOKENS_PER_FORWARD // len(rows[order[0]]), 1)
-            taken, order = order[:count], order[count:]
-            new = _greedy_tokens(model, [rows[index] for index in taken])
-            texts.update(zip(taken, model.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True))
-            task.advance(len(taken))
-    return [texts[index] for index in range(len(rows))]
-
-
-def _greedy_tokens(model: LanguageModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    padding = pad_token_id(model.tokenizer)
-    ids, mask = (part.flip(1).to(model.device) for part in pad_rows([row[::-1] for row in rows], padding))
-    generate: Any = model.model.generate
-    out: torch.Tensor = generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=_GENERATED_TOKENS, do_sample=False, pad_token_id=padding
-    )
-    return out[:, ids.shape[1] :]
 
 
 def _metrics() -> Any:

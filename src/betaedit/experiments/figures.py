@@ -83,7 +83,9 @@ def measure_task_abilities(model: LanguageModel, measures: Measures, progress: P
     """The ability tasks by the most probable answer (methods.md G.7), when they are asked for."""
     if "abilities" not in measures.extras or measures.abilities_folder is None:
         return {}
-    found = measure_abilities(model, measures.abilities_folder, n_tests=measures.n_tests, progress=progress)
+    found = measure_abilities(
+        model, measures.abilities_folder, n_tests=measures.n_tests, generate=False, progress=progress
+    )
     return {
         name: Ability(accuracy=mean_of(result.probability.accuracy), macro_f1=result.probability.macro_f1)
         for name, result in found.items()
