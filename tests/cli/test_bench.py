@@ -17,7 +17,8 @@ def test_the_update_of_a_small_layer_agrees_with_the_dense_one() -> None:
     rows = json.loads(found.stdout)["rows"]
     assert [row["name"] for row in rows] == ["solve d=96 float64", "solve d=96 float32"]
     for row in rows:
-        assert row["relative_error"] < 1e-3
+        assert row["relative_error"] < 1e-4
+        assert row["details"]["float64_error"] < (1e-10 if "float64" in row["name"] else 1e-6)
         assert row["ratio"] == row["reference_seconds"] / row["ours_seconds"]
         assert row["floor_seconds"] > 0
 

@@ -67,6 +67,9 @@ class EditConfig(BaseModel):
     nullspace_threshold: Positive = Field(0.02, description="Eigenvalues of C0 below it span the null space.")
     refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
     refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
+    solver_basis: Literal["float64", "float32"] = Field(
+        "float64", description="Type of the null space's basis; float32 halves its bytes, updates agree to 1e-6."
+    )
     update_norm_limit: Positive | None = Field(
         None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
     )

@@ -102,7 +102,11 @@ class Engine:
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
         rule = recipe.rule(config)
         self.memories = {
-            layer: AssociativeMemory(moments.matrices[layer].to(module.get_parameter("weight").device), rule)
+            layer: AssociativeMemory(
+                moments.matrices[layer].to(module.get_parameter("weight").device),
+                rule,
+                basis_dtype=getattr(torch, config.solver_basis),
+            )
             for layer, module in projections.items()
         }
 
