@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from betaedit.cli import options
+
+if TYPE_CHECKING:
+    from betaedit.models.load import LanguageModel
 
 
 def evaluate(
@@ -24,6 +27,10 @@ def evaluate(
     n_tests: options.TestsOption = 100,
     judge: options.JudgeOption = None,
     judge_model: options.JudgeModelOption = None,
+    harness: Annotated[
+        str,
+        typer.Option("--harness", help="Tasks of lm-evaluation-harness: hellaswag,arc_easy; betaedit_sst2 offline."),
+    ] = "",
     json_: options.JsonOption = False,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
@@ -42,7 +49,23 @@ def evaluate(
     options.quiet_libraries()
     loaded = load_target(model, dtype=dtype, device=device)
     found = measure_model(loaded, cases, measures, progress=Bars(console))
+    by_harness = _by_harness(loaded, options.names(harness), tasks, n_tests)
     if json_:
-        options.print_json({"model": model, "source": str(source), "records": len(cases), **found})
+        options.print_json({"model": model, "source": str(source), "records": len(cases), **found, **by_harness})
         return
-    console.print(figures_table(model, len(cases), found))
+    plain = {
+        f"{task}, {name.partition(',')[0]}": value
+        for task, values in by_harness.get("harness", {}).get("results", {}).items()
+        for name, value in values.items()
+        if isinstance(value, float)
+    }
+    console.print(figures_table(model, len(cases), {**found, **plain}))
+
+
+def _by_harness(model: LanguageModel, names: tuple[str, ...], folder: Path | None, n_tests: int) -> dict[str, Any]:
+    """What lm-evaluation-harness finds, under ``harness``; nothing where no task is asked for."""
+    if not names:
+        return {}
+    from betaedit.evaluation.harness import run_harness
+
+    return {"harness": run_harness(model, names, folder=folder, n_tests=n_tests)}

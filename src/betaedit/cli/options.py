@@ -130,7 +130,7 @@ def measures(
     from betaedit.experiments.figures import EXTRAS, Measures
     from betaedit.statistics.corpus import TextFiles
 
-    extras = tuple(name for name in EXTRAS if name != "abilities" or tasks) if also == "all" else _names(also)
+    extras = tuple(name for name in EXTRAS if name != "abilities" or tasks) if also == "all" else names(also)
     unknown = [name for name in extras if name not in EXTRAS]
     if unknown:
         raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", mend=f"Choose from {', '.join(EXTRAS)}.")
@@ -156,12 +156,13 @@ def numbers(option: str, text: str) -> list[int]:
         ConfigError: Something is no number.
     """
     try:
-        return [int(part) for part in _names(text)]
+        return [int(part) for part in names(text)]
     except ValueError as error:
         raise ConfigError(f"{option} {text!r} is no list of numbers.", mend=f"Write {option} 30,300.") from error
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas between them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
