@@ -65,3 +65,24 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(betaedit,
     ran = betaedit("edit", "--from", facts, *options, *tiny)
     assert ran.code == 2
     assert says in ran.err
+
+
+def test_methods_are_compared_on_the_same_facts_and_continued(betaedit, tiny, facts, tmp_path: Path) -> None:
+    options = ["--from", facts, "--methods", "memit,alphaedit", "--out", tmp_path / "runs", "--json"]
+    tiny = [part for part in tiny if part != "--statistics" and not part.endswith("moments.safetensors")]
+    first = betaedit("compare", *options, "--set", "statistics_tokens=200", *tiny)
+    again = betaedit("compare", *options, "--set", "statistics_tokens=200", *tiny)
+    assert first.code == 0, first.err
+    found = json.loads(first.out)
+    assert found == json.loads(again.out)
+    assert list(found) == ["memit", "alphaedit"]
+    assert found["memit"]["checkpoints"][0]["perplexity"] == found["alphaedit"]["checkpoints"][0]["perplexity"]
+    assert found["memit"]["results"][1] != found["alphaedit"]["results"][1]
+
+
+def test_an_unknown_method_is_refused_before_any_runs(betaedit, tiny_folder, facts, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    ran = betaedit("compare", "--from", facts, "--methods", "memit,memory", "--out", out, "--model", tiny_folder)
+    assert ran.code == 2
+    assert "memory" in ran.err
+    assert not out.exists()

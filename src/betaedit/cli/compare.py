@@ -1,0 +1,116 @@
+"""``betaedit compare``: several methods on the same facts, in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from betaedit.cli import options
+from betaedit.errors import BetaEditError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from betaedit.experiments.record import EditFigure
+    from betaedit.experiments.run import RunReport
+
+
+def compare(
+    source: Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs; the same command continues them.")],
+    methods: Annotated[str, typer.Option("--methods", help="Names with commas; see `betaedit methods`.")] = (
+        "memit,memit-h,alphaedit,betaedit"
+    ),
+    model: options.ModelOption = "smollm2",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
+    evaluate_at: Annotated[str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300.")] = "",
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
+    ] = None,
+    also: options.AlsoOption = "",
+    tasks: options.TasksOption = None,
+    n_tests: options.TestsOption = 100,
+    seed: options.SeedOption = None,
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    json_: options.JsonOption = False,
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+) -> None:
+    """Run several methods on the same facts, each from the unedited model; `betaedit report` draws the runs."""
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+    from betaedit.experiments.compare import compare_methods
+    from betaedit.facts.readers import read_cases
+    from betaedit.models.load import load_language_model
+
+    names = options.names(methods)
+    if not names:
+        raise ConfigError("there is no method to compare.", mend="Write --methods memit,betaedit.")
+    measures = options.measures(text, also, tasks, n_tests, None, None)
+    counts = options.numbers("--evaluate-at", evaluate_at)
+    cases = list(read_cases(source, limit=limit).cases)
+    console = Console(stderr=json_)
+    options.quiet_libraries()
+    found = compare_methods(
+        load_language_model(model, dtype=dtype, device=device),
+        names,
+        cases,
+        out,
+        overrides=options.overrides(config, set_, seed),
+        progress=Bars(console),
+        on_method=lambda name: console.print(f"[bold]{name}[/]"),
+        batch_size=batch_size,
+        evaluate_at=counts,
+        measures=measures,
+        source=str(source),
+        on_collapse="ignore",
+    )
+    if json_:
+        options.print_json(
+            {
+                name: {"error": str(report)} if isinstance(report, BetaEditError) else report.to_dict()
+                for name, report in found.items()
+            }
+        )
+        return
+    console.print(_table(found))
+    console.print(f"draw them with: betaedit report {' '.join(str(out / name) for name in found)}")
+
+
+def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
+    from rich.table import Table
+
+    from betaedit.experiments.verdict import judge
+
+    table = Table("method", "edits", "efficacy", "generality", "specificity", "leakage", "weight change")
+    for name in ("perplexity", "agreement", "verdict"):
+        table.add_column(name)
+    table.caption = "efficacy, generality, specificity: probability / argmax; leakage and weight change: relative, mean"
+    for name, report in found.items():
+        if isinstance(report, BetaEditError):
+            table.add_row(name, "-", f"[red]{report.message}[/]")
+            continue
+        for point in report.checkpoints:
+            states = list(point.layers.values())
+            table.add_row(
+                name,
+                str(point.edits),
+                *(_forms(figure) for figure in (point.efficacy, point.generality, point.specificity)),
+                f"{sum(state.relative_leakage for state in states) / len(states):.1%}",
+                f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
+                f"{point.perplexity:.2f}",
+                f"{point.agreement:.1%}",
+                judge([report.before, point]).level,
+            )
+        table.add_section()
+    return table
+
+
+def _forms(figure: EditFigure) -> str:
+    both = (figure.probability, figure.argmax)
+    return " / ".join("-" if mean is None else f"{mean.mean:.2f}" for mean in both)
