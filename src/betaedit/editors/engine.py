@@ -71,7 +71,7 @@ class WrittenBatch:
 
     Args:
         results: One per fact.
-        keys: (d_in, b) keys by layer, of ``results`` and then of ``again``.
+        keys: (d_in, b) keys by layer, of ``again`` and then of ``results``.
         updates: What was added to each layer's matrix.
         again: One per earlier fact that was taken out and written again with these (``shared_subjects``).
     """
@@ -149,7 +149,7 @@ class Engine:
             )
             matrix.add(update)
         self._remember(written)
-        self._hold(leaving, batch.results + batch.again, written)
+        self._hold(leaving, batch.again + batch.results, written)
 
     def forget(self, facts: Sequence[LiveFact]) -> None:
         """Take live facts out: the weights that the others, with the keys and values they have, make of the original.
@@ -217,17 +217,17 @@ class Engine:
         again = to_be_kept(leaving, new, self.config)
         with ExitStack() as undo:
             self._take_out(leaving, undo)
-            sought = self._seek(new + again)
+            sought = self._seek(again + new)
             share = (time.perf_counter() - started) / len(new)
             at = 0
             for batch in window:
-                rows = range(at, at + len(batch) + len(again))
+                rows = range(at, at + len(again) + len(batch))
                 results, written, updates = self._write_rows(sought, rows, len(batch), share)
                 self._hold(leaving, results, written)
                 undo.pop_all()
                 at += len(batch)
                 keys = {layer: facts.keys for layer, facts in written.items()}
-                yield WrittenBatch(results[: len(batch)], keys, updates, results[len(batch) :])
+                yield WrittenBatch(results[len(again) :], keys, updates, results[: len(again)])
 
     def _seek(self, facts: list[Fact]) -> _Sought:
         posed = pose(self.model, facts, self.contexts, self.config)
