@@ -18,6 +18,8 @@ SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Optimizer = Literal["adam", "spectral"]
+Conflicts = Literal["replace", "naive"]
+SharedSubjects = Literal["together", "apart"]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -72,6 +74,13 @@ class EditConfig(BaseModel):
     )
     update_norm_limit: Positive | None = Field(
         None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
+    )
+
+    conflicts: Conflicts = Field(
+        "replace", description="replace: a new answer takes the old one's place; naive: both stay written (published)."
+    )
+    shared_subjects: SharedSubjects = Field(
+        "apart", description="together: facts of one subject share one value; apart: each has its own (published)."
     )
 
     statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
+from betaedit.editors.live import find
 from betaedit.editors.presets import preset_for
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
@@ -94,7 +95,6 @@ class Editor:
         self.recipe: Recipe = find_recipe(method)
         self.preset = preset_for(model.name, model.anatomy.n_layers)
         self.config = config or self.preset.config(self.recipe)
-        self.results: list[EditResult] = []
         self.progress: Progress = progress or SilentProgress()
         self._engine: Engine | None = None
         self._check_layers()
@@ -154,6 +154,11 @@ class Editor:
             contexts = context_templates(self.language_model, self.config)
             self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
         return self._engine
+
+    @property
+    def results(self) -> list[EditResult]:
+        """One per fact that the model holds, in the order in which they were written."""
+        return [] if self._engine is None else [held.result for held in self._engine.live]
 
     @property
     def statistics(self) -> Moments:
@@ -218,8 +223,21 @@ class Editor:
 
     def replay(self, batch: WrittenBatch) -> None:
         """Write a batch of an earlier ``write`` of the same sequence again: the same weights, bit for bit."""
-        self.engine.replay(batch.keys, batch.updates)
-        self.results += batch.results
+        self.engine.replay(batch)
+
+    def forget(self, name: str) -> list[EditResult]:
+        """Take back the fact with the id ``name``, or all facts about the subject ``name``; returns what they were.
+
+        The model becomes one that was never told them: for the same keys and values of the other facts, their weights
+        (``docs/forgetting.md`` says how closely).
+
+        Raises:
+            FactError: There is none; the nearest names are suggested.
+            NumericalError: The other facts cannot be written again; nothing has changed then.
+        """
+        chosen = find([] if self._engine is None else self._engine.live, name)
+        self.engine.forget(chosen)
+        return [held.result for held in chosen]
 
     def reset(self) -> None:
         """The model as it was before the first edit, bit for bit, with nothing remembered."""
@@ -227,7 +245,6 @@ class Editor:
             contexts = self._engine.contexts
             self._engine.restore()
             self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
-        self.results.clear()
 
     def complete(self, prompt: str, n_tokens: int = 8) -> str:
         """What the model says next, greedily."""
@@ -262,9 +279,7 @@ class Editor:
     def _write(self, facts: Sequence[Fact], batch_size: int) -> Iterator[WrittenBatch]:
         ahead = batch_size * self.config.value_look_ahead
         for at in range(0, len(facts), ahead):
-            for batch in self.engine.write(facts[at : at + ahead], batch_size=batch_size):
-                self.results += batch.results
-                yield batch
+            yield from self.engine.write(facts[at : at + ahead], batch_size=batch_size)
 
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)

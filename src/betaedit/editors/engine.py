@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk
+from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
@@ -20,6 +22,7 @@ from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.conflicts import Associations, forget, segments
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
@@ -68,13 +71,24 @@ class WrittenBatch:
 
     Args:
         results: One per fact.
-        keys: (d_in, b) keys by layer.
+        keys: (d_in, b) keys by layer, of ``again`` and then of ``results``.
         updates: What was added to each layer's matrix.
+        again: One per earlier fact that was taken out and written again with these (``shared_subjects``).
     """
 
     results: tuple[EditResult, ...]
     keys: dict[int, Tensor]
     updates: dict[int, Update]
+    again: tuple[EditResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Sought:
+    """Facts and the values found for them."""
+
+    facts: list[Fact]
+    posed: Pose
+    values: list[Value]
 
 
 class Engine:
@@ -86,6 +100,8 @@ class Engine:
         config: Its hyper-parameters.
         moments: ``C0`` of the edited layers.
         contexts: Context templates, the bare one first.
+
+    ``live`` holds the facts that the weights hold, in the order in which they were written.
 
     Raises:
         StatisticsError: The moments do not fit the model.
@@ -100,46 +116,66 @@ class Engine:
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-        rule = recipe.rule(config)
-        self.memories = {
-            layer: AssociativeMemory(
-                moments.matrices[layer].to(module.get_parameter("weight").device),
-                rule,
-                basis_dtype=getattr(torch, config.solver_basis),
-            )
-            for layer, module in projections.items()
-        }
+        self._moments = moments
+        self.memories = self._new_memories()
+        self.live: list[LiveFact] = []
+        self._n_batches = 0
 
     def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
 
         The values of all of ``facts`` are sought together first, under the weights as they are: more than one batch of
-        them is a look-ahead, which changes the result. Yields every batch when it is written.
+        them is a look-ahead, which changes the result. A batch that concerns live facts (``editors/live.py``) has its
+        own search, after their contributions were taken out. Yields every batch when it is written.
 
         Raises:
             NumericalError: An update is not finite or longer than allowed. Every weight is as it was before its batch.
         """
-        started = time.perf_counter()
-        posed = pose(self.model, facts, self.contexts, self.config)
-        values = optimize_values(self.model, posed, self.config)
-        share = (time.perf_counter() - started) / len(facts)
-        for at in range(0, len(facts), batch_size):
-            batch = range(at, min(at + batch_size, len(facts)))
-            started = time.perf_counter()
-            self._refresh()
-            keys, updates = self._write_values(posed, batch, [values[index] for index in batch])
-            self._remember(keys)
-            seconds = share + (time.perf_counter() - started) / len(batch)
-            norms = {layer: update.norm() for layer, update in updates.items()}
-            results = tuple(_result(facts[index], values[index], norms, seconds) for index in batch)
-            yield WrittenBatch(results, keys, updates)
+        for window in windows(in_batches(facts, batch_size, self.config), self.live, self.config):
+            yield from self._write_window(window)
 
-    def replay(self, keys: dict[int, Tensor], updates: dict[int, Update]) -> None:
+    def replay(self, batch: WrittenBatch) -> None:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
+        leaving = in_the_way(self.live, (result.fact for result in batch.results), self.config)
+        with ExitStack() as undo:
+            self._take_out(leaving, undo)
+            undo.pop_all()
         self._refresh()
+        written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
-            matrix.add(updates[layer])
-        self._remember(keys)
+            weight, update = matrix.current(), batch.updates[layer]
+            written[layer] = Associations.written(
+                weight, batch.keys[layer].to(weight.device), update.left.to(weight.device)
+            )
+            matrix.add(update)
+        self._remember(written)
+        self._hold(leaving, batch.again + batch.results, written)
+
+    def forget(self, facts: Sequence[LiveFact]) -> None:
+        """Take live facts out: the weights that the others, with the keys and values they have, make of the original.
+
+        By the closed form of ``memory/conflicts.py`` where it holds: the rule has history, and no projector was
+        refreshed. Else the others are written again from the original weights: that costs every refresh once more and
+        one solve for up to 512 facts between two of them; without history, a solve for every batch. Facts that share
+        a value with a forgotten one get a new value, by a search.
+
+        Raises:
+            NumericalError: The others cannot be written again. Everything is as it was then.
+        """
+        sharing: list[LiveFact] = []
+        if self.config.shared_subjects == "together":
+            concerned = in_the_way(self.live, (held.fact for held in facts), self.config)
+            sharing = [held for held in concerned if held not in facts]
+        leaving = [*facts, *sharing]
+        with ExitStack() as undo:
+            self._take_out(leaving, undo)
+            if sharing:
+                sought = self._seek([held.fact for held in sharing])
+                results, written, _ = self._write_rows(sought, range(len(sharing)), len(sharing))
+                self._hold(leaving, results, written)
+            else:
+                self._drop(leaving)
+            undo.pop_all()
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -157,22 +193,117 @@ class Engine:
         for matrix in self.matrices.values():
             matrix.restore()
 
+    def _new_memories(self) -> dict[int, AssociativeMemory]:
+        rule = self.recipe.rule(self.config)
+        return {
+            layer: AssociativeMemory(
+                self._moments.matrices[layer].to(matrix.current().device),
+                rule,
+                basis_dtype=getattr(torch, self.config.solver_basis),
+            )
+            for layer, matrix in self.matrices.items()
+        }
+
     def _refresh(self) -> None:
         for memory in self.memories.values():
             if memory.refresh_due():
                 memory.refresh()
 
-    def _remember(self, keys: dict[int, Tensor]) -> None:
+    def _remember(self, written: dict[int, Associations]) -> None:
         for layer, memory in self.memories.items():
-            memory.remember(keys[layer])
+            memory.remember(written[layer].keys)
+
+    def _write_window(self, window: list[list[Fact]]) -> Iterator[WrittenBatch]:
+        """Write batches whose values are sought together; only a batch of its own concerns live facts."""
+        started = time.perf_counter()
+        new = [fact for batch in window for fact in batch]
+        leaving = in_the_way(self.live, new, self.config)
+        again = to_be_kept(leaving, new, self.config)
+        with ExitStack() as undo:
+            self._take_out(leaving, undo)
+            sought = self._seek(again + new)
+            share = (time.perf_counter() - started) / len(new)
+            at = 0
+            for batch in window:
+                rows = range(at, at + len(again) + len(batch))
+                results, written, updates = self._write_rows(sought, rows, len(batch), share)
+                self._hold(leaving, results, written)
+                undo.pop_all()
+                at += len(batch)
+                keys = {layer: facts.keys for layer, facts in written.items()}
+                yield WrittenBatch(results[len(again) :], keys, updates, results[: len(again)])
+
+    def _seek(self, facts: list[Fact]) -> _Sought:
+        posed = pose(self.model, facts, self.contexts, self.config)
+        return _Sought(facts, posed, optimize_values(self.model, posed, self.config))
+
+    def _write_rows(
+        self, sought: _Sought, rows: range, n_new: int, seconds: float = 0.0
+    ) -> tuple[tuple[EditResult, ...], dict[int, Associations], dict[int, Update]]:
+        """Write some of the facts whose values were sought; ``seconds`` were spent on each of ``n_new`` before."""
+        started = time.perf_counter()
+        self._refresh()
+        written, updates = self._write_values(sought.posed, rows, [sought.values[row] for row in rows])
+        self._remember(written)
+        seconds += (time.perf_counter() - started) / n_new
+        norms = {layer: update.norm() for layer, update in updates.items()}
+        results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
+        return results, written, updates
+
+    def _hold(
+        self, leaving: Sequence[LiveFact], results: Sequence[EditResult], written: dict[int, Associations]
+    ) -> None:
+        """Count ``results`` among the live facts, ``leaving`` no more."""
+        self._drop(leaving)
+        self._n_batches += 1
+        for column, result in enumerate(results):
+            asked = {layer: facts[column].to("cpu") for layer, facts in written.items()}
+            self.live.append(LiveFact(result, self._n_batches, asked))
+
+    def _drop(self, leaving: Sequence[LiveFact]) -> None:
+        if leaving:
+            self.live[:] = [held for held in self.live if held not in leaving]
+
+    def _take_out(self, leaving: Sequence[LiveFact], undo: ExitStack) -> None:
+        """Take the contributions of live facts out of weights and memories; ``undo`` puts them back."""
+        if not leaving:
+            return
+        for matrix in self.matrices.values():
+            undo.callback(matrix.restore, matrix.snapshot())
+        if not self._adds_up():
+            undo.callback(setattr, self, "memories", self.memories)
+            self.memories = self._new_memories()
+            self._write_again([held for held in self.live if held not in leaving])
+            return
+        for layer, matrix in self.matrices.items():
+            facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.current().device)
+            matrix.add(forget(self.memories[layer], matrix.current(), facts))
+            undo.callback(self.memories[layer].remember, facts.keys)
+
+    def _adds_up(self) -> bool:
+        """Whether the updates so far add up to one solution, from which facts can be taken out."""
+        return all(memory.rule.history and memory.last_refresh == 0 for memory in self.memories.values())
+
+    def _write_again(self, facts: Sequence[LiveFact]) -> None:
+        """From the original weights and new memories, write ``facts`` with the keys and values they have."""
+        for layer, matrix in self.matrices.items():
+            matrix.restore()
+            memory, device = self.memories[layer], matrix.current().device
+            batches = (
+                Associations.joined(held.written[layer] for held in batch).to(device)
+                for _, batch in groupby(facts, key=lambda held: held.batch)
+            )
+            for segment in segments(memory, batches):
+                matrix.add(memory.solve(segment.keys, segment.residuals(matrix.current())))
+                memory.remember(segment.keys)
 
     def _write_values(
         self, posed: Pose, batch: range, values: Sequence[Value]
-    ) -> tuple[dict[int, Tensor], dict[int, Update]]:
+    ) -> tuple[dict[int, Associations], dict[int, Update]]:
         """Spread the residual over the layers, updating each in turn; all or nothing."""
         targets = torch.stack([value.target for value in values], dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
-        keys: dict[int, Tensor] = {}
+        written: dict[int, Associations] = {}
         updates: dict[int, Update] = {}
         before: dict[int, Tensor] = {}
         try:
@@ -180,19 +311,20 @@ class Engine:
                 share = len(self.config.layers) - step
 
                 def write(key: Tensor, output: Tensor, layer: int = layer, share: int = share) -> None:
-                    residual = (targets.to(output) - output) / share
-                    update = self.memories[layer].solve(key, residual.to(key.device))
-                    keys[layer], updates[layer] = key, update
+                    residual = ((targets.to(output) - output) / share).to(key.device)
+                    update = self.memories[layer].solve(key, residual)
+                    matrix = self.matrices[layer]
+                    written[layer], updates[layer] = Associations.written(matrix.current(), key, residual), update
                     self._check_norm(layer, update.norm(), len(batch))
-                    before[layer] = self.matrices[layer].snapshot()
-                    self.matrices[layer].add(update)
+                    before[layer] = matrix.snapshot()
+                    matrix.add(update)
 
                 walk.pass_layer(layer, write)
         except BaseException:
             for layer, snapshot in before.items():
                 self.matrices[layer].restore(snapshot)
             raise
-        return keys, updates
+        return written, updates
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

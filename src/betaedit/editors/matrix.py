@@ -48,6 +48,10 @@ class EditedMatrix:
         if not self._shared:
             self._weight.copy_(self._original if snapshot is None else self._master)
 
+    def current(self) -> Tensor:
+        """``W_t`` (d_out, d_in), a view of what is edited, in float32 or float64."""
+        return self._oriented(self._master)
+
     def original(self) -> Tensor:
         """``W_0`` (d_out, d_in), float32."""
         return self._oriented(self._original.float())

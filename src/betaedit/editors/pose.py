@@ -28,11 +28,13 @@ class Pose:
             prompt. Holds what enters the first edited layer and the one after the last.
         target_ids: The target's tokens, per fact.
         n_contexts: Contexts per fact, the bare one first.
+        groups: Number of each fact's group, counted from zero: the facts of a group share the change of their values.
     """
 
     recording: Recording
     target_ids: tuple[tuple[int, ...], ...]
     n_contexts: int
+    groups: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -71,4 +73,12 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
         model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
     first, above = config.layers[0], config.layers[-1] + 1
-    return Pose(record(model.anatomy, encoded, run=above, keep=(first, above)), target_ids, len(contexts))
+    recording = record(model.anatomy, encoded, run=above, keep=(first, above))
+    return Pose(recording, target_ids, len(contexts), _groups(facts, config))
+
+
+def _groups(facts: Sequence[Fact], config: EditConfig) -> tuple[int, ...]:
+    if config.shared_subjects == "apart":
+        return tuple(range(len(facts)))
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(fact.subject, len(numbers)) for fact in facts)

@@ -49,6 +49,8 @@ class Preset:
 # PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); methods.md 0.1.
 _MEMIT_15000 = {"memit": {"leakage_weight": 15000.0}, "memit-h": {"leakage_weight": 15000.0}}
 _MEMIT_20000 = {"memit": {"leakage_weight": 20000.0}, "memit-h": {"leakage_weight": 20000.0}}
+# Published code writes a second answer beside the first; docs/forgetting.md.
+_PUBLISHED = {"conflicts": "naive", "shared_subjects": "apart"}
 _ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
 
 PRESETS: tuple[Preset, ...] = (
@@ -75,7 +77,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=1.558,
         mlp_size=6400,
-        values={"layers": (13, 14, 15, 16, 17), "value_steps": 20, "value_learning_rate": 0.5},
+        values={"layers": (13, 14, 15, 16, 17), "value_steps": 20, "value_learning_rate": 0.5, **_PUBLISHED},
         by_method=_MEMIT_20000,
     ),
     Preset(
@@ -84,7 +86,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=6.05,
         mlp_size=16384,
-        values={"layers": (3, 4, 5, 6, 7, 8), "value_learning_rate": 0.5},
+        values={"layers": (3, 4, 5, 6, 7, 8), "value_learning_rate": 0.5, **_PUBLISHED},
         by_method=_MEMIT_15000,
     ),
     Preset(
@@ -93,7 +95,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=8.03,
         mlp_size=14336,
-        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_MEMIT_15000,
     ),
     Preset(
@@ -102,7 +104,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit repository",
         parameters=8.03,
         mlp_size=14336,
-        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_MEMIT_15000,
     ),
     Preset(
@@ -111,7 +113,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit repository",
         parameters=7.62,
         mlp_size=18944,
-        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_MEMIT_15000,
     ),
     Preset(
@@ -120,7 +122,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit paper names the layers; no configuration is released, the rest is that of the other models",
         parameters=4.02,
         mlp_size=9728,
-        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1},
+        values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_MEMIT_15000,
     ),
 )

@@ -2,7 +2,7 @@
 
 Only what the value can change is computed: layers above the last edited one, positions from the lookup token on,
 logits at target positions. Everything else comes from the recorded prompts (editors/pose.py) once; the result is the
-same. Facts of a batch share each pass; a fact that is done leaves it.
+same. Facts of a batch share each pass; those that are done leave it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Value:
     Args:
         target: (d_out,) hidden state ``z = h0 + delta`` wanted after the last edited layer.
         initial: (d_out,) the state ``h0`` at the bare prompt before.
-        loss: Loss at ``target``.
+        loss: Loss at ``target``; of facts that share their change, the mean.
         target_probability: Mean probability per target token over all contexts, at ``target``.
         n_evaluations: Evaluations of the loss.
     """
@@ -55,24 +55,33 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     at the subject of the KL prompt, plus ``value_decay * |delta| / |h0|^2``; ``|delta| <= value_clamp * |h0|``.
     A fact is done when its loss is below ``value_stop_loss``, or every target token has ``value_stop_probability`` in
     every context. The evaluation that ends a search takes no step: at most ``value_steps - 1`` steps.
-    Facts do not influence one another: the batch changes the cost only.
+    Facts of one group share ``delta`` (MEMIT-Merge, methods.md B.10): it lowers their mean loss, stays within the clamp
+    of the first one's ``h0``, and is done when it is for each of them. Groups do not influence one another: the batch
+    changes the cost only.
     """
     found: dict[int, Value] = {}
     for facts in _passes(model, pose):
-        found |= dict(zip(facts, _optimize(_Problem.of(model, pose, facts, config), config), strict=True))
+        values = _optimize(_Problem.of(model, pose, facts, config), [pose.groups[fact] for fact in facts], config)
+        found |= dict(zip(facts, values, strict=True))
     return [found[fact] for fact in range(len(pose))]
 
 
 def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
-    """Facts of similar size together, a bounded number of entries in each pass."""
+    """Facts of similar size together, a bounded number of entries in each pass; a group is never divided."""
     limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
     sizes = (pose.lengths - pose.lookup)[pose.prompts(range(len(pose)))].sum(dim=1).tolist()
+    groups: dict[int, list[int]] = {}
+    for fact, group in enumerate(pose.groups):
+        groups.setdefault(group, []).append(fact)
+    longest = {group: max(sizes[fact] for fact in facts) for group, facts in groups.items()}
     passes: list[list[int]] = []
-    for fact in sorted(range(len(pose)), key=lambda fact: sizes[fact], reverse=True):
-        if passes and sizes[passes[-1][0]] * (len(passes[-1]) + 1) <= limit:
-            passes[-1].append(fact)
+    width = 0
+    for group in sorted(groups, key=lambda group: longest[group], reverse=True):
+        if passes and width * (len(passes[-1]) + len(groups[group])) <= limit:
+            passes[-1] += groups[group]
         else:
-            passes.append([fact])
+            passes.append(list(groups[group]))
+            width = longest[group]
     return passes
 
 
@@ -227,21 +236,27 @@ def _targets(pose: Pose, facts: Sequence[int], suffix: Pack) -> _Targets:
     return _Targets(fact_of, entry, token, torch.tensor(weights, device=ends.device))
 
 
-def _optimize(problem: _Problem, config: EditConfig) -> list[Value]:
+def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) -> list[Value]:
+    """The values of the problem's facts, whose groups ``group_of`` tells."""
     initial = problem.initial
-    search = make_search(initial, config)
+    firsts = {group: group_of.index(group) for group in dict.fromkeys(group_of)}
+    number = {group: at for at, group in enumerate(firsts)}
+    member = torch.tensor([number[group] for group in group_of], device=initial.device)
+    groups = torch.arange(len(firsts), device=initial.device)
+    search = make_search(initial[list(firsts.values())], config)
     values: dict[int, Value] = {}
     rows = torch.arange(len(initial), device=initial.device)
     for evaluation in range(1, config.value_steps + 1):
-        delta = search.points(rows).requires_grad_()
-        found, before = problem.evaluate(delta)
+        place = torch.searchsorted(groups, member[rows])
+        points = search.points(groups).requires_grad_()
+        found, before = problem.evaluate(points[place])
         problem = replace(problem, kl_before=before)
-        loss = found.loss.detach()
-        done = loss < config.value_stop_loss
-        if config.value_stop_probability is not None:
-            done |= found.least >= config.value_stop_probability
-        targets = initial[rows] + delta.detach()
-        figures = zip(rows.tolist(), loss.tolist(), found.mean.tolist(), done.tolist(), strict=True)
+        loss = _group_means(found.loss, place, len(groups))
+        done = _done(found, place, len(groups), config)
+        targets = initial[rows] + points.detach()[place]
+        figures = zip(
+            rows.tolist(), loss.detach()[place].tolist(), found.mean.tolist(), done[place].tolist(), strict=True
+        )
         for at, (row, height, probability, finished) in enumerate(figures):
             if row in values and search.keeps_best and not finished and height >= values[row].loss:
                 values[row] = replace(values[row], n_evaluations=evaluation)
@@ -250,7 +265,28 @@ def _optimize(problem: _Problem, config: EditConfig) -> list[Value]:
         going = (~done).nonzero()[:, 0]
         if len(going) == 0 or evaluation == config.value_steps:
             break
-        (gradient,) = torch.autograd.grad(found.loss.sum(), delta)
-        search.step(rows[going], loss[going], gradient[going])
-        problem, rows = problem.take(going), rows[going]
+        (gradient,) = torch.autograd.grad(loss.sum(), points)
+        search.step(groups[going], loss.detach()[going], gradient[going])
+        staying = (~done[place]).nonzero()[:, 0]
+        problem, rows, groups = problem.take(staying), rows[staying], groups[going]
     return [values[row] for row in range(len(initial))]
+
+
+def _group_means(figures: Tensor, place: Tensor, n_groups: int) -> Tensor:
+    """``(n_groups,)`` means of ``figures`` ``(a,)``, whose groups ``place`` tells."""
+    sums = figures.new_zeros(n_groups).index_add(0, place, figures)
+    return sums / torch.bincount(place, minlength=n_groups)
+
+
+def _done(found: _Evaluation, place: Tensor, n_groups: int, config: EditConfig) -> Tensor:
+    """``(n_groups,)`` whether every fact of a group is done by its loss, or every one by its probabilities."""
+    highest = (
+        found.loss.detach()
+        .new_zeros(n_groups)
+        .scatter_reduce(0, place, found.loss.detach(), "amax", include_self=False)
+    )
+    done = highest < config.value_stop_loss
+    if config.value_stop_probability is not None:
+        least = found.least.new_ones(n_groups).scatter_reduce(0, place, found.least, "amin")
+        done |= least >= config.value_stop_probability
+    return done

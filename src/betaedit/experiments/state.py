@@ -27,7 +27,9 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{first:08d}.safetensors"
     scratch = file.with_suffix(".writing")
-    save_file(tensors, scratch, metadata={"results": json.dumps([_plain(result) for result in batch.results])})
+    figures = {"results": batch.results, "again": batch.again}
+    metadata = {name: json.dumps([_plain(result) for result in results]) for name, results in figures.items()}
+    save_file(tensors, scratch, metadata=metadata)
     scratch.replace(file)
 
 
@@ -50,7 +52,8 @@ def _load(file: Path) -> WrittenBatch:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            results = json.loads(opened.metadata()["results"])
+            metadata = opened.metadata()
+        results, again = (json.loads(metadata[name]) for name in ("results", "again"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise RunFolderError(f"{file} cannot be read: {error}", mend="Delete it and those after it.") from error
     layers = sorted({int(name.partition(".")[0]) for name in tensors})
@@ -58,6 +61,7 @@ def _load(file: Path) -> WrittenBatch:
         results=tuple(_result(values) for values in results),
         keys={layer: tensors[f"{layer}.keys"] for layer in layers},
         updates={layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers},
+        again=tuple(_result(values) for values in again),
     )
 
 

@@ -1,0 +1,134 @@
+"""Taking facts back from a memory, and giving them new values: exact, because the sum of all updates is one solution.
+
+Under a rule with history and a fixed projector the updates of a sequence add up to the one least-squares solution over
+the facts it holds (methods.md D.1),
+
+    (V - W_0 K) K^T U (lambda2 I + U^T (lambda1 C0 + K K^T) U)^-1 U^T        K, V: all of them, column by column
+
+so whoever knows the key and the value of every fact can take columns out of it (D.5 to D.7). The value of a fact is
+the output **wanted** of the matrix, ``V = W k + R`` with the residual of its solve, and not the output reached: a ridge
+stops short of what is wanted, and it is the wanted value that stands in the solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from betaedit.errors import MethodError
+from betaedit.memory.associative import FOLD_AFTER, AssociativeMemory
+from betaedit.memory.update import Update
+
+
+@dataclass(frozen=True)
+class Associations:
+    """What facts ask of one matrix: ``W K -> V``, a column per fact.
+
+    Args:
+        keys: (d_in, b), exactly as they were solved with and remembered.
+        values: (d_out, b) outputs wanted.
+    """
+
+    keys: Float[Tensor, "d_in b"]
+    values: Float[Tensor, "d_out b"]
+
+    @classmethod
+    def written(
+        cls,
+        weight: Float[Tensor, "d_out d_in"],
+        keys: Float[Tensor, "d_in b"],
+        residuals: Float[Tensor, "d_out b"],
+    ) -> Associations:
+        """What a solve for ``keys`` and ``residuals`` asked of ``weight``, the matrix before its update."""
+        return cls(keys, weight @ keys.to(weight) + residuals.to(weight))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Associations]) -> Associations:
+        """The columns of all ``parts``, in order."""
+        keys, values = zip(*((part.keys, part.values) for part in parts), strict=True)
+        return cls(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+    def __len__(self) -> int:
+        return self.keys.shape[1]
+
+    def __getitem__(self, column: int) -> Associations:
+        """One fact, copied, so that it does not keep the others in memory."""
+        return Associations(self.keys[:, column : column + 1].clone(), self.values[:, column : column + 1].clone())
+
+    def residuals(self, weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out b"]:
+        """``V - W K``: what ``weight`` still lacks."""
+        return self.values.to(weight) - weight @ self.keys.to(weight)
+
+    def to(self, device: torch.device | str) -> Associations:
+        """The same on ``device``."""
+        return Associations(self.keys.to(device), self.values.to(device))
+
+
+def forget(memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts: Associations) -> Update:
+    """The update that takes ``facts`` out of ``weight``; ``memory`` forgets their keys.
+
+    Law: ``weight`` becomes what the facts left would have made of the original, with the keys and values they have:
+    ``Delta = -(V_o - W K_o) K_o^T U M^-1 U^T`` with ``M`` the system of the facts left (methods.md D.6). Holds as long
+    as no refresh came between the first fact and now.
+    Raises: MethodError without history, whose updates are no common solution (write the others again: ``segments``),
+    or when the keys were not remembered; nothing has changed then.
+    Cost: that of ``AssociativeMemory.forget`` and of one ``solve``.
+    """
+    if not memory.rule.history:
+        raise MethodError(
+            "facts written without history cannot be taken out of the sum of their updates.",
+            mend="Write the other facts again, from the original weights.",
+        )
+    memory.forget(facts.keys)
+    solved = memory.solve(facts.keys, facts.residuals(weight))
+    # The solve has the keys in its system, right = U (M + P P^T)^-1 P; without them it is right (I - P^T right)^-1.
+    b = len(facts)
+    reach = torch.eye(b).to(solved.right) - facts.keys.to(solved.right).T @ solved.right
+    return Update(-solved.left, torch.linalg.solve(reach, solved.right, left=False))
+
+
+def replace(
+    memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], old: Associations, new: Associations
+) -> Update:
+    """The update that puts ``new`` in the place of ``old``; ``memory`` holds the new keys instead of the old.
+
+    This is Proposition 3.5 (equation 30) with the values that ``old`` was **written** with: the paper says resolved
+    values, with which the facts overruled would cancel out of the right-hand side and never be written (methods.md
+    D.5). With ``old`` all that was written so far it memorises the latest (equations 31 and 32, D.7): ``weight``
+    becomes the original edited by ``new`` alone.
+    Law: as for ``forget``, with ``new`` among the facts left. Raises and cost: those of ``forget`` and of a ``solve``.
+    """
+    taken = forget(memory, weight, old)
+    lacking = new.residuals(weight) - taken.left.to(weight) @ (taken.right.T.to(weight) @ new.keys.to(weight))
+    given = memory.solve(new.keys, lacking)
+    memory.remember(new.keys)
+    return Update(torch.cat([taken.left, given.left], dim=1), torch.cat([taken.right, given.right], dim=1))
+
+
+def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iterator[Associations]:
+    """``batches`` joined as far as that leaves the result as it is, for a fresh ``memory`` that shall write them again.
+
+    Solve and remember each segment before asking for the next. With history the order and grouping of facts between
+    two refreshes does not matter (methods.md D.2), so up to 512 of them are solved at once; without it every batch
+    stays alone. ``memory`` is refreshed where a batch finds that due.
+    """
+    waiting: list[Associations] = []
+    for batch in batches:
+        if waiting and (not memory.rule.history or _is_full(memory, waiting)):
+            yield Associations.joined(waiting)
+            waiting = []
+        if not waiting and memory.refresh_due():
+            memory.refresh()
+        waiting.append(batch)
+    if waiting:
+        yield Associations.joined(waiting)
+
+
+def _is_full(memory: AssociativeMemory, waiting: Sequence[Associations]) -> bool:
+    count, rule = sum(map(len, waiting)), memory.rule
+    since = memory.n_written + count - memory.last_refresh
+    return count >= FOLD_AFTER or (rule.projector == "refreshed" and since >= rule.refresh_every)
