@@ -41,18 +41,78 @@ def betaedit(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: fl
     return R @ K.T @ P @ torch.linalg.inv(lambda2 * _identity(P) + (K @ K.T + lambda1 * C0 + H) @ P)
 
 
+def memit_30000(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.3 with doubled strength: ``R K^T (2 lambda1 C0 + K K^T)^-1``."""
+    return R @ K.T @ torch.linalg.inv(2 * lambda1 * C0 + K @ K.T)
+
+
+def encore(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.10: ``R K^T (lambda1 C0 + H + K K^T + lambda2 I)^-1``."""
+    return R @ K.T @ torch.linalg.inv(lambda1 * C0 + H + K @ K.T + lambda2 * _identity(C0))
+
+
+def betaedit_no_kl(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.8: betaedit without ``lambda1 C0`` in the solve."""
+    return R @ K.T @ P @ torch.linalg.inv(lambda2 * _identity(P) + (K @ K.T + H) @ P)
+
+
 REFERENCES: dict[str, Reference] = {
     "memit": memit,
     "memit-h": memit_h,
+    "memit-30000": memit_30000,
+    "encore": encore,
     "alphaedit": alphaedit,
     "alphaedit-naive": alphaedit_naive,
     "betaedit": betaedit,
+    "betaedit-no-kl": betaedit_no_kl,
+    "betaedit-no-ns": betaedit,
 }
+"""The ridge form: what each rule adds to the system."""
 
-REMEMBERING = ("memit-h", "alphaedit", "betaedit")
-FORGETTING = ("memit", "alphaedit-naive")
-PROJECTING = ("alphaedit", "alphaedit-naive", "betaedit")
-REFRESHING = ("betaedit",)
+REMEMBERING = ("memit-h", "encore", "alphaedit", "betaedit", "betaedit-no-kl", "betaedit-no-ns")
+FORGETTING = ("memit", "memit-30000", "alphaedit-naive")
+PROJECTING = ("alphaedit", "alphaedit-naive", "betaedit", "betaedit-no-kl", "betaedit-no-ns")
+REFRESHING = ("betaedit", "betaedit-no-kl")
+
+SAME_RULE = {
+    "memit-r": "memit-h",
+    "memit-ns": "betaedit",
+    "pmet": "memit",
+    "pmet-h": "memit-h",
+    "pmet-ns": "betaedit",
+    **dict.fromkeys(("rect", "prune", "simie", "adaedit"), "memit"),
+    **{
+        f"{operator}-{variant}": "memit-h"
+        for operator in ("rect", "prune", "simie", "adaedit")
+        for variant in ("seq", "aligned")
+    },
+}
+"""Recipes that differ from another outside the system alone: in spread, in keys, or in what is done to an update."""
+
+EQUALITY = ("rome", "r-rome", "emmet", "emmet-h", "emmet-ns")
+
+
+def rome(k: Tensor, r: Tensor, C0: Tensor, k_bare: Tensor) -> Tensor:
+    """B.1: ``u = C0^-1 k`` at unit length, ``right = r / (k_bare . u)``, ``Delta = right u^T``."""
+    u = torch.linalg.inv(C0) @ k
+    u = u / torch.linalg.norm(u)
+    return (r / (k_bare * u).sum()) @ u.T
+
+
+def emmet(K: Tensor, R: Tensor, S: Tensor, lambda_e: float) -> Tensor:
+    """B.5: ``R (K^T S^-1 K + lambda_e I_b)^-1 K^T S^-1``; ``lambda_e`` in batches of more than one only."""
+    inverse = torch.linalg.inv(S)
+    slack = lambda_e if K.shape[1] > 1 else 0.0
+    middle = K.T @ inverse @ K + slack * torch.eye(K.shape[1], dtype=K.dtype)
+    return R @ torch.linalg.inv(middle) @ K.T @ inverse
+
+
+def emmet_within(K: Tensor, R: Tensor, S: Tensor, P: Tensor, lambda2: float, lambda_e: float) -> Tensor:
+    """emmet among updates ``Delta = Delta P``: ``S^-1`` becomes ``P (P S P + lambda2 I)^-1 P``."""
+    inverse = P @ torch.linalg.inv(P @ S @ P + lambda2 * _identity(P)) @ P
+    slack = lambda_e if K.shape[1] > 1 else 0.0
+    middle = K.T @ inverse @ K + slack * torch.eye(K.shape[1], dtype=K.dtype)
+    return R @ torch.linalg.inv(middle) @ K.T @ inverse
 
 
 def grid_rule(K: Tensor, R: Tensor, Q: Tensor, S: Tensor, lambda2: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
-from betaedit.editors.keys import LayerWalk
+from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
@@ -20,6 +20,8 @@ from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.postprocess import Postprocessor
+from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
@@ -69,7 +71,8 @@ class WrittenBatch:
     Args:
         results: One per fact.
         keys: (d_in, b) keys by layer.
-        updates: What was added to each layer's matrix.
+        updates: What each layer's memory answered: what was added to the matrix, save for what the recipe's operator
+            made of it.
     """
 
     results: tuple[EditResult, ...]
@@ -100,11 +103,23 @@ class Engine:
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-        rule = recipe.rule(config)
-        self.memories = {
-            layer: AssociativeMemory(moments.matrices[layer].to(module.get_parameter("weight").device), rule)
+        at_weights = {
+            layer: moments.matrices[layer].to(module.get_parameter("weight").device)
             for layer, module in projections.items()
         }
+        rule, processing = recipe.rule(config), recipe.postprocessing(config)
+        self.memories = {layer: AssociativeMemory(moment, rule) for layer, moment in at_weights.items()}
+        self.postprocessors = {
+            layer: Postprocessor(processing, moment)
+            for layer, moment in at_weights.items()
+            if recipe.operator != "none"
+        }
+        self._random_keys = {
+            layer: RandomKeys(moment, config.seed + layer)
+            for layer, moment in at_weights.items()
+            if recipe.random_history
+        }
+        self._tokens: dict[int, Tensor] = {}
 
     def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
@@ -122,20 +137,19 @@ class Engine:
         for at in range(0, len(facts), batch_size):
             batch = range(at, min(at + batch_size, len(facts)))
             started = time.perf_counter()
-            self._refresh()
-            keys, updates = self._write_values(posed, batch, [values[index] for index in batch])
+            self._begin([facts[index] for index in batch])
+            keys, updates, norms = self._write_values(posed, batch, [values[index] for index in batch])
             self._remember(keys)
             seconds = share + (time.perf_counter() - started) / len(batch)
-            norms = {layer: update.norm() for layer, update in updates.items()}
             results = tuple(_result(facts[index], values[index], norms, seconds) for index in batch)
             yield WrittenBatch(results, keys, updates)
 
-    def replay(self, keys: dict[int, Tensor], updates: dict[int, Update]) -> None:
+    def replay(self, batch: WrittenBatch) -> None:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
-        self._refresh()
-        for layer, matrix in self.matrices.items():
-            matrix.add(updates[layer])
-        self._remember(keys)
+        self._begin([result.fact for result in batch.results])
+        for layer in self.matrices:
+            self._add(layer, batch.updates[layer])
+        self._remember(batch.keys)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -153,42 +167,65 @@ class Engine:
         for matrix in self.matrices.values():
             matrix.restore()
 
-    def _refresh(self) -> None:
+    def _begin(self, facts: Sequence[Fact]) -> None:
+        """Make ready for a batch under the weights before it."""
         for memory in self.memories.values():
             if memory.refresh_due():
                 memory.refresh()
+        if self.recipe.operator == "simie":
+            self._tokens = token_keys(self.model, facts, self.config)
 
     def _remember(self, keys: dict[int, Tensor]) -> None:
         for layer, memory in self.memories.items():
-            memory.remember(keys[layer])
+            random = self._random_keys.get(layer)
+            memory.remember(keys[layer] if random is None else random.like(keys[layer]))
+        for layer, postprocessor in self.postprocessors.items():
+            postprocessor.settle(self._tokens.get(layer))
+
+    def _solve(self, layer: int, keys: Tensor, residuals: Tensor, bare_keys: Tensor) -> Update:
+        residuals = residuals.to(keys.device)
+        if layer in self.postprocessors:
+            residuals = self.postprocessors[layer].residuals(keys, residuals)
+        return self.memories[layer].solve(keys, residuals, bare_keys if self.recipe.reaches_bare_key else None)
+
+    def _add(self, layer: int, update: Update) -> float:
+        """Add an update to its matrix as the recipe processes it; the norm of what was added."""
+        matrix, postprocessor = self.matrices[layer], self.postprocessors.get(layer)
+        if postprocessor is None:
+            matrix.add(update)
+            return update.norm()
+        change = postprocessor.process(update, matrix.current(), self._tokens.get(layer))
+        matrix.add_dense(change)
+        return float(change.norm())
 
     def _write_values(
         self, posed: Pose, batch: range, values: Sequence[Value]
-    ) -> tuple[dict[int, Tensor], dict[int, Update]]:
+    ) -> tuple[dict[int, Tensor], dict[int, Update], dict[int, float]]:
         """Spread the residual over the layers, updating each in turn; all or nothing."""
         targets = torch.stack([value.target for value in values], dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
         keys: dict[int, Tensor] = {}
         updates: dict[int, Update] = {}
+        norms: dict[int, float] = {}
         before: dict[int, Tensor] = {}
         try:
             for step, layer in enumerate(self.config.layers):
-                share = len(self.config.layers) - step
+                share = self.recipe.share(len(self.config.layers) - step)
 
-                def write(key: Tensor, output: Tensor, layer: int = layer, share: int = share) -> None:
+                def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                     residual = (targets.to(output) - output) / share
-                    update = self.memories[layer].solve(key, residual.to(key.device))
+                    update = self._solve(layer, key, residual, walk.bare_keys)
                     keys[layer], updates[layer] = key, update
-                    self._check_norm(layer, update.norm(), len(batch))
                     before[layer] = self.matrices[layer].snapshot()
-                    self.matrices[layer].add(update)
+                    norms[layer] = self._add(layer, update)
+                    self._check_norm(layer, norms[layer], len(batch))
 
                 walk.pass_layer(layer, write)
         except BaseException:
             for layer, snapshot in before.items():
                 self.matrices[layer].restore(snapshot)
             raise
-        return keys, updates
+        return keys, updates, norms
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

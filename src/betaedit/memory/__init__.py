@@ -1,8 +1,19 @@
 """The linear associative memory: projector, solver and thin updates. Tensors only: no model, no file."""
 
 from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.postprocess import Postprocessing, Postprocessor
 from betaedit.memory.projector import NullSpace, build_null_space
+from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
-__all__ = ["AssociativeMemory", "MemoryRule", "NullSpace", "Update", "build_null_space"]
+__all__ = [
+    "AssociativeMemory",
+    "MemoryRule",
+    "NullSpace",
+    "Postprocessing",
+    "Postprocessor",
+    "RandomKeys",
+    "Update",
+    "build_null_space",
+]
