@@ -6,6 +6,7 @@ factors on paper. ``DenseMemory`` runs a rule over a sequence of edits as the of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -192,3 +193,57 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[0], dtype=like.dtype)
+
+
+# --- post-processing (methods.md C) --------------------------------------------------------------------------------
+
+
+def keep_top(change: Tensor, scores: Tensor, fraction: float) -> Tensor:
+    """C.1: the threshold is the ``int(n (1 - fraction))``-th smallest score of a full sort; ``>=`` stays."""
+    rank = int(scores.numel() * (1 - fraction) + 1e-8)
+    if rank == 0:
+        return change
+    return change * (scores >= sorted(scores.flatten().tolist())[rank - 1])
+
+
+def log_compressed(change: Tensor, weight: Tensor, base: float) -> Tensor:
+    """C.2: ``s' = s`` up to ``s*``, ``log_a(s) - log_a(s*) + s*`` above it."""
+    U, S, Vt = torch.linalg.svd(change, full_matrices=False)
+    top = float(torch.linalg.svdvals(weight)[0])
+    compressed = [s if s <= top else math.log(s, base) - math.log(top, base) + top for s in S.tolist()]
+    return U @ torch.diag(torch.tensor(compressed, dtype=U.dtype)) @ Vt
+
+
+def sparse_in_whitened_keys(change: Tensor, C0: Tensor, fraction: float) -> Tensor:
+    """C.3: the largest entries of ``D C0^(1/2)``, times ``C0^(-1/2)``."""
+    U, values, _ = torch.linalg.svd(C0)
+    root = U @ torch.diag(values.sqrt()) @ U.T
+    whitened = change @ root
+    return torch.linalg.solve(root, keep_top(whitened, whitened.abs(), fraction).T).T
+
+
+def simie_solution(W0: Tensor, edited: list[Tensor], tokens: list[Tensor], ridge: float) -> Tensor:
+    """C.4: the minimum of ``sum ||(W - W_s) X_s||^2 + lambda ||W - W_0||^2``, by its normal equations."""
+    left = ridge * W0 + sum((W @ X @ X.T for W, X in zip(edited, tokens, strict=True)), torch.zeros_like(W0))
+    right = ridge * _identity(tokens[0] @ tokens[0].T) + sum((X @ X.T for X in tokens[1:]), tokens[0] @ tokens[0].T)
+    return torch.linalg.solve(right, left.T).T
+
+
+def one_time_solution(W0: Tensor, K: Tensor, V: Tensor, S: Tensor) -> Tensor:
+    """D.1 for memit: ``W_0 + (V - W_0 K) K^T (S + K K^T)^-1``."""
+    return W0 + (V - W0 @ K) @ K.T @ torch.linalg.inv(S + K @ K.T)
+
+
+class AlignedSequence:
+    """Algorithm 1 as printed (C.0): ``C`` gains the keys first, ``E`` is overwritten."""
+
+    def __init__(self, W0: Tensor, S: Tensor) -> None:
+        self.W, self.C, self.E = W0.clone(), S.clone(), torch.zeros_like(W0)
+
+    def step(self, K: Tensor, V: Tensor, operate: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.C = self.C + K @ K.T
+        R = V - self.W @ K
+        D = torch.linalg.solve(self.C, (R @ K.T - self.E).T).T
+        processed = operate(D, self.W)
+        self.W = self.W + processed
+        self.E = (processed - D) @ self.C
