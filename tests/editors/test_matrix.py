@@ -154,3 +154,15 @@ def test_two_thousand_tiny_updates_in_half_precision_land_where_single_precision
     start = matrix.original().T if make is conv1d else matrix.original()
     assert torch.equal(naive.float(), start), "adding each to the half weight loses every one of them"
     assert float((exact - start).min()) > 0.02
+
+
+@MAKERS
+@SHAPES
+@DTYPES
+def test_a_full_matrix_is_added_as_the_update_it_is(make: Maker, shape: tuple[int, int], dtype: torch.dtype):
+    module, update = make(*shape, dtype), random_update(*shape)
+    before, matrix = dense(module).float(), EditedMatrix(module)
+    matrix.add_dense(update.dense())
+    torch.testing.assert_close(matrix.change(), update.dense().float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(matrix.current().float(), before + update.dense().float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(module), matrix.current().to(dtype))

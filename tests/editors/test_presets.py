@@ -18,6 +18,8 @@ PUBLISHED = {
     "qwen2.5-7b": ((4, 5, 6, 7, 8), 25, 0.1, 15000.0, 18944),
     "qwen3-4b-instruct-2507": ((4, 5, 6, 7, 8), 25, 0.1, 15000.0, 9728),
 }
+SINGLE = {"gpt2-xl": 17, **dict.fromkeys([name for name in PUBLISHED if name != "gpt2-xl"], 5)}
+"""The layer of ROME (methods.md B.1)."""
 EVERY = pytest.mark.parametrize("name", PUBLISHED)
 
 HUB = {
@@ -50,14 +52,19 @@ def test_a_preset_has_the_published_numbers(name: str, method: str):
     preset = find_preset(name)
     assert preset is not None
     config = preset.config(find_recipe(method))
-    assert config.layers == layers
+    assert config.layers == ((SINGLE[name],) if method in ("rome", "r-rome") else layers)
+    if (name, method) == ("llama-3-8b-instruct", "encore"):
+        assert (config.ridge, config.value_learning_rate) == (20.0, 0.5)
+        return
     assert (config.value_steps, config.value_learning_rate) == (steps, learning_rate)
     assert (config.value_clamp, config.value_decay, config.kl_weight) == (0.75, 0.5, 0.0625)
     assert (config.ridge, config.nullspace_threshold) == (10.0, 0.02)
     assert config.value_loss_layer is None, "the published loss layer is the last block"
     assert config.context_templates is None
     assert preset.mlp_size == width
-    if method in ("memit", "memit-h"):
+    if (name, method) == ("gpt-j-6b", "pmet"):
+        assert config.leakage_weight == 6000.0
+    elif method.startswith(("memit", "pmet", "emmet", "rect", "prune", "simie", "encore")):
         assert config.leakage_weight == memit_weight
     if method == "betaedit":
         assert (config.leakage_weight, config.refresh_every, config.refresh_rule) == (3000.0, 1000, "normalised")

@@ -18,11 +18,13 @@ from betaedit.editors.recipes import RECIPES, find_recipe
 from betaedit.errors import BetaEditError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory import AssociativeMemory, MemoryRule
 from support.reference import (
+    EQUALITY,
     FORGETTING,
     PROJECTING,
     REFERENCES,
     REFRESHING,
     REMEMBERING,
+    SAME_RULE,
     DenseMemory,
     grid_rule,
     relative_error,
@@ -31,8 +33,8 @@ from support.reference import (
 PARITY = settings(derandomize=True, deadline=None, max_examples=25)
 LAWS = settings(derandomize=True, deadline=None, max_examples=12)
 NEVER = 10**9
-NAMES = [recipe.name for recipe in RECIPES]
-NAMES_AND_REFRESHES = [(name, "normalised") for name in NAMES] + [("betaedit", "literal")]
+NAMES = list(REFERENCES)
+NAMES_AND_REFRESHES = [(name, "normalised") for name in NAMES] + [(name, "literal") for name in REFRESHING]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,14 +145,21 @@ def write_in_sequence(memory: AssociativeMemory, batches: list[tuple[Tensor, Ten
 
 
 def test_every_recipe_has_a_dense_reference_and_every_reference_a_recipe():
-    assert set(REFERENCES) == {recipe.name for recipe in RECIPES}
+    referenced = [*REFERENCES, *EQUALITY, *SAME_RULE]
+    assert sorted(referenced) == sorted(recipe.name for recipe in RECIPES)
+
+
+@pytest.mark.parametrize(("name", "other"), SAME_RULE.items())
+def test_recipes_said_to_solve_the_same_system_have_the_same_rule(name: str, other: str):
+    assert rule_of(name, leakage_weight=7.0, ridge=3.0) == rule_of(other, leakage_weight=7.0, ridge=3.0)
 
 
 def test_the_references_group_the_recipes_as_the_table_does():
-    assert set(REMEMBERING) == {recipe.name for recipe in RECIPES if recipe.history}
-    assert set(FORGETTING) == {recipe.name for recipe in RECIPES if not recipe.history}
-    assert set(PROJECTING) == {recipe.name for recipe in RECIPES if recipe.projector != "none"}
-    assert set(REFRESHING) == {recipe.name for recipe in RECIPES if recipe.projector == "refreshed"}
+    recipes = [find_recipe(name) for name in NAMES]
+    assert set(REMEMBERING) == {recipe.name for recipe in recipes if recipe.history}
+    assert set(FORGETTING) == {recipe.name for recipe in recipes if not recipe.history}
+    assert set(PROJECTING) == {recipe.name for recipe in recipes if recipe.projector != "none"}
+    assert set(REFRESHING) == {recipe.name for recipe in recipes if recipe.projector == "refreshed"}
 
 
 @pytest.mark.parametrize(("name", "refresh_rule"), NAMES_AND_REFRESHES)

@@ -149,7 +149,7 @@ def formula(memory: AssociativeMemory, *, size: int, carried: int, folded: bool 
     """The bytes as ``AssociativeMemory`` states them, for a moment in single precision."""
     d, m, r = memory.d_in, memory.null_space.rank, memory.null_space.strong.shape[1]
     c = next((2**power for power in range(30) if 2**power >= carried), 0) if carried else 0
-    total = size * d * m + 8 * d * r + 16 * m + 8 * (d + m) * c + 8 * (d + 2 * m) * solved
+    total = size * d * m + 8 * d * r + 16 * m + 8 * (d + m) * c + 8 * (d + m + 2 * solved) * solved
     if memory.rule.projector == "refreshed":
         total += 4 * d * d + 8 * d * d * folded
     return total

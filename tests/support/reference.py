@@ -6,6 +6,7 @@ factors on paper. ``DenseMemory`` runs a rule over a sequence of edits as the of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -41,18 +42,78 @@ def betaedit(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: fl
     return R @ K.T @ P @ torch.linalg.inv(lambda2 * _identity(P) + (K @ K.T + lambda1 * C0 + H) @ P)
 
 
+def memit_30000(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.3 with doubled strength: ``R K^T (2 lambda1 C0 + K K^T)^-1``."""
+    return R @ K.T @ torch.linalg.inv(2 * lambda1 * C0 + K @ K.T)
+
+
+def encore(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.10: ``R K^T (lambda1 C0 + H + K K^T + lambda2 I)^-1``."""
+    return R @ K.T @ torch.linalg.inv(lambda1 * C0 + H + K @ K.T + lambda2 * _identity(C0))
+
+
+def betaedit_no_kl(K: Tensor, R: Tensor, C0: Tensor, H: Tensor, P: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """B.8: betaedit without ``lambda1 C0`` in the solve."""
+    return R @ K.T @ P @ torch.linalg.inv(lambda2 * _identity(P) + (K @ K.T + H) @ P)
+
+
 REFERENCES: dict[str, Reference] = {
     "memit": memit,
     "memit-h": memit_h,
+    "memit-30000": memit_30000,
+    "encore": encore,
     "alphaedit": alphaedit,
     "alphaedit-naive": alphaedit_naive,
     "betaedit": betaedit,
+    "betaedit-no-kl": betaedit_no_kl,
+    "betaedit-no-ns": betaedit,
 }
+"""The ridge form: what each rule adds to the system."""
 
-REMEMBERING = ("memit-h", "alphaedit", "betaedit")
-FORGETTING = ("memit", "alphaedit-naive")
-PROJECTING = ("alphaedit", "alphaedit-naive", "betaedit")
-REFRESHING = ("betaedit",)
+REMEMBERING = ("memit-h", "encore", "alphaedit", "betaedit", "betaedit-no-kl", "betaedit-no-ns")
+FORGETTING = ("memit", "memit-30000", "alphaedit-naive")
+PROJECTING = ("alphaedit", "alphaedit-naive", "betaedit", "betaedit-no-kl", "betaedit-no-ns")
+REFRESHING = ("betaedit", "betaedit-no-kl")
+
+SAME_RULE = {
+    "memit-r": "memit-h",
+    "memit-ns": "betaedit",
+    "pmet": "memit",
+    "pmet-h": "memit-h",
+    "pmet-ns": "betaedit",
+    **dict.fromkeys(("rect", "prune", "simie", "adaedit"), "memit"),
+    **{
+        f"{operator}-{variant}": "memit-h"
+        for operator in ("rect", "prune", "simie", "adaedit")
+        for variant in ("seq", "aligned")
+    },
+}
+"""Recipes that differ from another outside the system alone: in spread, in keys, or in what is done to an update."""
+
+EQUALITY = ("rome", "r-rome", "emmet", "emmet-h", "emmet-ns")
+
+
+def rome(k: Tensor, r: Tensor, C0: Tensor, k_bare: Tensor) -> Tensor:
+    """B.1: ``u = C0^-1 k`` at unit length, ``right = r / (k_bare . u)``, ``Delta = right u^T``."""
+    u = torch.linalg.inv(C0) @ k
+    u = u / torch.linalg.norm(u)
+    return (r / (k_bare * u).sum()) @ u.T
+
+
+def emmet(K: Tensor, R: Tensor, S: Tensor, lambda_e: float) -> Tensor:
+    """B.5: ``R (K^T S^-1 K + lambda_e I_b)^-1 K^T S^-1``; ``lambda_e`` in batches of more than one only."""
+    inverse = torch.linalg.inv(S)
+    slack = lambda_e if K.shape[1] > 1 else 0.0
+    middle = K.T @ inverse @ K + slack * torch.eye(K.shape[1], dtype=K.dtype)
+    return R @ torch.linalg.inv(middle) @ K.T @ inverse
+
+
+def emmet_within(K: Tensor, R: Tensor, S: Tensor, P: Tensor, lambda2: float, lambda_e: float) -> Tensor:
+    """emmet among updates ``Delta = Delta P``: ``S^-1`` becomes ``P (P S P + lambda2 I)^-1 P``."""
+    inverse = P @ torch.linalg.inv(P @ S @ P + lambda2 * _identity(P)) @ P
+    slack = lambda_e if K.shape[1] > 1 else 0.0
+    middle = K.T @ inverse @ K + slack * torch.eye(K.shape[1], dtype=K.dtype)
+    return R @ torch.linalg.inv(middle) @ K.T @ inverse
 
 
 def grid_rule(K: Tensor, R: Tensor, Q: Tensor, S: Tensor, lambda2: float) -> Tensor:
@@ -132,3 +193,57 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[0], dtype=like.dtype)
+
+
+# --- post-processing (methods.md C) --------------------------------------------------------------------------------
+
+
+def keep_top(change: Tensor, scores: Tensor, fraction: float) -> Tensor:
+    """C.1: the threshold is the ``int(n (1 - fraction))``-th smallest score of a full sort; ``>=`` stays."""
+    rank = int(scores.numel() * (1 - fraction) + 1e-8)
+    if rank == 0:
+        return change
+    return change * (scores >= sorted(scores.flatten().tolist())[rank - 1])
+
+
+def log_compressed(change: Tensor, weight: Tensor, base: float) -> Tensor:
+    """C.2: ``s' = s`` up to ``s*``, ``log_a(s) - log_a(s*) + s*`` above it."""
+    U, S, Vt = torch.linalg.svd(change, full_matrices=False)
+    top = float(torch.linalg.svdvals(weight)[0])
+    compressed = [s if s <= top else math.log(s, base) - math.log(top, base) + top for s in S.tolist()]
+    return U @ torch.diag(torch.tensor(compressed, dtype=U.dtype)) @ Vt
+
+
+def sparse_in_whitened_keys(change: Tensor, C0: Tensor, fraction: float) -> Tensor:
+    """C.3: the largest entries of ``D C0^(1/2)``, times ``C0^(-1/2)``."""
+    U, values, _ = torch.linalg.svd(C0)
+    root = U @ torch.diag(values.sqrt()) @ U.T
+    whitened = change @ root
+    return torch.linalg.solve(root, keep_top(whitened, whitened.abs(), fraction).T).T
+
+
+def simie_solution(W0: Tensor, edited: list[Tensor], tokens: list[Tensor], ridge: float) -> Tensor:
+    """C.4: the minimum of ``sum ||(W - W_s) X_s||^2 + lambda ||W - W_0||^2``, by its normal equations."""
+    left = ridge * W0 + sum((W @ X @ X.T for W, X in zip(edited, tokens, strict=True)), torch.zeros_like(W0))
+    right = ridge * _identity(tokens[0] @ tokens[0].T) + sum((X @ X.T for X in tokens[1:]), tokens[0] @ tokens[0].T)
+    return torch.linalg.solve(right, left.T).T
+
+
+def one_time_solution(W0: Tensor, K: Tensor, V: Tensor, S: Tensor) -> Tensor:
+    """D.1 for memit: ``W_0 + (V - W_0 K) K^T (S + K K^T)^-1``."""
+    return W0 + (V - W0 @ K) @ K.T @ torch.linalg.inv(S + K @ K.T)
+
+
+class AlignedSequence:
+    """Algorithm 1 as printed (C.0): ``C`` gains the keys first, ``E`` is overwritten."""
+
+    def __init__(self, W0: Tensor, S: Tensor) -> None:
+        self.W, self.C, self.E = W0.clone(), S.clone(), torch.zeros_like(W0)
+
+    def step(self, K: Tensor, V: Tensor, operate: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.C = self.C + K @ K.T
+        R = V - self.W @ K
+        D = torch.linalg.solve(self.C, (R @ K.T - self.E).T).T
+        processed = operate(D, self.W)
+        self.W = self.W + processed
+        self.E = (processed - D) @ self.C

@@ -7,6 +7,7 @@ presets and the user override them.
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -16,6 +17,7 @@ from betaedit.memory.rule import RefreshRule
 
 SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Optimizer = Literal["adam", "spectral"]
 Conflicts = Literal["replace", "naive"]
@@ -72,6 +74,15 @@ class EditConfig(BaseModel):
     solver_basis: Literal["float64", "float32"] = Field(
         "float64", description="Type of the null space's basis; float32 halves its bytes, updates agree to 1e-6."
     )
+    equality_slack: NotNegative = Field(
+        0.1, description="lambda_e: slack of equality constraints in batches of more than one fact (emmet)."
+    )
+    rect_fraction: Fraction = Field(0.4, description="Share of an update's entries that rect keeps.")
+    prune_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
+        math.e, description="Base of the logarithm that compresses singular values (prune); e as the OTE-SE code."
+    )
+    simie_ridge: Positive = Field(10.0, description="lambda of simie: how strongly the unedited weight is held.")
+    adaedit_fraction: Fraction = Field(0.4, description="Share of an update's whitened entries that adaedit keeps.")
     update_norm_limit: Positive | None = Field(
         None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
     )

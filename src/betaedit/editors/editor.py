@@ -98,6 +98,7 @@ class Editor:
         self.progress: Progress = progress or SilentProgress()
         self._engine: Engine | None = None
         self._check_layers()
+        self.recipe.check(self.config)
         self._moments = Moments.load(statistics) if isinstance(statistics, str | Path) else statistics
         if self._moments is not None:
             self._check_moments(self._moments)
@@ -274,6 +275,7 @@ class Editor:
     def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+        self.recipe.check(self.config, batch_size)
         return [planned.fact for planned in self.plan(facts)]
 
     def _write(self, facts: Sequence[Fact], batch_size: int) -> Iterator[WrittenBatch]:

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
-from betaedit.editors.keys import LayerWalk
+from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.values import Value, optimize_values
-from betaedit.errors import NumericalError
+from betaedit.errors import MethodError, NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, segments
+from betaedit.memory.postprocess import Postprocessor
+from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
@@ -72,7 +74,8 @@ class WrittenBatch:
     Args:
         results: One per fact.
         keys: (d_in, b) keys by layer, of ``again`` and then of ``results``.
-        updates: What was added to each layer's matrix.
+        updates: What each layer's memory answered: what was added to the matrix, save for what the recipe's operator
+            made of it.
         again: One per earlier fact that was taken out and written again with these (``shared_subjects``).
     """
 
@@ -111,13 +114,28 @@ class Engine:
     def __init__(
         self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
     ) -> None:
-        self.model, self.recipe, self.config, self.contexts = model, recipe, config, contexts
+        self.model, self.recipe, self.contexts = model, recipe, contexts
+        self.config = config if recipe.takes_back else config.replace(conflicts="naive", shared_subjects="apart")
         check_packs(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-        self._moments = moments
+        self._moments = {
+            layer: moments.matrices[layer].to(matrix.current().device) for layer, matrix in self.matrices.items()
+        }
         self.memories = self._new_memories()
+        processing = recipe.postprocessing(config)
+        self.postprocessors = {
+            layer: Postprocessor(processing, moment)
+            for layer, moment in self._moments.items()
+            if recipe.operator != "none"
+        }
+        self._random_keys = {
+            layer: RandomKeys(moment, config.seed + layer)
+            for layer, moment in self._moments.items()
+            if recipe.random_history
+        }
+        self._tokens: dict[int, Tensor] = {}
         self.live: list[LiveFact] = []
         self._n_batches = 0
 
@@ -140,14 +158,14 @@ class Engine:
         with ExitStack() as undo:
             self._take_out(leaving, undo)
             undo.pop_all()
-        self._refresh()
+        self._begin([result.fact for result in batch.again + batch.results])
         written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
             weight, update = matrix.current(), batch.updates[layer]
             written[layer] = Associations.written(
                 weight, batch.keys[layer].to(weight.device), update.left.to(weight.device)
             )
-            matrix.add(update)
+            self._add(layer, update)
         self._remember(written)
         self._hold(leaving, batch.again + batch.results, written)
 
@@ -160,8 +178,14 @@ class Engine:
         a value with a forgotten one get a new value, by a search.
 
         Raises:
+            MethodError: The recipe's updates do not follow from the live facts alone, so none can be taken out.
             NumericalError: The others cannot be written again. Everything is as it was then.
         """
+        if not self.recipe.takes_back:
+            raise MethodError(
+                f"{self.recipe.name} cannot forget: its updates do not follow from the facts written alone.",
+                mend="Edit with memit-h, alphaedit or betaedit.",
+            )
         sharing: list[LiveFact] = []
         if self.config.shared_subjects == "together":
             concerned = in_the_way(self.live, (held.fact for held in facts), self.config)
@@ -195,23 +219,38 @@ class Engine:
 
     def _new_memories(self) -> dict[int, AssociativeMemory]:
         rule = self.recipe.rule(self.config)
-        return {
-            layer: AssociativeMemory(
-                self._moments.matrices[layer].to(matrix.current().device),
-                rule,
-                basis_dtype=getattr(torch, self.config.solver_basis),
-            )
-            for layer, matrix in self.matrices.items()
-        }
+        basis = getattr(torch, self.config.solver_basis)
+        return {layer: AssociativeMemory(moment, rule, basis_dtype=basis) for layer, moment in self._moments.items()}
 
-    def _refresh(self) -> None:
+    def _begin(self, facts: Sequence[Fact]) -> None:
+        """Make ready for a batch under the weights before it."""
         for memory in self.memories.values():
             if memory.refresh_due():
                 memory.refresh()
+        if self.recipe.operator == "simie":
+            self._tokens = token_keys(self.model, facts, self.config)
 
     def _remember(self, written: dict[int, Associations]) -> None:
         for layer, memory in self.memories.items():
-            memory.remember(written[layer].keys)
+            random, keys = self._random_keys.get(layer), written[layer].keys
+            memory.remember(keys if random is None else random.like(keys))
+        for layer, postprocessor in self.postprocessors.items():
+            postprocessor.settle(self._tokens.get(layer))
+
+    def _solve(self, layer: int, keys: Tensor, residuals: Tensor, bare_keys: Tensor) -> Update:
+        if layer in self.postprocessors:
+            residuals = self.postprocessors[layer].residuals(keys, residuals)
+        return self.memories[layer].solve(keys, residuals, bare_keys if self.recipe.reaches_bare_key else None)
+
+    def _add(self, layer: int, update: Update) -> float:
+        """Add an update to its matrix as the recipe processes it; the norm of what was added."""
+        matrix, postprocessor = self.matrices[layer], self.postprocessors.get(layer)
+        if postprocessor is None:
+            matrix.add(update)
+            return update.norm()
+        change = postprocessor.process(update, matrix.current(), self._tokens.get(layer))
+        matrix.add_dense(change)
+        return float(change.norm())
 
     def _write_window(self, window: list[list[Fact]]) -> Iterator[WrittenBatch]:
         """Write batches whose values are sought together; only a batch of its own concerns live facts."""
@@ -242,11 +281,10 @@ class Engine:
     ) -> tuple[tuple[EditResult, ...], dict[int, Associations], dict[int, Update]]:
         """Write some of the facts whose values were sought; ``seconds`` were spent on each of ``n_new`` before."""
         started = time.perf_counter()
-        self._refresh()
-        written, updates = self._write_values(sought.posed, rows, [sought.values[row] for row in rows])
+        self._begin([sought.facts[row] for row in rows])
+        written, updates, norms = self._write_values(sought.posed, rows, [sought.values[row] for row in rows])
         self._remember(written)
         seconds += (time.perf_counter() - started) / n_new
-        norms = {layer: update.norm() for layer, update in updates.items()}
         results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
         return results, written, updates
 
@@ -299,32 +337,32 @@ class Engine:
 
     def _write_values(
         self, posed: Pose, batch: range, values: Sequence[Value]
-    ) -> tuple[dict[int, Associations], dict[int, Update]]:
+    ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
         """Spread the residual over the layers, updating each in turn; all or nothing."""
         targets = torch.stack([value.target for value in values], dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
         written: dict[int, Associations] = {}
         updates: dict[int, Update] = {}
+        norms: dict[int, float] = {}
         before: dict[int, Tensor] = {}
         try:
             for step, layer in enumerate(self.config.layers):
-                share = len(self.config.layers) - step
+                share = self.recipe.share(len(self.config.layers) - step)
 
-                def write(key: Tensor, output: Tensor, layer: int = layer, share: int = share) -> None:
+                def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                     residual = ((targets.to(output) - output) / share).to(key.device)
-                    update = self.memories[layer].solve(key, residual)
-                    matrix = self.matrices[layer]
+                    update, matrix = self._solve(layer, key, residual, walk.bare_keys), self.matrices[layer]
                     written[layer], updates[layer] = Associations.written(matrix.current(), key, residual), update
-                    self._check_norm(layer, update.norm(), len(batch))
                     before[layer] = matrix.snapshot()
-                    matrix.add(update)
+                    norms[layer] = self._add(layer, update)
+                    self._check_norm(layer, norms[layer], len(batch))
 
                 walk.pass_layer(layer, write)
         except BaseException:
             for layer, snapshot in before.items():
                 self.matrices[layer].restore(snapshot)
             raise
-        return written, updates
+        return written, updates, norms
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

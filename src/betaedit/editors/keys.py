@@ -14,9 +14,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from betaedit.editors.config import EditConfig
+from betaedit.editors.config import SLOT, EditConfig
 from betaedit.editors.pose import Pose
+from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import Prompt, encode_prompts, encode_target
 from betaedit.models.pack import Pack
 from betaedit.models.partial import ForwardEnded, hooks, run_layers
 
@@ -43,19 +45,23 @@ class LayerWalk:
         self._hidden = pack.gather(pose.recording.inputs[first])
         self._next = first
         self._lookup = pack.starts + pose.lookup[prompts]
+        self.bare_keys: Tensor
 
     @torch.no_grad()
     def pass_layer(self, layer: int, write: Callable[[Tensor, Tensor], None]) -> None:
         """Run up to the projection of ``layer``, let ``write`` change its weight, and go on with the new one.
 
         ``write`` is given the keys ``(d_in, b)`` of ``layer`` and the output ``(d_out, b)`` that the last edited layer
-        has at the bare prompts' lookup tokens, both under the weights as they are when it is called.
+        has at the bare prompts' lookup tokens, both under the weights as they are when it is called. Meanwhile
+        ``bare_keys`` holds the ``(d_in, b)`` keys of the bare prompts alone.
         """
         self._advance(layer)
         output = self._output()
 
         def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            write(average_keys(_at(args[0], self._lookup)), output)
+            keys = _at(args[0], self._lookup)
+            self.bare_keys = keys[:, 0].float().T
+            write(average_keys(keys), output)
             if layer == self._last:
                 raise ForwardEnded
 
@@ -77,6 +83,33 @@ def average_keys(keys: Tensor) -> Tensor:
     """``(d_in, b)`` keys from inputs ``(b, contexts, d_in)``: bare prompt and mean of the others, one half each."""
     bare, others = keys[:, 0].float(), keys[:, 1:].float()
     return bare.T if others.shape[1] == 0 else ((bare + others.mean(dim=1)) / 2).T
+
+
+@torch.no_grad()
+def token_keys(model: LanguageModel, facts: Sequence[Fact], config: EditConfig) -> dict[int, Tensor]:
+    """``(d_in, n)`` inputs of every edited matrix at all tokens of the facts' prompts and new targets (SimIE)."""
+    tokenizer, anatomy = model.tokenizer, model.anatomy
+    encoded = encode_prompts(
+        tokenizer,
+        [Prompt.fill(SLOT, fact.prompt, fact.subject) for fact in facts],
+        continuations=[tuple(encode_target(tokenizer, fact.text, fact.target_new)) for fact in facts],
+        strategy=config.lookup,
+        device=model.device,
+    )
+    found: dict[int, Tensor] = {}
+
+    def collect(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[layer] = args[0][encoded.attention_mask.bool().to(args[0].device)].float().T
+            if layer == config.layers[-1]:
+                raise ForwardEnded
+
+        return hook
+
+    handles = [anatomy.projection(layer).register_forward_pre_hook(collect(layer)) for layer in config.layers]
+    with hooks(handles), suppress(ForwardEnded):
+        anatomy.body(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, use_cache=False)
+    return found
 
 
 def _at(hidden: Tensor, positions: Tensor) -> Tensor:

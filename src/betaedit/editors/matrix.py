@@ -37,6 +37,17 @@ class EditedMatrix:
         if not self._shared:
             self._weight.copy_(self._master)
 
+    @torch.no_grad()
+    def add_dense(self, change: Tensor) -> None:
+        """``W <- W + change`` for a full (d_out, d_in) matrix."""
+        self._master.add_(self._oriented(change).to(self._master))
+        if not self._shared:
+            self._weight.copy_(self._master)
+
+    def current(self) -> Tensor:
+        """``W_t`` (d_out, d_in) as it is kept: float32 or float64, on its device."""
+        return self._oriented(self._master)
+
     def snapshot(self) -> Tensor:
         """A copy to go back to with ``restore``."""
         return self._master.clone()
@@ -47,10 +58,6 @@ class EditedMatrix:
         self._master.copy_(self._original if snapshot is None else snapshot)
         if not self._shared:
             self._weight.copy_(self._original if snapshot is None else self._master)
-
-    def current(self) -> Tensor:
-        """``W_t`` (d_out, d_in), a view of what is edited, in float32 or float64."""
-        return self._oriented(self._master)
 
     def original(self) -> Tensor:
         """``W_0`` (d_out, d_in), float32."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from betaedit.editors.config import EditConfig, make_config
-from betaedit.editors.recipes import Recipe
+from betaedit.editors.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,29 @@ class Preset:
         }
 
 
-# PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); methods.md 0.1.
-_MEMIT_15000 = {"memit": {"leakage_weight": 15000.0}, "memit-h": {"leakage_weight": 15000.0}}
-_MEMIT_20000 = {"memit": {"leakage_weight": 20000.0}, "memit-h": {"leakage_weight": 20000.0}}
 # Published code writes a second answer beside the first; docs/forgetting.md.
 _PUBLISHED = {"conflicts": "naive", "shared_subjects": "apart"}
+_OWN_STRENGTHS = ("betaedit", "betaedit-no-kl", "betaedit-no-ns")
+_SINGLE = ("rome", "r-rome")
+
+
+def _by_method(
+    leakage_weight: float | None, single: int, further: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The published strength of MEMIT for all but BetaEdit's own recipes, and the one layer of rank-one recipes.
+
+    PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); methods.md 0.1.
+    """
+    chosen: dict[str, dict[str, Any]] = {name: {"layers": (single,)} for name in _SINGLE}
+    if leakage_weight is not None:
+        for recipe in RECIPES:
+            if recipe.leakage and recipe.name not in _OWN_STRENGTHS:
+                chosen.setdefault(recipe.name, {})["leakage_weight"] = leakage_weight
+    for name, values in (further or {}).items():
+        chosen[name].update(values)
+    return chosen
+
+
 _ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
 
 PRESETS: tuple[Preset, ...] = (
@@ -70,6 +88,7 @@ PRESETS: tuple[Preset, ...] = (
             "nullspace_threshold": 0.05,
             "statistics_tokens": 30_000,
         },
+        by_method=_by_method(None, 5),
     ),
     Preset(
         name="gpt2-xl",
@@ -78,7 +97,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=1.558,
         mlp_size=6400,
         values={"layers": (13, 14, 15, 16, 17), "value_steps": 20, "value_learning_rate": 0.5, **_PUBLISHED},
-        by_method=_MEMIT_20000,
+        by_method=_by_method(20000.0, 17),
     ),
     Preset(
         name="gpt-j-6b",
@@ -87,7 +106,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=6.05,
         mlp_size=16384,
         values={"layers": (3, 4, 5, 6, 7, 8), "value_learning_rate": 0.5, **_PUBLISHED},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, 5, {"pmet": {"leakage_weight": 6000.0}}),
     ),
     Preset(
         name="llama-3-8b-instruct",
@@ -96,7 +115,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=8.03,
         mlp_size=14336,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, 5, {"encore": {"ridge": 20.0, "value_learning_rate": 0.5}}),
     ),
     Preset(
         name="llama-3.1-8b",
@@ -105,7 +124,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=8.03,
         mlp_size=14336,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, 5),
     ),
     Preset(
         name="qwen2.5-7b",
@@ -114,7 +133,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=7.62,
         mlp_size=18944,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, 5),
     ),
     Preset(
         name="qwen3-4b-instruct-2507",
@@ -123,7 +142,7 @@ PRESETS: tuple[Preset, ...] = (
         parameters=4.02,
         mlp_size=9728,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, 5),
     ),
 )
 
@@ -149,7 +168,7 @@ def untuned(n_layers: int) -> Preset:
         parameters=0.0,
         mlp_size=0,
         values={"layers": layers},
-        by_method=_MEMIT_15000,
+        by_method=_by_method(15000.0, layers[min(1, len(layers) - 1)]),
     )
 
 

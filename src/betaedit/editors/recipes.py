@@ -1,19 +1,24 @@
 """Every closed-form method as one entry of one table.
 
-A recipe names the terms of the one update rule (memory/rule.py) that a method switches on; the strengths come from the
-configuration. The bare name of a method is what its authors' code runs. Adding a method is an entry here and its dense
-formula in the tests' reference table.
+A recipe names the terms of the one update rule (memory/rule.py) that a method switches on, how the residual is spread
+over the layers, and what is done to an update before it is added; the strengths come from the configuration. The bare
+name of a method is what its authors' code runs. Adding a method is an entry here and its dense formula in the tests'
+reference table (docs/adding-a-method.md).
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from betaedit.editors.config import EditConfig
-from betaedit.errors import MethodError
+from betaedit.errors import ConfigError, MethodError
+from betaedit.memory.postprocess import OperatorKind, Postprocessing
 from betaedit.memory.rule import MemoryRule, ProjectorKind
+
+Form = Literal["ridge", "equality", "rank-one"]
+Spread = Literal["linear", "root"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,69 +29,215 @@ class Recipe:
         name: What to call it on the command line.
         title: One line on its idea.
         projector: The null space it writes in; see ``MemoryRule``.
-        leakage: Whether ``lambda1 C0`` is penalized.
+        leakage: Multiple of ``lambda1 C0`` that is penalized; 0 leaves it out.
         history: Whether earlier edits are protected.
         ridge: Whether ``lambda2 I`` is added.
         paper: Where it was published.
         equation: Its rule there.
         notes: Where paper and code differ, and what is done here.
         aliases: Other names it answers to.
+        form: ``ridge`` and ``equality`` as in ``MemoryRule``; ``rank-one`` is ``equality`` for one fact in one layer.
+        reaches_bare_key: Whether a value is to be reached at the key of the bare prompt, though it is written along the
+            mean key.
+        spread: What the residual is divided by where ``n`` layers are still to be edited: ``n`` or its root.
+        random_history: Whether random keys are protected in place of those written.
+        operator: What is done to each update before it is added.
+        aligned: Whether what the operator withheld is carried into the next update (Algorithm 1 of OTE-SE).
     """
 
     name: str
     title: str
     projector: ProjectorKind
-    leakage: bool
+    leakage: float
     history: bool
     ridge: bool
     paper: str
     equation: str
     notes: str = ""
     aliases: tuple[str, ...] = ()
+    form: Form = "ridge"
+    reaches_bare_key: bool = False
+    spread: Spread = "linear"
+    random_history: bool = False
+    operator: OperatorKind = "none"
+    aligned: bool = False
 
     def rule(self, config: EditConfig) -> MemoryRule:
         """The terms of this recipe with the strengths of ``config``."""
         return MemoryRule(
             projector=self.projector,
-            leakage_weight=config.leakage_weight if self.leakage else 0.0,
+            leakage_weight=self.leakage * config.leakage_weight,
             ridge=config.ridge if self.ridge else 0.0,
             history=self.history,
             threshold=config.nullspace_threshold,
             refresh_every=config.refresh_every,
             refresh_rule=config.refresh_rule,
+            refresh_weight=config.leakage_weight if self.projector == "refreshed" else None,
+            form="ridge" if self.form == "ridge" else "equality",
+            slack=config.equality_slack if self.form == "equality" else 0.0,
         )
+
+    def postprocessing(self, config: EditConfig) -> Postprocessing:
+        """What this recipe does to an update, with the strengths of ``config``."""
+        return Postprocessing(
+            operator=self.operator,
+            aligned=self.aligned,
+            rect_fraction=config.rect_fraction,
+            prune_base=config.prune_base,
+            simie_ridge=config.simie_ridge,
+            adaedit_fraction=config.adaedit_fraction,
+        )
+
+    def check(self, config: EditConfig, batch_size: int = 1) -> None:
+        """Raises: ConfigError when this recipe cannot write so many layers, or facts together."""
+        if self.form == "rank-one" and len(config.layers) > 1:
+            raise ConfigError(f"{self.name} edits one layer, not {len(config.layers)}.", mend="Set layers to one.")
+        if self.form == "rank-one" and batch_size > 1:
+            raise ConfigError(f"{self.name} writes one fact at a time.", mend="Use a batch size of 1, or emmet.")
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether its facts can be taken out again: its updates follow from the live facts' keys and values alone."""
+        plain = self.form == "ridge" and self.operator == "none"
+        return plain and not self.random_history and not self.reaches_bare_key
+
+    def share(self, n_layers: int) -> float:
+        """What the residual is divided by with ``n_layers`` still to be edited, this one included."""
+        return float(n_layers) if self.spread == "linear" else n_layers**0.5
 
     def to_dict(self) -> dict[str, Any]:
         """What ``betaedit methods --json`` prints."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "projector": self.projector,
-            "leakage": self.leakage,
-            "history": self.history,
-            "ridge": self.ridge,
-            "paper": self.paper,
-            "equation": self.equation,
-            "notes": self.notes,
-            "aliases": list(self.aliases),
-        }
+        return {**asdict(self), "aliases": list(self.aliases)}
 
 
+_ROME = "Meng et al., Locating and Editing Factual Associations in GPT (2022)"
+_R_ROME = "Gupta et al., Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing (2024)"
 _MEMIT = "Meng et al., Mass-Editing Memory in a Transformer (2023)"
+_PMET = "Li et al., PMET: Precise Model Editing in a Transformer (2024)"
+_EMMET = "Gupta et al., A Unified Framework for Model Editing (2024)"
 _ALPHAEDIT = "Fang et al., AlphaEdit: Null-Space Constrained Knowledge Editing (2025)"
+_ENCORE = "Gupta et al., Lifelong Sequential Knowledge Editing without Model Degradation (2025)"
 _BETAEDIT = "BetaEdit: Null-Space Constrained Sequential Model Editing"
 _ALIGNMENT = "The Labyrinth and the Thread (OTE-SE alignment)"
 
+_NAIVE = "R K^T (lambda1 C0 + K K^T)^-1"
+_SEQUENTIAL = "R K^T (lambda1 C0 + H + K K^T)^-1"
+_PROJECTED = "R K^T P_t (lambda2 I + (K K^T + lambda1 C0 + H) P_t)^-1"
+_ATTENTION = (
+    "The closed form and the spread of the residual are PMET's; its values are not: the value search is MEMIT's, one "
+    "vector at the output of the last edited layer, and no attention vector is optimized beside it."
+)
+
+
+def _processed(operator: OperatorKind, title: str, done: str, paper: str, notes: str) -> tuple[Recipe, ...]:
+    """The three variants of an operator on MEMIT's updates, as the OTE-SE paper compares them."""
+
+    def variant(name: str, title: str, equation: str, note: str, *, history: bool, aligned: bool = False) -> Recipe:
+        return Recipe(
+            name=name,
+            title=title,
+            projector="none",
+            leakage=1,
+            history=history,
+            ridge=False,
+            paper=paper,
+            equation=f"{equation}, {done}",
+            notes=f"{notes} {note}",
+            operator=operator,
+            aligned=aligned,
+        )
+
+    lost = "What the operator withholds is lost: 'no error correction' in the OTE-SE paper."
+    carried = (
+        "Algorithm 1 of the OTE-SE paper: before the operator acts, the weights are the one-time solution. Its "
+        "official code solves with an extra identity and lets upper layers see unprocessed updates; this does neither."
+    )
+    error_fed = "(R K^T - E) (lambda1 C0 + H + K K^T)^-1"
+    return (
+        variant(operator, title, _NAIVE, "On history-agnostic memit.", history=False),
+        variant(f"{operator}-seq", f"{operator} on memit-h", _SEQUENTIAL, lost, history=True),
+        variant(
+            f"{operator}-aligned",
+            f"{operator}-seq that carries what was withheld into the next update",
+            error_fed,
+            carried,
+            history=True,
+            aligned=True,
+        ),
+    )
+
+
+_PROCESSED: tuple[Recipe, ...] = (
+    *_processed(
+        "rect",
+        "keeps only the entries of an update that change their weight the most, relatively",
+        "then all but the rect_fraction of entries with the largest |D / W| become 0",
+        "Gu et al., Model Editing Harms General Abilities of Large Language Models (2024)",
+        "Keeps 40% (OTE-SE paper; its Table 6 and RECT's own code keep 20%). RECT's own host is ROME.",
+    ),
+    *_processed(
+        "prune",
+        "compresses the singular values of an update above the largest of the weight",
+        "then s -> log(s) - log(s*) + s* where s > s* = max singular value of W",
+        "Ma et al., Perturbation-Restrained Sequential Model Editing (2025)",
+        "Per update, as the OTE-SE code does; PRUNE's own code does it once, to the sum of all updates.",
+    ),
+    *_processed(
+        "simie",
+        "simulates an ideal editor: least squares to what each update does to its fact's tokens",
+        "then D X X^T (lambda I + sum of X X^T)^-1 over the tokens X of prompts and targets",
+        "Guo et al., Towards Lifelong Model Editing via Simulating Ideal Editor (2025)",
+        "The papers that compare it do not state its base editor and lambda: MEMIT and 10 (simie_ridge).",
+    ),
+    *_processed(
+        "adaedit",
+        "an interpretation of AdaEdit: a sparse update in whitened keys",
+        "then all but the adaedit_fraction of largest entries of D C0^(1/2) become 0",
+        "after Li and Chu, AdaEdit (2025)",
+        "Not AdaEdit: neither its formula nor its code is public, only that it disentangles and sparsifies.",
+    ),
+)
+
 RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        name="rome",
+        title="rank-one insertion of one fact into one layer",
+        projector="none",
+        leakage=1,
+        history=False,
+        ridge=False,
+        paper=_ROME,
+        equation="R (C0^-1 k)^T / ((C0^-1 k)^T k_bare)",
+        notes=(
+            "Written along the mean key over contexts, solved for the key of the bare prompt: the asymmetry of "
+            "the official code, known to break models after some tens of edits. "
+            "Its lambda1 cancels. The official mean is a plain one over 21 contexts, and its value is sought at "
+            "the MLP's output, where the clamp and decay are measured; here keys and values are MEMIT's."
+        ),
+        form="rank-one",
+        reaches_bare_key=True,
+    ),
+    Recipe(
+        name="r-rome",
+        title="rome with one key throughout",
+        projector="none",
+        leakage=1,
+        history=False,
+        ridge=False,
+        paper=_R_ROME,
+        equation="R (C0^-1 k)^T / ((C0^-1 k)^T k)",
+        notes="The mean key over contexts everywhere, and the output of the bare prompt in the residual.",
+        form="rank-one",
+    ),
     Recipe(
         name="memit",
         title="ridge regression that protects the average key statistics; forgets its own edits",
         projector="none",
-        leakage=True,
+        leakage=1,
         history=False,
         ridge=False,
         paper=_MEMIT,
-        equation="R K^T (lambda1 C0 + K K^T)^-1",
+        equation=_NAIVE,
         notes="History-agnostic, as the original code runs one batch.",
         aliases=("memit-naive",),
     ),
@@ -94,19 +245,146 @@ RECIPES: tuple[Recipe, ...] = (
         name="memit-h",
         title="memit that also protects every earlier edit",
         projector="none",
-        leakage=True,
+        leakage=1,
         history=True,
         ridge=False,
         paper=_ALIGNMENT,
-        equation="R K^T (lambda1 C0 + H + K K^T)^-1  (Remark A.1)",
+        equation=_SEQUENTIAL + "  (Remark A.1)",
         notes="A sequence of edits equals one edit of all facts (Proposition 3.2).",
         aliases=("memit-sequential",),
+    ),
+    Recipe(
+        name="memit-30000",
+        title="memit with twice the weight on ordinary text",
+        projector="none",
+        leakage=2,
+        history=False,
+        ridge=False,
+        paper=_BETAEDIT,
+        equation="R K^T (2 lambda1 C0 + K K^T)^-1",
+        notes="Doubles the preset's lambda1; the paper's 30000 is twice MEMIT's 15000.",
+    ),
+    Recipe(
+        name="memit-r",
+        title="memit-h that protects random keys instead of those it wrote",
+        projector="none",
+        leakage=1,
+        history=True,
+        ridge=False,
+        paper=_BETAEDIT,
+        equation="R K^T (lambda1 C0 + H_random + K K^T)^-1",
+        notes=(
+            "The paper takes keys of randomly chosen other edits. Those of no data at hand can be taken, so each "
+            "key written is replaced by a seeded draw from N(0, C0) of the same length."
+        ),
+        random_history=True,
+    ),
+    Recipe(
+        name="memit-ns",
+        title="memit-h in a null space that follows the edits",
+        projector="refreshed",
+        leakage=1,
+        history=True,
+        ridge=True,
+        paper=_BETAEDIT,
+        equation=_PROJECTED + "  (figure 5)",
+        notes="The paper gives no formula for figure 5: this reads it as betaedit's rule with MEMIT's lambda1.",
+    ),
+    Recipe(
+        name="pmet",
+        title="memit whose residual is spread by square roots",
+        projector="none",
+        leakage=1,
+        history=False,
+        ridge=False,
+        paper=_PMET,
+        equation=_NAIVE,
+        notes=_ATTENTION,
+        spread="root",
+    ),
+    Recipe(
+        name="pmet-h",
+        title="pmet that also protects every earlier edit",
+        projector="none",
+        leakage=1,
+        history=True,
+        ridge=False,
+        paper=_BETAEDIT,
+        equation=_SEQUENTIAL,
+        notes=_ATTENTION + " The history term is by analogy with memit-h; no formula is published.",
+        spread="root",
+    ),
+    Recipe(
+        name="pmet-ns",
+        title="pmet-h in a null space that follows the edits",
+        projector="refreshed",
+        leakage=1,
+        history=True,
+        ridge=True,
+        paper=_BETAEDIT,
+        equation=_PROJECTED + "  (figure 5)",
+        notes=_ATTENTION + " The paper gives no formula for figure 5: betaedit's rule with PMET's spread.",
+        spread="root",
+    ),
+    Recipe(
+        name="emmet",
+        title="memit with the values as constraints",
+        projector="none",
+        leakage=1,
+        history=False,
+        ridge=False,
+        paper=_EMMET,
+        equation="R (K^T S^-1 K + lambda_e I)^-1 K^T S^-1,  S = lambda1 C0",
+        notes=(
+            "lambda_e only in batches of more than one fact, as the official code; then lambda1 cancels for a "
+            "single fact. lambda_e = 1 is memit."
+        ),
+        form="equality",
+    ),
+    Recipe(
+        name="emmet-h",
+        title="emmet that also protects every earlier edit",
+        projector="none",
+        leakage=1,
+        history=True,
+        ridge=False,
+        paper=_BETAEDIT,
+        equation="R (K^T S^-1 K + lambda_e I)^-1 K^T S^-1,  S = lambda1 C0 + H",
+        notes="No formula, layers or lambda1 are published for it; the layers and lambda1 are MEMIT's.",
+        form="equality",
+    ),
+    Recipe(
+        name="emmet-ns",
+        title="emmet-h in a null space that follows the edits",
+        projector="refreshed",
+        leakage=1,
+        history=True,
+        ridge=True,
+        paper=_BETAEDIT,
+        equation="R (K^T N K + lambda_e I)^-1 K^T N,  N = P_t (P_t (lambda1 C0 + H) P_t + lambda2 I)^-1 P_t",
+        notes=(
+            "The paper gives no formula for figure 5. This is the optimum of emmet's problem among updates that "
+            "stay in the "
+            "null space: inverting inside it, not outside and projecting after. lambda_e = 1 is memit-ns."
+        ),
+        form="equality",
+    ),
+    Recipe(
+        name="encore",
+        title="memit-h with a ridge on the update",
+        projector="none",
+        leakage=1,
+        history=True,
+        ridge=True,
+        paper=_ENCORE,
+        equation="R K^T (lambda1 C0 + H + K K^T + lambda2 I)^-1",
+        notes="The Frobenius constraint alone; its early stopping of values is a hyper-parameter of the value search.",
     ),
     Recipe(
         name="alphaedit",
         title="writes only where ordinary keys have almost no energy, and protects earlier edits",
         projector="fixed",
-        leakage=False,
+        leakage=0,
         history=True,
         ridge=True,
         paper=_ALPHAEDIT,
@@ -121,7 +399,7 @@ RECIPES: tuple[Recipe, ...] = (
         name="alphaedit-naive",
         title="alphaedit without a memory of earlier edits",
         projector="fixed",
-        leakage=False,
+        leakage=0,
         history=False,
         ridge=True,
         paper=_ALPHAEDIT,
@@ -131,16 +409,39 @@ RECIPES: tuple[Recipe, ...] = (
         name="betaedit",
         title="null space that follows the edits, knowledge leakage penalized, earlier edits protected",
         projector="refreshed",
-        leakage=True,
+        leakage=1,
         history=True,
         ridge=True,
         paper=_BETAEDIT,
-        equation="R K^T P_t (lambda2 I + (K K^T + lambda1 C0 + H) P_t)^-1  (equations 8 and 9)",
+        equation=_PROJECTED + "  (equations 8 and 9)",
         notes=(
             "Paper and code refresh the projector differently: refresh_rule=normalised is the code's (the default: it "
             "keeps the scale of C0), refresh_rule=literal the paper's."
         ),
     ),
+    Recipe(
+        name="betaedit-no-kl",
+        title="betaedit without the penalty on knowledge leakage",
+        projector="refreshed",
+        leakage=0,
+        history=True,
+        ridge=True,
+        paper=_BETAEDIT,
+        equation="R K^T P_t (lambda2 I + (K K^T + H) P_t)^-1  (table 2)",
+        notes="The projector is refreshed as betaedit's, with its lambda1.",
+    ),
+    Recipe(
+        name="betaedit-no-ns",
+        title="betaedit whose null space stays that of ordinary text",
+        projector="fixed",
+        leakage=1,
+        history=True,
+        ridge=True,
+        paper=_BETAEDIT,
+        equation="R K^T P (lambda2 I + (K K^T + lambda1 C0 + H) P)^-1  (table 2)",
+        notes="A sequence of edits equals one edit of all facts: the projector never moves.",
+    ),
+    *_PROCESSED,
 )
 
 _BY_NAME = {name: recipe for recipe in RECIPES for name in (recipe.name, *recipe.aliases)}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from betaedit.editors.matrix import EditedMatrix
+from betaedit.editors.recipes import find_recipe
 from betaedit.errors import MissingExtraError, ModelError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.state import load_batches
@@ -35,6 +36,11 @@ def _edited(run: RunFolder, dtype: DtypeName, device: str | None) -> LanguageMod
     if model.fingerprint() != run.setup.model["weights"]:
         raise ModelError(
             f"{run.path} was made with other weights of {model.name}.", mend="Measure on the machine that made it."
+        )
+    if find_recipe(run.setup.method).operator != "none":
+        raise ModelError(
+            f"a run of {run.setup.method} cannot be turned into a model.",
+            mend="Save the model where it is edited (--save), and measure that folder.",
         )
     layers = run.setup.config["layers"]
     matrices = {layer: EditedMatrix(model.anatomy.projection(layer)) for layer in layers}

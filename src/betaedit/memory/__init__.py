@@ -2,7 +2,9 @@
 
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, replace, segments
+from betaedit.memory.postprocess import Postprocessing, Postprocessor
 from betaedit.memory.projector import NullSpace, build_null_space
+from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
@@ -11,6 +13,9 @@ __all__ = [
     "AssociativeMemory",
     "MemoryRule",
     "NullSpace",
+    "Postprocessing",
+    "Postprocessor",
+    "RandomKeys",
     "Update",
     "build_null_space",
     "forget",

@@ -5,7 +5,7 @@ Notation (docs/methods.md): ``C0`` second moment, ``H = sum K K^T`` history, ``Q
 ``Delta = R K^T U (lambda2 I + U^T (K K^T + C) U)^-1 U^T`` is solved without ever factorizing a d x d matrix per edit:
 ``U`` is turned so that ``lambda2 I + U^T C U`` is the diagonal ``D`` at the last fold, and keys written since then are
 a low-rank term beside it (``system.py``). A fold needs ``D`` and those keys alone, so ``C0`` and ``H`` are kept only
-under a rule that cuts new projectors from them.
+under a rule that cuts new projectors from them. The equality form is solved with the same system.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AssociativeMemory:
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
     smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``U`` in float64, ``4 d m + 8 d r`` in float32 with the
     ``r <= m / 4`` strong directions of ``NullSpace``; ``16 m`` for ``D`` and the eigenvalues; ``8 (d + m) c`` for keys
-    and low-rank term; ``8 (d + 2 m) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
+    and low-rank term; ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
     projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was
     folded.
 
@@ -97,20 +97,26 @@ class AssociativeMemory:
         held += [matrix for matrix in (self._moment, self._history) if matrix is not None]
         if self._solved is not None:
             keys, extension = self._solved
-            held += [keys, extension.columns, extension.solution]
+            held += [keys, extension.columns, extension.gram, extension.factor]
         return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
-    def solve(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Update:
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in b"],
+        residuals: Float[Tensor, "d_out b"],
+        reached: Float[Tensor, "d_in b"] | None = None,
+    ) -> Update:
         """The update that writes ``residuals`` at ``keys`` with the least leakage the rule allows.
 
-        Columns are facts; any float type in, float64 factors out. Nothing is remembered: see ``remember``.
-        Law: equals ``R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1``.
+        Columns are facts; any float type in, float64 factors out. Nothing is remembered: see ``remember``. The equality
+        form writes along ``keys`` and, given other keys in ``reached``, has the residuals hold at those (ROME does).
+        Law: equals the formula of the rule's form (``MemoryRule``).
         Raises: ShapeError before any work; NumericalError when the system is not positive definite.
         Cost: two readings of ``U`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
         since the last fold.
         """
         self._check(keys, residuals)
-        right = self.null_space.lift(self._extension(self._cast(keys)).solution)
+        right = self.null_space.lift(self._directions(self._cast(keys), reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -185,14 +191,17 @@ class AssociativeMemory:
         """The first null space and the energies of ``lambda1 C0`` along its basis: its eigenvectors diagonalize it."""
         rule = self.rule
         if rule.projector == "refreshed" and rule.refresh_rule == "literal":
-            space = build_null_space(rule.leakage_weight * moment.double(), rule.threshold)
-            return space, space.eigenvalues
+            weight = rule.thresholded_weight
+            space = build_null_space(weight * moment.double(), rule.threshold)
+            return space, space.eigenvalues * (rule.leakage_weight / weight if weight > 0 else 0.0)
         space = build_null_space(moment, None if rule.projector == "none" else rule.threshold)
         return space, rule.leakage_weight * space.eigenvalues
 
     def _reproject(self, moment: Float[Tensor, "d_in d_in"]) -> None:
         space = build_null_space(self._thresholded(moment), self.rule.threshold)
-        energies, rotation = torch.linalg.eigh(space.basis.T @ (self._protected(moment) @ space.basis))
+        energies, rotation = torch.linalg.eigh(
+            space.basis.T @ (self._protected(moment, self.rule.leakage_weight) @ space.basis)
+        )
         system = GrowingSystem(self._positive(energies))
         carried = self._keys.matrix
         self._absorb(carried, carried[:, :0])
@@ -200,15 +209,18 @@ class AssociativeMemory:
 
     def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
         """The matrix whose small eigenvalues span the next null space."""
+        weight = self.rule.thresholded_weight
         if self.rule.refresh_rule == "literal":
-            return self._protected(moment)
+            return self._protected(moment, weight)
         if not self.rule.history or self.n_written == 0:
             return moment
-        return self._protected(moment, 1 / self.n_written).div_(self.rule.leakage_weight + 1)
+        return self._protected(moment, weight, 1 / self.n_written).div_(weight + 1)
 
-    def _protected(self, moment: Float[Tensor, "d_in d_in"], weight: float = 1.0) -> Float[Tensor, "d_in d_in"]:
+    def _protected(
+        self, moment: Float[Tensor, "d_in d_in"], leakage_weight: float, weight: float = 1.0
+    ) -> Float[Tensor, "d_in d_in"]:
         """``lambda1 C0 + weight H``, carried keys included."""
-        protected = self.rule.leakage_weight * moment.double()
+        protected = leakage_weight * moment.double()
         if self._history is not None:
             protected.add_(self._history, alpha=weight)
         return protected.addmm_(self._keys.matrix, self._keys.matrix.T, alpha=weight)
@@ -261,6 +273,18 @@ class AssociativeMemory:
         system.extend(system.extension(self.null_space.project(keys)))
         self._install(self.null_space, system)
         self._keys.append(keys)
+
+    def _directions(
+        self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None
+    ) -> Float[Tensor, "m b"]:
+        """What the residuals are multiplied with, in the basis."""
+        extension = self._extension(keys)
+        if self.rule.form == "ridge":
+            return extension.solution
+        if reached is not None:
+            return extension.constrained(self.null_space.project(self._cast(reached)).T @ extension.unextended)
+        slack = self.rule.slack if keys.shape[1] > 1 else 0.0
+        return extension.constrained(extension.gram + slack * torch.eye(keys.shape[1]).to(keys))
 
     def _extension(self, keys: Float[Tensor, "d_in b"]) -> Extension:
         """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""

@@ -7,11 +7,16 @@ from typing import Literal
 
 ProjectorKind = Literal["none", "fixed", "refreshed"]
 RefreshRule = Literal["normalised", "literal"]
+FormKind = Literal["ridge", "equality"]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRule:
-    """The terms of ``Delta = R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1`` (methods.md section B).
+    """The terms of one of the two forms of an update (methods.md section B).
+
+    ``ridge`` is ``Delta = R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1``. ``equality`` asks instead for
+    ``Delta K = R`` with the least leakage, ``Delta = R (K^T N K + lambda_e I)^-1 K^T N``, and needs the inverse of the
+    same system without ``K``: ``N = U (U^T (lambda1 C0 + H) U + lambda2 I)^-1 U^T``.
 
     Args:
         projector: ``none`` is ``Q = I``; ``fixed`` is the null space of ``C0``; ``refreshed`` follows the edits.
@@ -22,6 +27,9 @@ class MemoryRule:
         refresh_every: ``tau``, the number of edits between two projectors of a ``refreshed`` rule.
         refresh_rule: ``normalised`` thresholds ``(H / t + lambda1 C0) / (lambda1 + 1)`` as the official code does, and
             starts from ``C0``; ``literal`` thresholds ``lambda1 C0 + H`` as the paper writes it.
+        refresh_weight: ``lambda1`` in these two, where it differs from the weight of the leakage term.
+        form: ``ridge`` or ``equality``.
+        slack: ``lambda_e`` of ``equality``, for batches of more than one key; one key is written exactly.
     """
 
     projector: ProjectorKind
@@ -31,3 +39,11 @@ class MemoryRule:
     threshold: float = 0.02
     refresh_every: int = 1000
     refresh_rule: RefreshRule = "normalised"
+    refresh_weight: float | None = None
+    form: FormKind = "ridge"
+    slack: float = 0.0
+
+    @property
+    def thresholded_weight(self) -> float:
+        """The weight on ``C0`` in the matrix from which a refreshed projector is cut."""
+        return self.leakage_weight if self.refresh_weight is None else self.refresh_weight

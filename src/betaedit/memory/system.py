@@ -23,11 +23,35 @@ class Extension:
 
     Args:
         columns: ``Y L^-T`` (m, b), the next columns of ``V``.
-        solution: ``(M + P P^T)^-1 P`` (m, b).
+        gram: ``P^T M^-1 P`` (b, b).
+        factor: ``L`` (b, b), lower triangular.
     """
 
     columns: Float[Tensor, "m b"]
-    solution: Float[Tensor, "m b"]
+    gram: Float[Tensor, "b b"]
+    factor: Float[Tensor, "b b"]
+
+    @property
+    def solution(self) -> Float[Tensor, "m b"]:
+        """``(M + P P^T)^-1 P``."""
+        solution: Tensor = torch.linalg.solve_triangular(self.factor.T, self.columns.T, upper=True).T
+        return solution
+
+    @property
+    def unextended(self) -> Float[Tensor, "m b"]:
+        """``M^-1 P``, the solution of the system as it was."""
+        return self.columns @ self.factor.T
+
+    def constrained(self, gram: Float[Tensor, "b b"]) -> Float[Tensor, "m b"]:
+        """``M^-1 P gram^-1``. Raises: NumericalError when ``gram`` is singular."""
+        directions: Tensor
+        directions, info = torch.linalg.solve_ex(gram, self.unextended, left=False)
+        if int(info) != 0:
+            raise NumericalError(
+                "these keys cannot all be given their values: some are equal or vanish.",
+                mend="Write facts whose subjects differ, or raise equality_slack (lambda_e).",
+            )
+        return directions
 
 
 class GrowingSystem:
@@ -49,14 +73,15 @@ class GrowingSystem:
         """
         V = self.columns.matrix
         Y = added / self.diagonal[:, None] - V @ (V.T @ added)
-        corner = torch.eye(added.shape[1], dtype=added.dtype, device=added.device) + added.T @ Y
+        gram = added.T @ Y
+        corner = torch.eye(len(gram), dtype=added.dtype, device=added.device) + gram
         factor, info = torch.linalg.cholesky_ex(corner)
         if int(info) != 0 or not bool(torch.isfinite(factor).all()):
             raise NumericalError(
                 "the keys' system is not positive definite.", mend="Raise lambda2 (ridge), or look for huge keys."
             )
         columns = torch.linalg.solve_triangular(factor, Y.T, upper=False)
-        return Extension(columns.T, torch.linalg.solve_triangular(factor.T, columns, upper=True).T)
+        return Extension(columns.T, gram, factor)
 
     def extend(self, extension: Extension) -> None:
         """Make the change of an ``extension`` of the system as it is."""

@@ -1,0 +1,28 @@
+"""Keys of nothing in particular, for the control experiment whose history is random (memit-r)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class RandomKeys:
+    """Draws from N(0, C0), the same for the same seed.
+
+    Args:
+        moment: ``C0`` (d_in, d_in).
+        seed: Decides the draws.
+    """
+
+    def __init__(self, moment: Float[Tensor, "d_in d_in"], seed: int) -> None:
+        values, vectors = torch.linalg.eigh(moment.double())
+        self._root = vectors * values.clamp(min=0).sqrt()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def like(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "d_in b"]:
+        """The next draws, as many and each as long as ``keys``; float64."""
+        noise = torch.randn(keys.shape, generator=self._generator, dtype=torch.float64).to(self._root.device)
+        draws: Tensor = self._root @ noise
+        draws *= keys.to(draws).norm(dim=0) / draws.norm(dim=0)
+        return draws

@@ -1,0 +1,140 @@
+"""Every method of the table in the engine: it writes, it can be replayed, and its own switch does what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from betaedit import Editor
+from betaedit.editors import RECIPES, EditConfig
+from betaedit.editors.engine import WrittenBatch
+from betaedit.editors.keys import token_keys
+from betaedit.editors.recipes import Recipe
+from betaedit.errors import ConfigError
+from betaedit.models import LanguageModel
+from support.edits import FACTS, SETTINGS, editor_for, relative, unchanged, weights
+from support.families import language_model
+
+EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+
+
+def editor_of(recipe: Recipe | str, model: LanguageModel, **changes: Any) -> Editor:
+    name = recipe if isinstance(recipe, str) else recipe.name
+    single = {"layers": (2,)} if name in ("rome", "r-rome") else {}
+    return editor_for(model, name, **single, **changes)
+
+
+def change_of(method: str, model: LanguageModel, layer: int = 2, **changes: Any) -> Tensor:
+    """How the matrix of ``layer`` moved when three facts were written, one after another."""
+    editor = editor_of(method, model, **changes)
+    editor.edit(FACTS[:3])
+    return editor.engine.matrices[layer].change()
+
+
+@EVERY
+def test_every_method_writes_and_its_batches_written_again_give_the_same_weights(recipe: Recipe) -> None:
+    written, replayed = language_model("llama"), language_model("llama")
+    before = weights(written)
+    batches: list[WrittenBatch] = list(editor_of(recipe, written).write(FACTS[:3]))
+    assert not unchanged(before, weights(written))
+    assert all(norm > 0 for batch in batches for norm in batch.results[0].update_norms.values())
+    again = editor_of(recipe, replayed)
+    for batch in batches:
+        again.replay(batch)
+    assert unchanged(weights(written), weights(replayed))
+
+
+@pytest.mark.parametrize("method", ["rect-aligned", "simie-aligned", "memit-r"])
+def test_a_method_with_a_state_of_its_own_begins_anew_after_a_reset(method: str) -> None:
+    model = language_model("llama")
+    editor = editor_of(method, model)
+    editor.edit(FACTS[:3])
+    first = weights(model)
+    editor.reset()
+    editor.edit(FACTS[:3])
+    assert unchanged(first, weights(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "strengths"),
+    [
+        ("rect", "memit", {"rect_fraction": 1.0}),
+        ("rect-aligned", "memit-h", {"rect_fraction": 1.0}),
+        ("adaedit-seq", "memit-h", {"adaedit_fraction": 1.0}),
+        ("prune-aligned", "memit-h", {}),
+    ],
+)
+def test_an_operator_that_withholds_nothing_leaves_the_method_below_it(
+    method: str, base: str, strengths: dict[str, float]
+) -> None:
+    processed, plain = (change_of(name, language_model("llama"), **strengths) for name in (method, base))
+    assert relative(processed, plain) < 1e-4
+
+
+@pytest.mark.parametrize("operator", ["rect", "adaedit"])
+def test_naive_sequential_and_aligned_differ(operator: str) -> None:
+    changes = [change_of(operator + suffix, language_model("llama")) for suffix in ("", "-seq", "-aligned")]
+    assert all(relative(changes[i], changes[j]) > 1e-3 for i in range(3) for j in range(i))
+
+
+def test_rect_leaves_most_weights_alone_after_one_edit() -> None:
+    model = language_model("llama")
+    editor = editor_of("rect", model, rect_fraction=0.2)
+    editor.edit(FACTS[0])
+    for matrix in editor.engine.matrices.values():
+        assert float((matrix.change() != 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_pmet_writes_more_into_the_lower_layers_than_memit() -> None:
+    """With two layers the first residual is divided by the root of 2 in place of 2."""
+    pmet, memit = (editor_of(name, language_model("llama")) for name in ("pmet", "memit"))
+    norms = [editor.edit(FACTS[0])[0].update_norms for editor in (pmet, memit)]
+    assert norms[0][1] / norms[1][1] == pytest.approx(2**0.5, rel=1e-4)
+
+
+def test_rome_and_r_rome_differ_by_the_key_at_which_the_value_is_reached() -> None:
+    changes = [change_of(name, language_model("llama")) for name in ("rome", "r-rome")]
+    assert relative(changes[0], changes[1]) > 1e-3
+    alone = {"context_templates": ("{}",)}
+    changes = [change_of(name, language_model("llama"), **alone) for name in ("rome", "r-rome")]
+    assert relative(changes[0], changes[1]) < 1e-5, "the bare prompt is the only context"
+
+
+def test_memit_with_random_history_is_neither_naive_nor_history_aware() -> None:
+    random, naive, aware = (change_of(name, language_model("llama")) for name in ("memit-r", "memit", "memit-h"))
+    assert relative(random, naive) > 1e-4
+    assert relative(random, aware) > 1e-4
+
+
+def test_rank_one_methods_refuse_several_layers_and_batches_before_anything_changes() -> None:
+    model = language_model("llama")
+    with pytest.raises(ConfigError, match="edits one layer"):
+        editor_for(model, "rome")
+    before = weights(model)
+    with pytest.raises(ConfigError, match="one fact at a time"):
+        editor_of("rome", model).edit(FACTS[:2], batch_size=2)
+    assert unchanged(before, weights(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_token_keys_are_the_inputs_of_the_matrix_at_every_token_of_prompt_and_target(family: str) -> None:
+    model = language_model(family)
+    config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
+    found = token_keys(model, FACTS[:2], config)
+    seen: dict[int, list[Tensor]] = {layer: [] for layer in config.layers}
+    for fact in FACTS[:2]:
+        handles = [
+            model.anatomy.projection(layer).register_forward_pre_hook(
+                lambda _, args, layer=layer: seen[layer].append(args[0][0].detach())
+            )
+            for layer in config.layers
+        ]
+        with torch.no_grad():
+            model.model(**model.tokenizer(f"{fact.text} {fact.target_new}", return_tensors="pt"))
+        for handle in handles:
+            handle.remove()
+    for layer in config.layers:
+        assert relative(found[layer], torch.cat(seen[layer]).T) < 1e-5
