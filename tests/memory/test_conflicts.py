@@ -49,8 +49,9 @@ class Sheet:
     def solution(self) -> Tensor:
         """``W_0 + (V - W_0 K) K^T Q (Q S Q + lambda2 I)^-1`` over the live facts (methods.md D.1), term by term."""
         case, d = self.case, len(self.case.moment)
-        Q = eye(d) if self.name == "memit-h" else reference_projector(case.moment, case.threshold)
-        lambda1 = 0.0 if self.name == "alphaedit" else case.lambda1
+        free = self.name in ("memit-h", "encore")
+        Q = eye(d) if free else reference_projector(case.moment, case.threshold)
+        lambda1 = 0.0 if self.name in ("alphaedit", "betaedit-no-kl") else case.lambda1
         lambda2 = 0.0 if self.name == "memit-h" else case.lambda2
         S, B = lambda1 * case.moment, torch.zeros_like(self.first)
         for fact in self.live:
