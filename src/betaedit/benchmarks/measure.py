@@ -31,7 +31,14 @@ _D_OUT_SHARE = 3
 _HISTORY = 100
 _EDITS = 5
 _ROW = 256
-_PUBLISHED = {"value_optimizer": "adam", "value_look_ahead": 1, "value_stop_probability": None}
+_PUBLISHED = {
+    "value_optimizer": "adam",
+    "value_stop_loss": 0.05,
+    "value_stop_probability": None,
+    "value_look_ahead": 1,
+    "conflicts": "naive",
+    "shared_subjects": "apart",
+}
 
 
 def solve(width: int, *, config: EditConfig | None = None, device: torch.device | str = "cpu") -> list[Row]:
@@ -89,7 +96,10 @@ def _exact_update(moment: Tensor, config: EditConfig, keys: Tensor, residuals: T
 
 
 def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
-    """Values by the published settings, then by the editor's own, against whole passes with the published settings."""
+    """Values by the published settings, then by the editor's own, against whole passes with the published settings.
+
+    Fact by fact, as the published code and edits at batch size 1 seek them, and all facts sharing passes.
+    """
     model, contexts = editor.language_model, editor.engine.contexts
     plain = editor.config.replace(**_PUBLISHED)
     published = PublishedEditor(model, contexts, plain, editor.statistics.matrices)
@@ -102,23 +112,25 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
             expected.append(target)
             steps.append(n)
 
-    def ours(config: EditConfig) -> None:
-        found.clear()
-        for fact in facts:
-            found.extend(optimize_values(model, pose(model, [fact], contexts, config), config))
+    def ours(config: EditConfig, together: bool, found: list[Value]) -> None:
+        for group in [facts] if together else [[fact] for fact in facts]:
+            found += optimize_values(model, pose(model, group, contexts, config), config)
 
-    found: list[Value] = []
+    ours(plain, True, [])
     dense = seconds(reference) / len(facts)
+    n_steps = sum(steps) / len(steps)
     rows: list[Row] = []
-    for name, config in (("value, published settings", plain), ("value, preset", editor.config)):
-        ours(config)
-        taken = seconds(lambda config=config: ours(config)) / len(facts)  # type: ignore[misc]
-        same = config is plain
-        error = max(relative_error(v.target, z) for v, z in zip(found, expected, strict=True)) if same else None
-        evaluations = sum(v.n_evaluations for v in found) / len(found)
-        details = {"evaluations": evaluations, "reference_evaluations": sum(steps) / len(steps), "facts": len(facts)}
-        floor = evaluations * _step_bytes(editor) / bandwidth(model.device)
-        rows.append(Row(name, taken, dense, error, floor, details))
+    for name, config in (("published settings", plain), ("preset", editor.config)):
+        for together in (False, True):
+            found: list[Value] = []
+            taken = seconds(partial(ours, config, together, found)) / len(facts)
+            pairs = zip(found, expected, strict=True)
+            error = max(relative_error(sought.target, z) for sought, z in pairs) if config is plain else None
+            evaluations = sum(value.n_evaluations for value in found) / len(found)
+            details = {"evaluations": evaluations, "reference_evaluations": n_steps, "facts": len(facts)}
+            floor = None if together else evaluations * _step_bytes(editor) / bandwidth(model.device)
+            label = f"value, {name}" + (f", {len(facts)} facts together" if together else "")
+            rows.append(Row(label, taken, dense, error, floor, details))
     return rows
 
 
