@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/betaedit demo
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: install
 	$(BIN)/ruff check src tests scripts
