@@ -34,10 +34,31 @@ def test_an_array_is_read_as_json_reads_it_however_it_is_cut(values: list[object
     assert list(array_items(iter(in_blocks(text, size)), "")) == values
 
 
+@pytest.mark.parametrize("size", range(1, 12))
+@pytest.mark.parametrize("text", ["[10.0]", "[1e5, -2.5E-3]", "[-0.0,1E+2 ]", "[1.5e10]"])
+def test_a_number_is_read_whole_wherever_it_is_cut(text: str, size: int):
+    assert list(array_items(iter(in_blocks(text, size)), "")) == json.loads(text)
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "[1", "[1,", "[1,]", "[1 2]", '[\n{"a": 1},\n{"a" 2}\n]', "[1]\n]", "[tru]", '["a\nb"]', '[1,\n"a'],
+    [
+        "",
+        "[1.x]",
+        "[1.]",
+        "[1e]",
+        "[",
+        "[1",
+        "[1,",
+        "[1,]",
+        "[1 2]",
+        '[\n{"a": 1},\n{"a" 2}\n]',
+        "[1]\n]",
+        "[tru]",
+        '["a\nb"]',
+        '[1,\n"a',
+    ],
 )
 def test_broken_json_is_told_as_json_tells_it(text: str, size: int):
     with pytest.raises(json.JSONDecodeError) as told:

@@ -10,6 +10,7 @@ from betaedit.errors import FactError
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
+_OF_NUMBERS = "0123456789+-.eE"
 
 
 def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
@@ -82,9 +83,9 @@ class _Text:
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
                 raise FactError(f"this JSON cannot be read: {error}.", mend=self._shapes, line=self._line) from error
             else:
-                # A number that ends with the text held may go on in the next block.
+                # A number may go on in the next block, after its last digit or after a "." or "e" that ends the text.
                 length = end - self._at
-                if end < len(self._text) or not self._read_on():
+                if self._text[end:].strip(_OF_NUMBERS) or not self._read_on():
                     self._at += length
                     return value
 
