@@ -45,7 +45,7 @@ def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_p
     assert first.code == again.code == 0, first.err + again.err
     assert json.loads(first.out) == json.loads(again.out)
     assert [c["edits"] for c in json.loads(first.out)["checkpoints"]] == [0, 1, 2]
-    edited = json.loads(betaedit("eval", run, "--from", facts, "--json").out)
+    edited = json.loads(betaedit("eval", run, "--from", facts, *tiny[2:4], "--json").out)
     assert edited["efficacy"]["argmax"] == json.loads(first.out)["checkpoints"][-1]["efficacy"]["argmax"]
     assert betaedit("report", run, "--out", page).code == 0
     assert "2 facts written" in page.read_text()

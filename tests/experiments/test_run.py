@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from betaedit.errors import CollapseError, ConfigError, RunFolderError
+from betaedit.errors import CollapseError, ConfigError, RunFolderError, StatisticsError
 from betaedit.experiments import run as run_module
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
@@ -190,8 +190,62 @@ def test_a_run_folder_can_be_measured_as_a_model(tmp_path: Path) -> None:
     model.tokenizer.save_pretrained(source)
     editor = editor_for(load_target(str(source)))
     run_edits(editor, CASES, measures=MEASURES, folder=tmp_path / "run")
-    before, after = weights(editor.language_model), weights(load_target(str(tmp_path / "run")))
+    before, after = (
+        weights(editor.language_model),
+        weights(load_target(str(tmp_path / "run"), statistics=editor.statistics)),
+    )
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", ["betaedit", "rect-aligned"])
+def test_a_run_that_replaced_or_processed_is_the_same_as_a_model(tmp_path: Path, method: str) -> None:
+    source = tmp_path / "model"
+    model = language_model("llama")
+    model.model.save_pretrained(source)
+    model.tokenizer.save_pretrained(source)
+    second = EvaluationCase(Fact(FACTS[0].prompt, FACTS[0].subject, "a third tongue", id="again"))
+    editor = editor_for(load_target(str(source)), method, conflicts="replace")
+    run_edits(editor, [*CASES, second], measures=MEASURES, folder=tmp_path / "run")
+    assert len(editor.results) == (5 if method == "betaedit" else 6)
+    loaded = load_target(str(tmp_path / "run"), statistics=editor.statistics)
+    before, after = weights(editor.language_model), weights(loaded)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_is_no_model_under_other_statistics(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    model = language_model("llama")
+    model.model.save_pretrained(source)
+    model.tokenizer.save_pretrained(source)
+    editor = editor_for(load_target(str(source)), statistics_tokens=200)
+    run_edits(editor, CASES, measures=MEASURES, folder=tmp_path / "run")
+    with pytest.raises(StatisticsError, match="other statistics"):
+        load_target(str(tmp_path / "run"))
+
+
+def test_a_run_killed_within_a_look_ahead_seeks_those_values_together_again(tmp_path: Path, monkeypatch) -> None:
+    options = {"evaluate_at": [4]}
+
+    def ahead(folder: Path):
+        editor = editor_for(language_model("llama"), value_look_ahead=2)
+        run_edits(editor, CASES, measures=MEASURES, folder=folder, **options)
+        return weights(editor.language_model)
+
+    whole = ahead(tmp_path / "whole")
+    save = run_module.save_batch
+
+    def killed(folder, first, batch):
+        save(folder, first, batch)
+        if first == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_batch", killed)
+        with pytest.raises(Killed):
+            ahead(tmp_path / "broken")
+    resumed = ahead(tmp_path / "broken")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
 def test_extras_are_measured_when_asked_for() -> None:

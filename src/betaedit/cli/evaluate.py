@@ -31,6 +31,7 @@ def evaluate(
         str,
         typer.Option("--harness", help="Tasks of lm-evaluation-harness: hellaswag,arc_easy; betaedit_sst2 offline."),
     ] = "",
+    statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
@@ -47,7 +48,7 @@ def evaluate(
     cases = list(read_cases(source, limit=limit).cases)
     console = Console(stderr=json_)
     options.quiet_libraries()
-    loaded = load_target(model, dtype=dtype, device=device)
+    loaded = load_target(model, statistics=statistics, dtype=dtype, device=device)
     found = measure_model(loaded, cases, measures, progress=Bars(console))
     by_harness = _by_harness(loaded, options.names(harness), tasks, n_tests)
     if json_:

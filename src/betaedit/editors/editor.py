@@ -94,7 +94,7 @@ class Editor:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
         self.preset = preset_for(model.name, model.anatomy.n_layers)
-        self.config = config or self.preset.config(self.recipe)
+        self.config = self.recipe.settings(config or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
         self._engine: Engine | None = None
         self._check_layers()

@@ -115,7 +115,7 @@ class Engine:
         self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
     ) -> None:
         self.model, self.recipe, self.contexts = model, recipe, contexts
-        self.config = config if recipe.takes_back else config.replace(conflicts="naive", shared_subjects="apart")
+        self.config = config = recipe.settings(config)
         check_packs(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})

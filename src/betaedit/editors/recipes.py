@@ -101,6 +101,10 @@ class Recipe:
         plain = self.form == "ridge" and self.operator == "none"
         return plain and not self.random_history and not self.reaches_bare_key
 
+    def settings(self, config: EditConfig) -> EditConfig:
+        """``config`` with what this recipe cannot do switched off."""
+        return config if self.takes_back else config.replace(conflicts="naive", shared_subjects="apart")
+
     def share(self, n_layers: int) -> float:
         """What the residual is divided by with ``n_layers`` still to be edited, this one included."""
         return float(n_layers) if self.spread == "linear" else n_layers**0.5

@@ -10,11 +10,9 @@ from betaedit.evaluation.answers import PLAIN, AnswerStyle, greedy_answers
 from betaedit.evaluation.continuing import BATCH_SIZE
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Judge, normalize
+from betaedit.facts.fact import LOCALITY, PORTABILITY
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress, SilentProgress
-
-PORTABILITY = frozenset({"subject_aliasing", "reasoning", "logical_generalization", "logical_generalisation"})
-LOCALITY = frozenset({"relation_specificity", "forgetfulness"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +157,8 @@ def _is_local(outcome: QuestionOutcome) -> bool:
     return _belongs(outcome.group, "locality", LOCALITY)
 
 
-def _belongs(group: str, pool: str, keys: frozenset[str]) -> bool:
-    parts = group.lower().replace(" ", "_").split("/")
+def _belongs(group: str, pool: str, keys: Sequence[str]) -> bool:
+    parts = group.lower().replace(" ", "_").replace("generalisation", "generalization").split("/")
     return parts[0] == pool or (len(parts) == 1 and parts[0] in keys)
 
 

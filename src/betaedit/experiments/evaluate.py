@@ -10,7 +10,7 @@ from torch import Tensor
 
 from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
-from betaedit.evaluation.drift import compare, leakage
+from betaedit.evaluation.drift import compare, leakage, perplexity
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
     Figures,
@@ -59,16 +59,16 @@ class Evaluator:
         cases = self._cases[:edits] if edits else self._cases
         measured = measure_edits(model, cases, progress=progress, label="measuring")
         outcomes = list(_outcomes(cases, measured.outcomes))
-        drift = compare(model, self._measures.texts, self._editor.engine.unedited, progress=progress)
+        prose, agreement, kl = self._drift(edits)
         figures = edit_figures(measured)
         checkpoint = Checkpoint(
             edits=edits,
             efficacy=figures["efficacy"],
             generality=figures["generality"],
             specificity=figures["specificity"],
-            perplexity=drift.perplexity,
-            agreement=drift.agreement.mean,
-            kl=drift.kl,
+            perplexity=prose,
+            agreement=agreement,
+            kl=kl,
             layers=layer_states(self._editor),
             abilities=measure_task_abilities(model, self._measures, progress),
             measures=self._extras(cases),
@@ -77,6 +77,14 @@ class Evaluator:
             seconds_editing=seconds_editing,
         )
         return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes
+
+    def _drift(self, edits: int) -> tuple[float, float, float]:
+        """Perplexity, agreement and divergence; the unedited model is not compared with itself."""
+        model, texts, progress = self._editor.language_model, self._measures.texts, self._editor.progress
+        if edits == 0:
+            return perplexity(model, texts, progress=progress), 1.0, 0.0
+        drift = compare(model, texts, self._editor.engine.unedited, progress=progress)
+        return drift.perplexity, drift.agreement.mean, drift.kl
 
     def _extras(self, cases: Sequence[EvaluationCase]) -> Figures:
         model, progress = self._editor.language_model, self._editor.progress

@@ -19,11 +19,13 @@ from betaedit.experiments.evaluate import Evaluator, case_name
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup
-from betaedit.experiments.state import load_batches, save_batch
+from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
 
 logger = logging.getLogger(__name__)
+
+_OTHER = {"details": "other statistics or contexts"}
 
 OnCollapse = Literal["ignore", "warn", "stop"]
 
@@ -175,19 +177,26 @@ def _batches(
     editor: Editor, cases: Sequence[EvaluationCase], batch_size: int, kept: RunFolder | None
 ) -> Iterator[WrittenBatch]:
     """Every batch of the run: those on disk first, written again without a search; then new ones, kept as they come."""
-    done = 0
-    listed = 0 if kept is None else sum(1 for _ in kept.edits())
-    for batch in () if kept is None else load_batches(kept.path / "state"):
-        editor.replay(batch)
-        done += len(batch.results)
-        listed = _list_edits(kept, batch, done, listed)
-        yield batch
+    done = listed = 0
+    if kept is not None:
+        listed = sum(1 for _ in kept.edits())
+        for batch in load_batches(kept.path / "state", _whole_windows(editor, kept, len(cases), batch_size)):
+            editor.replay(batch)
+            done += len(batch.results)
+            listed = _list_edits(kept, batch, done, listed)
+            yield batch
     for batch in editor.write([case.fact for case in cases[done:]], batch_size=batch_size):
         if kept is not None:
             save_batch(kept.path / "state", done + 1, batch)
         done += len(batch.results)
         listed = _list_edits(kept, batch, done, listed)
         yield batch
+
+
+def _whole_windows(editor: Editor, kept: RunFolder, total: int, batch_size: int) -> int:
+    """How many kept edits can be used: values sought together under the same weights are sought again together."""
+    count = count_edits(kept.path / "state")
+    return count if count == total else count - count % (batch_size * editor.config.value_look_ahead)
 
 
 def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: int) -> int:
@@ -231,10 +240,11 @@ def _opened(path: Path, setup: RunSetup) -> RunFolder:
             raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
         return RunFolder.create(path, setup)
     found = RunFolder(path)
-    for name in ("method", "model", "config", "data", "batch_size"):
+    for name in ("method", "model", "config", "data", "batch_size", "details"):
         if getattr(found.setup, name) != getattr(setup, name):
             raise RunFolderError(
-                f"{path} holds a run with another {name}.", mend="Repeat that run's command, or name a new folder."
+                f"{path} holds a run with {_OTHER.get(name, f'another {name}')}.",
+                mend="Repeat that run's command, or name a new folder.",
             )
     if found.setup.evaluate_at != setup.evaluate_at:
         write_json(path / "run.json", found.setup.model_copy(update={"evaluate_at": setup.evaluate_at}))
@@ -251,7 +261,7 @@ def _setup(
     return RunSetup(
         method=plain["method"],
         model={"name": model.name, "weights": model.fingerprint()},
-        config=json.loads(json.dumps(plain["config"])),
+        config=_as_stored(plain["config"]),
         data={"source": source, "facts_sha256": digest, "records": len(cases)},
         evaluate_at=list(points),
         batch_size=batch_size,
@@ -259,8 +269,14 @@ def _setup(
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("betaedit", "torch", "transformers")},
         },
-        details={name: plain[name] for name in ("preset", "contexts", "statistics")},
+        details=_as_stored({name: plain[name] for name in ("preset", "contexts", "statistics")}),
     )
+
+
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` as they are when read back: lists for tuples, text for keys."""
+    stored: dict[str, Any] = json.loads(json.dumps(values))
+    return stored
 
 
 def _both_forms(before: EditFigure, after: EditFigure) -> dict[str, Any]:

@@ -33,14 +33,26 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
     scratch.replace(file)
 
 
-def load_batches(folder: Path) -> Iterator[WrittenBatch]:
-    """The batches kept, in order.
+def count_edits(folder: Path) -> int:
+    """How many edits are kept.
+
+    Raises:
+        RunFolderError: The last file is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    return int(files[-1].stem) - 1 + len(_load(files[-1]).results) if files else 0
+
+
+def load_batches(folder: Path, limit: int) -> Iterator[WrittenBatch]:
+    """The batches of the first ``limit`` edits kept, in order.
 
     Raises:
         RunFolderError: A file is damaged, or one is missing between others.
     """
     expected = 1
     for file in sorted(folder.glob("*.safetensors")):
+        if expected > limit:
+            return
         if int(file.stem) != expected:
             raise RunFolderError(f"{folder} lacks the batch of edit {expected}.", mend="Start the run in a new folder.")
         batch = _load(file)
