@@ -123,6 +123,14 @@ class RunFolderError(BetaEditError):
     """A run folder is missing, broken, or written by a newer version."""
 
 
+class LedgerError(BetaEditError):
+    """A workspace is missing, damaged, in use, or cannot be written."""
+
+
+class IdentityError(LedgerError):
+    """A workspace belongs to another model, other statistics, or another method."""
+
+
 class JudgeError(BetaEditError):
     """A judge of answers cannot be reached, or gives no verdict."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +23,12 @@ from betaedit.evaluation.drift import held_out_prose
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.rule import MemoryRule
+from betaedit.memory.update import Update
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.statistics.collect import Sums, add_rows, batches
 
+_Found = TypeVar("_Found")
 _KEPT = 0.82  # null spaces of real models keep 80 to 85% of the directions
 _D_OUT_SHARE = 3
 _HISTORY = 100
@@ -42,9 +45,9 @@ _PUBLISHED = {
 
 
 def solve(width: int, *, config: EditConfig | None = None, device: torch.device | str = "cpu") -> list[Row]:
-    """One layer's update at ``d_in = width`` with 100 keys written before: float64 and float32 bases.
+    """One layer's edit at ``d_in = width`` with 100 keys written before: float64 and float32 bases.
 
-    Each row's ``relative_error`` is against the float32 reference, ``float64_error`` against the same in float64.
+    Timed are the solve, adding its update to a float32 weight, and remembering the key. Each row's ``relative_error`` is against the float32 reference, ``float64_error`` against the same in float64.
     """
     config = config or make_config({})
     moment = synthetic_moment(width, config.nullspace_threshold, device)
@@ -53,7 +56,14 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     residuals = torch.randn(width // _D_OUT_SHARE, _EDITS, generator=generator, device=device)
     reference = DenseSolver(moment, config)
     reference.history += keys[:, :_HISTORY] @ keys[:, :_HISTORY].T
-    dense, expected = _timed_updates(reference.update, keys, residuals, device)
+    weight = torch.zeros(len(residuals), width, device=device)
+
+    def published(key: Tensor, residual: Tensor) -> Tensor:
+        found = reference.update(key, residual)
+        weight.add_(found)
+        return found
+
+    dense, expected = _timed_updates(published, keys, residuals, device)
     exact = _exact_update(moment, config, keys, residuals)
     speed = bandwidth(device)
     rows: list[Row] = []
@@ -61,21 +71,23 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
         memory = AssociativeMemory(moment, _rule(config), basis_dtype=basis)
         memory.remember(keys[:, :_HISTORY])
 
-        def update(key: Tensor, residual: Tensor, memory: AssociativeMemory = memory) -> Tensor:
+        def ours(key: Tensor, residual: Tensor, memory: AssociativeMemory = memory) -> Update:
             found = memory.solve(key, residual)
+            weight.addmm_(found.left.to(weight), found.right.to(weight).T)
             memory.remember(key)
-            return found.dense()
+            return found
 
-        ours, found = _timed_updates(update, keys, residuals, device)
+        taken, update = _timed_updates(ours, keys, residuals, device)
+        found = update.dense()
         kept = memory.null_space.rank
         read = 2 * width * kept * basis.itemsize
         rows.append(
             Row(
                 name=f"solve d={width} {str(basis).removeprefix('torch.')}",
-                ours_seconds=ours,
+                ours_seconds=taken,
                 reference_seconds=dense,
                 relative_error=relative_error(found, expected),
-                floor_seconds=read / speed,
+                floor_seconds=(read + 2 * weight.nbytes) / speed,
                 details={
                     "float64_error": relative_error(found, exact),
                     "kept": kept / width,
@@ -259,19 +271,19 @@ def _changes(engine: Engine) -> dict[int, Tensor]:
 
 
 def _timed_updates(
-    update: Callable[[Tensor, Tensor], Tensor], keys: Tensor, residuals: Tensor, device: torch.device | str
-) -> tuple[float, Tensor]:
+    edit: Callable[[Tensor, Tensor], _Found], keys: Tensor, residuals: Tensor, device: torch.device | str
+) -> tuple[float, _Found]:
     """Median seconds of the edits after the history, and the last update."""
     taken: list[float] = []
-    results: list[Tensor] = []
+    results: list[_Found] = []
     for at in range(_EDITS):
         key, residual = keys[:, _HISTORY + at, None], residuals[:, at, None]
-        taken.append(seconds(partial(_into, results, update, key, residual), device=device))
+        taken.append(seconds(partial(_into, results, edit, key, residual), device=device))
     return sorted(taken)[_EDITS // 2], results[-1]
 
 
-def _into(results: list[Tensor], update: Callable[[Tensor, Tensor], Tensor], key: Tensor, residual: Tensor) -> None:
-    results.append(update(key, residual))
+def _into(results: list[_Found], edit: Callable[[Tensor, Tensor], _Found], key: Tensor, residual: Tensor) -> None:
+    results.append(edit(key, residual))
 
 
 def _step_bytes(editor: Editor) -> float:

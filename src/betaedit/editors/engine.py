@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
-from betaedit.editors.matrix import EditedMatrix
+from betaedit.editors.matrix import EditedMatrix, set_aside
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.values import Value, optimize_values
@@ -201,16 +201,28 @@ class Engine:
                 self._drop(leaving)
             undo.pop_all()
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
+    def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:
+        """Take up a sequence where it was left; its weights are in ``matrices`` already.
+
+        Args:
+            live: The facts that the weights hold, in the order in which they were written.
+            keys: By layer, the (d_in, b) keys of each of their batches, in order.
+        """
+        self.live[:] = live
+        self._n_batches = max((held.batch for held in live), default=0)
+        self.memories = self._new_memories()
+        for layer, memory in self.memories.items():
+            device = self.matrices[layer].current().device
+            memory.recall(batch.to(device) for batch in keys[layer])
+
+    def rewrite(self) -> None:
+        """Write the live facts again, from the original weights, with the keys and values they have."""
+        self.memories = self._new_memories()
+        self._write_again(self.live)
+
+    def unedited(self) -> AbstractContextManager[None]:
         """A context in which the model has its original weights."""
-        kept = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
-        self.restore()
-        try:
-            yield
-        finally:
-            for layer, matrix in self.matrices.items():
-                matrix.restore(kept[layer])
+        return set_aside(self.matrices)
 
     def restore(self) -> None:
         """The original weights, bit for bit."""

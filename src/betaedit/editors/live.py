@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ class LiveFact:
 
     result: EditResult
     batch: int
-    written: dict[int, Associations]
+    written: Mapping[int, Associations]
 
     @property
     def fact(self) -> Fact:

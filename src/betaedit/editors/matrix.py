@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +13,19 @@ from betaedit.memory.update import Update
 from betaedit.models.anatomy import is_transposed
 
 _EXACT = (torch.float32, torch.float64)
+
+
+@dataclass
+class Changes:
+    """What was done to one matrix, so that doing it again gives the same weight bit for bit.
+
+    Args:
+        restarted: Whether the matrix was set back to its original first.
+        updates: What was added then, in order, in the type it was added in.
+    """
+
+    restarted: bool = False
+    updates: list[Update] = field(default_factory=list)
 
 
 class EditedMatrix:
@@ -26,11 +43,15 @@ class EditedMatrix:
         self._original = self._weight.detach().to("cpu", copy=True)
         self._shared = self._weight.dtype in _EXACT
         self._master = self._weight.detach() if self._shared else self._weight.detach().float()
+        self._changes: Changes | None = None
 
     @torch.no_grad()
     def add(self, update: Update) -> None:
         """``W <- W + left right^T``."""
-        left, right = update.left.to(self._master), update.right.to(self._master)
+        # Row by row in memory whoever made them: the same sums when they are read back from a file.
+        left, right = update.left.to(self._master).contiguous(), update.right.to(self._master).contiguous()
+        if self._changes is not None:
+            self._changes.updates.append(Update(left, right))
         if self._transposed:
             left, right = right, left
         self._master.addmm_(left, right.T)
@@ -55,9 +76,16 @@ class EditedMatrix:
     @torch.no_grad()
     def restore(self, snapshot: Tensor | None = None) -> None:
         """Back to ``snapshot``, bit for bit; to the original weight without one."""
+        if self._changes is not None and snapshot is None:
+            self._changes.restarted = True
+            self._changes.updates.clear()
         self._master.copy_(self._original if snapshot is None else snapshot)
         if not self._shared:
             self._weight.copy_(self._original if snapshot is None else self._master)
+
+    def load(self, weight: Tensor) -> None:
+        """Take ``weight`` (d_out, d_in), as ``current`` gave it."""
+        self.restore(self._oriented(weight.to(self._master)))
 
     def original(self) -> Tensor:
         """``W_0`` (d_out, d_in), float32."""
@@ -69,3 +97,27 @@ class EditedMatrix:
 
     def _oriented(self, stored: Tensor) -> Tensor:
         return stored.T if self._transposed else stored
+
+
+@contextmanager
+def recording(matrices: Mapping[int, EditedMatrix]) -> Iterator[dict[int, Changes]]:
+    """A context that notes what is done to ``matrices``, by layer."""
+    noted: dict[int, Changes] = {layer: Changes() for layer in matrices}
+    with ExitStack() as stop:
+        for layer, matrix in matrices.items():
+            stop.callback(setattr, matrix, "_changes", None)
+            matrix._changes = noted[layer]
+        yield noted
+
+
+@contextmanager
+def set_aside(matrices: Mapping[int, EditedMatrix]) -> Iterator[None]:
+    """A context in which ``matrices`` are as they were before the first edit."""
+    kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
+    for matrix in matrices.values():
+        matrix.restore()
+    try:
+        yield
+    finally:
+        for layer, matrix in matrices.items():
+            matrix.restore(kept[layer])

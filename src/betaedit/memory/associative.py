@@ -11,6 +11,7 @@ under a rule that cuts new projectors from them. The equality form is solved wit
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float
@@ -164,6 +165,34 @@ class AssociativeMemory:
             raise _unknown()
         self.n_written -= keys.shape[1]
         self.last_refresh = min(self.last_refresh, self.n_written)
+
+    def recall(self, batches: Iterable[Float[Tensor, "d_in b"]]) -> None:
+        """Count ``batches`` of keys as written before; for a memory that holds none yet.
+
+        Law: as ``refresh`` where due and ``remember`` for one batch after the other, but for rounding.
+        Raises: as ``remember``.
+        Cost: the last of the refreshes and one fold, however many keys.
+        """
+        keys, refreshed = [], 0
+        for batch in batches:
+            if self.refresh_due():
+                refreshed = self.last_refresh = self.n_written
+            self._check_keys(batch)
+            self.n_written += batch.shape[1]
+            if self.rule.history:
+                keys.append(self._cast(batch))
+        count, none = self.n_written, self._keys.matrix
+        written = torch.cat([none, *keys], dim=1)
+        if refreshed:
+            self.n_written = refreshed
+            self._absorb(written[:, :refreshed], none)
+            self.refresh()
+            self.n_written = count
+            written = written[:, refreshed:]
+        if written.shape[1] >= self._fold_after:
+            self._fold(written, none)
+        elif written.shape[1] > 0:
+            self._carry_only(written)
 
     def fold(self) -> None:
         """Move the carried keys into the diagonal: one eigendecomposition; later updates are the same."""

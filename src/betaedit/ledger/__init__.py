@@ -1,0 +1,1 @@
+"""The durable record of edits: a workspace that loses nothing and takes everything back."""

@@ -1,0 +1,48 @@
+"""Tensors as the bytes that a ledger keeps, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from betaedit.ledger.store import Identity, Store
+from betaedit.memory.conflicts import Associations
+
+
+def to_bytes(tensor: Tensor, dtype: str) -> bytes:
+    """The numbers of ``tensor``, row by row, in ``dtype``."""
+    plain = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    return plain.view(torch.uint8).numpy().tobytes()
+
+
+def from_bytes(data: bytes, dtype: str, *shape: int) -> Tensor:
+    """What ``to_bytes`` made ``data`` from."""
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
+
+
+class Asked(Mapping[int, Associations]):
+    """What one writing asked of the matrix of each layer, read from the ledger when it is needed."""
+
+    def __init__(self, store: Store, writing: int) -> None:
+        self._store, self._writing = store, writing
+
+    def __getitem__(self, layer: int) -> Associations:
+        key, wanted = self._store.asked(self._writing, layer)
+        dtype = self._store.identity.storage
+        return Associations(from_bytes(key, dtype, -1, 1), from_bytes(wanted, dtype, -1, 1))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._store.identity.shapes)
+
+    def __len__(self) -> int:
+        return len(self._store.identity.shapes)
+
+
+def asked_bytes(asked: Mapping[int, Associations], identity: Identity) -> dict[int, tuple[bytes, bytes]]:
+    """What a writing asked, by layer, as the ledger keeps it."""
+    return {
+        layer: (to_bytes(facts.keys, identity.storage), to_bytes(facts.values, identity.storage))
+        for layer, facts in asked.items()
+    }

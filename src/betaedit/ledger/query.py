@@ -1,0 +1,131 @@
+"""Questions to a ledger that need no model."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from betaedit.errors import LedgerError
+from betaedit.ledger.store import State, Store, Writing
+
+
+@dataclass(frozen=True)
+class FactChanges:
+    """What the model holds after one event and not after another, and the other way round."""
+
+    gained: list[Writing]
+    lost: list[Writing]
+
+
+def select(
+    facts: Sequence[Writing],
+    *,
+    subject: str | None = None,
+    state: State | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> list[Writing]:
+    """The facts about a subject (any case), in a state, written between two dates (``2026-11-21``, or with a time)."""
+    return [
+        fact
+        for fact in facts
+        if (subject is None or fact.fact.subject.casefold() == subject.casefold())
+        and (state is None or fact.state == state)
+        and (since is None or fact.at >= since)
+        and (until is None or fact.at[: len(until)] <= until)
+    ]
+
+
+def find(store: Store, name: str) -> list[Writing]:
+    """The live facts that ``name`` means: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
+
+    Raises:
+        LedgerError: There is none; the nearest names are suggested.
+    """
+    live = [fact for fact in store.facts() if fact.state == "live"]
+    number = name.removeprefix("#")
+    if number.isdecimal() and (found := [fact for fact in live if fact.number == int(number)]):
+        return found
+    for same in (_has_id, _is_about, _mentions):
+        if found := [fact for fact in live if same(fact, name)]:
+            return found
+    names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
+    near = difflib.get_close_matches(name, sorted(names), n=3)
+    mend = f"Did you mean {' or '.join(near)}?" if near else "`betaedit log --state live` lists what there is."
+    raise LedgerError(f"the model holds no fact {name!r}.", mend=mend)
+
+
+def latest(store: Store, count: int) -> list[Writing]:
+    """The live facts that were written last, newest first."""
+    return store.live()[::-1][:count]
+
+
+def compare(store: Store, before: int, after: int) -> FactChanges:
+    """What the model holds after the event ``after`` and not after ``before``, and the other way round.
+
+    Raises:
+        LedgerError: There is no such event.
+    """
+    old = {writing.id: writing for writing in store.live(store.event(before).id)}
+    new = {writing.id: writing for writing in store.live(store.event(after).id)}
+    return FactChanges(
+        gained=[writing for key, writing in new.items() if key not in old],
+        lost=[writing for key, writing in old.items() if key not in new],
+    )
+
+
+def status(store: Store) -> dict[str, Any]:
+    """Model, method, how many facts in which state, and the size of the file."""
+    facts = store.facts()
+    states = Counter(fact.state for fact in facts)
+    last = store.event(store.head)
+    identity = store.identity
+    return {
+        "workspace": str(store.path.parent),
+        "model": identity.model,
+        "method": identity.method,
+        "layers": sorted(identity.shapes),
+        "live": states["live"],
+        "replaced": states["replaced"],
+        "forgotten": states["forgotten"],
+        "undone": states["undone"],
+        "events": last.id,
+        "last": {"event": last.id, "kind": last.kind, "at": last.at},
+        "created": identity.created,
+        "storage": identity.storage,
+        "bytes": store.nbytes,
+        "bytes_per_fact": store.nbytes / len(facts) if facts else None,
+    }
+
+
+def to_dict(writing: Writing) -> dict[str, Any]:
+    """A fact as ``--json`` prints it."""
+    fact = writing.fact
+    return {
+        "number": writing.number,
+        "state": writing.state,
+        "event": writing.event,
+        "at": writing.at,
+        "until": writing.until,
+        "id": fact.id,
+        "prompt": fact.prompt,
+        "subject": fact.subject,
+        "target_new": fact.target_new,
+        "target_true": fact.target_true,
+        "figures": writing.figures,
+    }
+
+
+def _has_id(writing: Writing, name: str) -> bool:
+    return writing.fact.id == name
+
+
+def _is_about(writing: Writing, name: str) -> bool:
+    return writing.fact.subject.casefold() == name.casefold()
+
+
+def _mentions(writing: Writing, name: str) -> bool:
+    return name.casefold() in writing.fact.text.casefold()

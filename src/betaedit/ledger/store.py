@@ -1,0 +1,598 @@
+"""One SQLite file that says what was done to which model: events, facts, and the numbers to do it all again.
+
+The file is the truth of a workspace. It only grows: an event is committed whole, in one transaction, and is never
+changed afterwards; what an event took out of the model stays in the file. Every event carries a hash over itself, over
+the hashes of its arrays and over the event before it, so a change made by anybody else is found (``verify``).
+
+Tables (docs/file-formats.md): ``events``; ``writings``, a row for every time a fact was written; ``spans``, between which
+events a writing was in the model; ``asked``, its key and wanted value in every layer; ``factors``, what an event added
+to a layer's matrix; ``snapshots``, matrices as they were after an event, so that a long history opens quickly. Arrays
+are little-endian numbers without headers, as the identity says; this module sees bytes only and never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from betaedit.errors import LedgerError
+from betaedit.facts.fact import Fact
+
+Storage = Literal["float32", "float64", "bfloat16"]
+Kind = Literal["init", "edit", "forget", "restore"]
+Reason = Literal["replaced", "rewritten", "forgotten", "undone"]
+State = Literal["live", "replaced", "forgotten", "undone"]
+
+FORMAT = 1
+FIRST = 1
+_APPLICATION = 0x62657461  # "beta", so that another SQLite file is not taken for a ledger
+_BUSY_SECONDS = 5.0
+
+_SCHEMA = """
+CREATE TABLE identity (value TEXT NOT NULL);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, parent INTEGER, at TEXT NOT NULL, note TEXT NOT NULL,
+    factors TEXT, hash TEXT NOT NULL
+);
+CREATE TABLE writings (
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, event INTEGER NOT NULL REFERENCES events (id),
+    batch INTEGER NOT NULL, prompt TEXT NOT NULL, subject TEXT NOT NULL, target_new TEXT NOT NULL, target_true TEXT,
+    name TEXT, figures TEXT NOT NULL, asked TEXT NOT NULL
+);
+CREATE INDEX writings_number ON writings (number);
+CREATE INDEX writings_subject ON writings (subject);
+CREATE INDEX writings_event ON writings (event);
+CREATE TABLE spans (
+    writing INTEGER NOT NULL REFERENCES writings (id), since INTEGER NOT NULL REFERENCES events (id),
+    until INTEGER REFERENCES events (id), why TEXT, PRIMARY KEY (writing, since)
+);
+CREATE INDEX spans_since ON spans (since);
+CREATE INDEX spans_until ON spans (until);
+CREATE TABLE asked (
+    writing INTEGER NOT NULL REFERENCES writings (id), layer INTEGER NOT NULL, key BLOB NOT NULL, wanted BLOB NOT NULL,
+    PRIMARY KEY (writing, layer)
+);
+CREATE TABLE factors (
+    event INTEGER NOT NULL REFERENCES events (id), layer INTEGER NOT NULL, step INTEGER NOT NULL,
+    rank INTEGER NOT NULL, lefts BLOB NOT NULL, rights BLOB NOT NULL, PRIMARY KEY (event, layer, step)
+);
+CREATE TABLE snapshots (
+    event INTEGER NOT NULL REFERENCES events (id), layer INTEGER NOT NULL, weight BLOB NOT NULL, hash TEXT NOT NULL,
+    PRIMARY KEY (event, layer)
+);
+"""
+
+
+class Identity(BaseModel):
+    """What a workspace belongs to; anything else is refused.
+
+    Args:
+        model: Name or folder.
+        weights: Fingerprint of the unedited weights.
+        dtype: Type the model is loaded in.
+        method: Name of the recipe.
+        recipe: Fingerprint of its definition.
+        config: Hyper-parameters, context templates included.
+        statistics: Fingerprint of the second moments, which lie beside the ledger.
+        origin: Where the statistics come from.
+        shapes: (d_out, d_in) of the edited matrices, by layer.
+        storage: Type in which keys and wanted values are kept.
+        exact: Type of the edited matrices in memory; factors and snapshots are kept in it.
+        versions: Of Python and the libraries that made the workspace.
+        created: When, in UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    model: str
+    weights: str
+    dtype: str
+    method: str
+    recipe: str
+    config: dict[str, Any]
+    statistics: str
+    origin: dict[str, Any]
+    shapes: dict[int, tuple[int, int]]
+    storage: Storage
+    exact: Storage
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that was done.
+
+    Args:
+        id: Its place, from 1.
+        kind: ``init``, ``edit``, ``forget`` or ``restore``.
+        parent: The event whose weights it added to.
+        at: When, in UTC.
+        note: What the command said of it.
+        factors: Hash of what was added to the weights; ``None`` for nothing, ``whole`` where only the matrices
+            afterwards were kept.
+        hash: Over all of this, its facts, and the event before it.
+    """
+
+    id: int
+    kind: Kind
+    parent: int | None
+    at: str
+    note: dict[str, Any]
+    factors: str | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One time that a fact was written.
+
+    Args:
+        id: Its place among all writings.
+        number: The fact's own number, the same whenever it is written again.
+        event: The event that wrote it.
+        batch: Number of the batch it was written with.
+        at: When, in UTC.
+        fact: The fact.
+        figures: What writing it took.
+        state: Whether the model holds it, or why not.
+        until: The event that took it out.
+    """
+
+    id: int
+    number: int
+    event: int
+    batch: int
+    at: str
+    fact: Fact
+    figures: dict[str, Any]
+    state: State
+    until: int | None
+
+
+@dataclass(frozen=True)
+class NewWriting:
+    """A fact as an event writes it: ``asked`` has the bytes of its key and wanted value by layer."""
+
+    number: int | None
+    batch: int
+    fact: Fact
+    figures: dict[str, Any]
+    asked: Mapping[int, tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event that is to be committed.
+
+    Args:
+        kind: What is done.
+        note: What the command says of it.
+        written: Facts that come in.
+        ended: Writings that go out, and why.
+        revived: Writings of before that come back in.
+        parent: The event whose weights are added to; the last one when not given.
+        factors: By layer, the (rank, lefts, rights) that were added, in order.
+        snapshot: By layer, the whole matrix afterwards.
+        whole: Whether the snapshot stands for the factors.
+    """
+
+    kind: Kind
+    note: dict[str, Any] = field(default_factory=dict)
+    written: Sequence[NewWriting] = ()
+    ended: Mapping[int, Reason] = field(default_factory=dict)
+    revived: Sequence[int] = ()
+    parent: int | None = None
+    factors: Mapping[int, Sequence[tuple[int, bytes, bytes]]] = field(default_factory=dict)
+    snapshot: Mapping[int, Callable[[], bytes]] | None = None
+    whole: bool = False
+
+
+class Store:
+    """The open ledger of a workspace.
+
+    Args:
+        path: The SQLite file.
+        write: Whether events are to be appended.
+
+    Raises:
+        LedgerError: There is no ledger, it is no ledger, it is damaged, or a newer version wrote it.
+    """
+
+    def __init__(self, path: Path, *, write: bool = False) -> None:
+        self.path = path
+        if not path.is_file():
+            raise LedgerError(f"there is no workspace in {path.parent}.", mend="Make one: betaedit init DIR.")
+        self._open = _connect(path, "rw" if write else "ro")
+        with self._guarded():
+            self._check_kind()
+            if write:
+                self._open.execute("PRAGMA journal_mode = WAL")
+                self._open.execute("PRAGMA synchronous = FULL")
+            self.identity = self._identity()
+
+    @classmethod
+    def create(cls, path: Path, identity: Identity) -> Store:
+        """A new ledger with its first event.
+
+        Raises:
+            LedgerError: There is one already, or it cannot be written.
+        """
+        if path.exists():
+            raise LedgerError(f"{path.parent} is a workspace already.", mend="Use it, or name a new folder.")
+        scratch = path.with_name(path.name + ".new")
+        with _translated(scratch):
+            scratch.unlink(missing_ok=True)
+            opened = _connect(scratch, "rwc")
+            opened.executescript(_SCHEMA)
+            opened.execute(f"PRAGMA application_id = {_APPLICATION}")
+            opened.execute(f"PRAGMA user_version = {FORMAT}")
+            opened.execute("INSERT INTO identity VALUES (?)", (identity.model_dump_json(),))
+            opened.close()
+        first = cls(scratch, write=True)
+        first.append(Entry("init"))
+        first.close()
+        with _translated(scratch):
+            scratch.rename(path)
+        return cls(path, write=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._open.close()
+
+    @property
+    def head(self) -> int:
+        """The last event."""
+        return int(self._one("SELECT max(id) FROM events") or 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, with what is not yet moved from the write-ahead log."""
+        files = [self.path, self.path.with_name(self.path.name + "-wal")]
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def append(self, entry: Entry) -> int:
+        """Commit an event; it is on disk, whole, when this returns. Returns its id.
+
+        Raises:
+            LedgerError: Disk full, file read-only or locked by another program; nothing has changed then.
+        """
+        with self._guarded(), self._transaction():
+            event = self.head + 1
+            parent = entry.parent or (event - 1 if event > FIRST else None)
+            factors = _WHOLE if entry.whole else self._add_factors(event, entry.factors)
+            at = _now()
+            note = _plain(entry.note)
+            self._open.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, '')", (event, entry.kind, parent, at, note, factors)
+            )
+            for writing in entry.written:
+                self._add_writing(event, writing)
+            for ended, why in entry.ended.items():
+                self._open.execute(
+                    "UPDATE spans SET until = ?, why = ? WHERE writing = ? AND until IS NULL", (event, why, ended)
+                )
+            self._open.executemany(
+                "INSERT INTO spans VALUES (?, ?, NULL, NULL)", [(writing, event) for writing in entry.revived]
+            )
+            if entry.snapshot is not None:
+                self._add_snapshot(event, entry.snapshot)
+            self._open.execute("UPDATE events SET hash = ? WHERE id = ?", (self._hash(event), event))
+        return event
+
+    def event(self, event: int) -> Event:
+        """One event.
+
+        Raises:
+            LedgerError: There is none of that number.
+        """
+        found = self._rows("SELECT * FROM events WHERE id = ?", event)
+        if not found:
+            raise LedgerError(f"there is no event {event}.", mend=f"The workspace has events 1 to {self.head}.")
+        return _event(found[0])
+
+    def events(self) -> list[Event]:
+        """All events, in order."""
+        return [_event(row) for row in self._rows("SELECT * FROM events ORDER BY id")]
+
+    def facts(self) -> list[Writing]:
+        """Every fact, as it was written last, in order of its number."""
+        newest: dict[int, Writing] = {}
+        for row in self._rows(f"{_WRITINGS} ORDER BY w.id, s.since"):
+            writing = _writing(row)
+            newest[writing.number] = writing
+        return [newest[number] for number in sorted(newest)]
+
+    def writings(self, number: int) -> list[Writing]:
+        """Every time the fact of that number was written, in order."""
+        rows = [_writing(row) for row in self._rows(f"{_WRITINGS} WHERE w.number = ? ORDER BY w.id, s.since", number)]
+        return list({writing.id: writing for writing in rows}.values())
+
+    def written(self, event: int) -> list[Writing]:
+        """What one event wrote, in order."""
+        return [
+            _writing(row)
+            for row in self._rows(f"{_WRITINGS} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
+        ]
+
+    def live(self, event: int | None = None) -> list[Writing]:
+        """What the model holds after ``event`` (the last one), in the order in which it was written."""
+        at = event or self.head
+        alive = "WHERE s.since <= ? AND (s.until IS NULL OR s.until > ?) ORDER BY w.id"
+        return [_writing(row) for row in self._rows(f"{_WRITINGS} {alive}", at, at)]
+
+    def asked(self, writing: int, layer: int) -> tuple[bytes, bytes]:
+        """Key and wanted value of one writing in one layer."""
+        key, wanted = self._array("key, wanted", writing, layer)
+        return key, wanted
+
+    def key(self, writing: int, layer: int) -> bytes:
+        """The key of one writing in one layer, as in ``asked``."""
+        return bytes(self._array("key", writing, layer)[0])
+
+    def has_arrays(self, writings: Iterable[int]) -> bool:
+        """Whether the keys and wanted values of all ``writings`` are still there."""
+        kept = {row[0] for row in self._rows("SELECT DISTINCT writing FROM asked")}
+        return kept.issuperset(writings)
+
+    def trail(self, event: int, *, snapshots: bool = True) -> tuple[int | None, list[int]] | None:
+        """How to come to the weights after ``event``: a snapshot, and the events whose factors follow, in order.
+
+        The snapshot is that of an event, ``None`` for the unedited model. The whole is ``None`` when ``gc`` has dropped
+        what leads there.
+
+        Without ``snapshots``, those that only save adding factors are passed over.
+        """
+        parents = {row[0]: (row[1], row[2]) for row in self._rows("SELECT id, parent, factors FROM events")}
+        kept = {row[0] for row in self._rows("SELECT DISTINCT event FROM factors")}
+        taken = {row[0] for row in self._rows("SELECT DISTINCT event FROM snapshots")}
+        if not snapshots:
+            taken = {event for event in taken if parents[event][1] == _WHOLE}
+        following: list[int] = []
+        at: int | None = event
+        while at is not None and at not in taken:
+            parent, factors = parents[at]
+            if factors == _WHOLE:
+                return None
+            if factors is not None:
+                if at not in kept:
+                    return None
+                following.append(at)
+            at = parent
+        return at, following[::-1]
+
+    def factors(self, event: int, layer: int) -> list[tuple[int, bytes, bytes]]:
+        """The (rank, lefts, rights) that ``event`` added to one layer, in order."""
+        query = "SELECT rank, lefts, rights FROM factors WHERE event = ? AND layer = ? ORDER BY step"
+        return self._rows(query, event, layer)
+
+    def following(self, event: int) -> list[int] | None:
+        """The events whose factors lead from the weights after ``event`` to those of now; ``None``: none do."""
+        parents = {row[0]: row[1:] for row in self._rows("SELECT id, parent, factors FROM events")}
+        found: list[int] = []
+        at: int | None = self.head
+        while at is not None and at != event:
+            parent, factors = parents[at]
+            if factors == _WHOLE:
+                return None
+            if factors is not None:
+                found.append(at)
+            at = parent
+        return None if at is None else found[::-1]
+
+    def ranks(self, events: Sequence[int]) -> int:
+        """How many rank-one updates ``events`` added to a layer."""
+        layer = min(self.identity.shapes)
+        known = dict(self._rows("SELECT event, sum(rank) FROM factors WHERE layer = ? GROUP BY event", layer))
+        return sum(known.get(event, 0) for event in events)
+
+    def snapshot(self, event: int, layer: int) -> bytes:
+        """One matrix as it was after ``event``."""
+        return bytes(self._rows("SELECT weight FROM snapshots WHERE event = ? AND layer = ?", event, layer)[0][0])
+
+    def collect(self, snapshot: Mapping[int, Callable[[], bytes]], *, purge: bool) -> None:
+        """Keep what leads to the weights of now and drop the other factors and snapshots, then give the space back.
+
+        Facts, keys and values stay, so an earlier point can still be written again from them; with ``purge`` those of
+        facts that the model does not hold go too.
+        """
+        with self._guarded():
+            with self._transaction():
+                head = self.head
+                self._open.execute("DELETE FROM factors")
+                self._open.execute("DELETE FROM snapshots")
+                self._add_snapshot(head, snapshot)
+                if purge:
+                    live = "SELECT writing FROM spans WHERE until IS NULL"
+                    self._open.execute(f"DELETE FROM asked WHERE writing NOT IN ({live})")
+            self._open.execute("VACUUM")
+            self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def verify(self) -> list[str]:
+        """What is wrong with the file: damage, or a record that is not as it was committed. Empty when all is well."""
+        with self._guarded():
+            problems = [str(row[0]) for row in self._open.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            problems += [
+                f"event {row[0]} is not as it was committed"
+                for row in self._rows("SELECT id, hash FROM events ORDER BY id")
+                if self._hash(row[0]) != row[1]
+            ]
+            problems += self._changed_arrays()
+        return problems
+
+    def _changed_arrays(self) -> Iterator[str]:
+        collected = self._one("SELECT coalesce(max(event), 0) FROM snapshots")
+        for event, told in self._rows("SELECT id, factors FROM events WHERE factors != ?", _WHOLE):
+            rows = self._rows("SELECT layer, step, lefts, rights FROM factors WHERE event = ? ORDER BY 1, 2", event)
+            if (rows or event > collected) and _hash_arrays((row[2], row[3]) for row in rows) != told:
+                yield f"the factors of event {event} are not as they were committed"
+        for writing, told in self._rows("SELECT id, asked FROM writings"):
+            rows = self._rows("SELECT key, wanted FROM asked WHERE writing = ? ORDER BY layer", writing)
+            if rows and _hash_arrays(rows) != told:
+                yield f"the arrays of writing {writing} are not as they were committed"
+        for event, layer, told in self._rows("SELECT event, layer, hash FROM snapshots"):
+            if _hash_arrays([(self.snapshot(event, layer),)]) != told:
+                yield f"the snapshot of event {event}, layer {layer}, is not as it was committed"
+
+    def _array(self, columns: str, writing: int, layer: int) -> tuple[bytes, ...]:
+        rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", writing, layer)
+        if not rows:
+            raise LedgerError(f"the keys and values of writing {writing} are gone.", mend="gc has purged them.")
+        found: tuple[bytes, ...] = rows[0]
+        return found
+
+    def _add_factors(self, event: int, factors: Mapping[int, Sequence[tuple[int, bytes, bytes]]]) -> str | None:
+        rows = [
+            (event, layer, step, rank, lefts, rights)
+            for layer, steps in sorted(factors.items())
+            for step, (rank, lefts, rights) in enumerate(steps)
+        ]
+        self._open.executemany("INSERT INTO factors VALUES (?, ?, ?, ?, ?, ?)", rows)
+        return _hash_arrays((row[4], row[5]) for row in rows) if rows else None
+
+    def _add_writing(self, event: int, new: NewWriting) -> None:
+        number = new.number or int(self._one("SELECT coalesce(max(number), 0) + 1 FROM writings"))
+        fact, arrays = new.fact, [new.asked[layer] for layer in sorted(new.asked)]
+        columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _plain(new.figures))
+        written = self._open.execute(
+            "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, event, new.batch, *columns, _hash_arrays(arrays)),
+        ).lastrowid
+        self._open.execute("INSERT INTO spans VALUES (?, ?, NULL, NULL)", (written, event))
+        self._open.executemany(
+            "INSERT INTO asked VALUES (?, ?, ?, ?)", [(written, layer, *new.asked[layer]) for layer in new.asked]
+        )
+
+    def _add_snapshot(self, event: int, snapshot: Mapping[int, Callable[[], bytes]]) -> None:
+        for layer, weight in snapshot.items():
+            data = weight()
+            self._open.execute(
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?)", (event, layer, data, _hash_arrays([(data,)]))
+            )
+
+    def _hash(self, event: int) -> str:
+        """Over the event, its facts and the event before it; over the identity for the first."""
+        if event == FIRST:
+            before = self._one("SELECT value FROM identity")
+        else:
+            before = self._one("SELECT hash FROM events WHERE id = ?", event - 1)
+        parts = [
+            before,
+            *self._rows("SELECT id, kind, parent, at, note, factors FROM events WHERE id = ?", event),
+            *self._rows("SELECT * FROM writings WHERE event = ? ORDER BY id", event),
+            *self._rows("SELECT writing FROM spans WHERE since = ? ORDER BY writing", event),
+            *self._rows("SELECT writing, why FROM spans WHERE until = ? ORDER BY writing", event),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _identity(self) -> Identity:
+        try:
+            return Identity.model_validate_json(self._one("SELECT value FROM identity"))
+        except (ValidationError, TypeError) as error:
+            raise LedgerError(f"{self.path} says nothing usable of its model: {error}", mend=_DAMAGED) from error
+
+    def _check_kind(self) -> None:
+        if self._one("PRAGMA application_id") != _APPLICATION:
+            raise LedgerError(f"{self.path} is no ledger.", mend="Name the folder of a workspace.")
+        if (version := self._one("PRAGMA user_version")) > FORMAT:
+            raise LedgerError(
+                f"{self.path} has format {version}, this version reads up to {FORMAT}.",
+                mend="Install a newer betaedit.",
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._open.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._open.execute("COMMIT")
+        except BaseException:
+            if self._open.in_transaction:
+                self._open.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with _translated(self.path):
+            yield
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._guarded():
+            return self._open.execute(query, values).fetchall()
+
+    def _one(self, query: str, *values: object) -> Any:
+        found = self._rows(query, *values)
+        return found[0][0] if found else None
+
+
+_WHOLE = "whole"
+_DAMAGED = "The file is damaged: take the last copy of it."
+_WRITINGS = (
+    "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
+    "w.figures, s.until, s.why FROM writings w JOIN spans s ON s.writing = w.id JOIN events e ON e.id = w.event"
+)
+_ERRORS = {
+    "full": "Free some space: nothing is lost, the event was not committed.",
+    "readonly": "Make the file and its folder writable.",
+    "locked": "Another program is writing to it; try again when it has finished.",
+    "unable to open": "Look at the rights of the file and its folder.",
+}
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    with _translated(path):
+        return sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """A context in which what SQLite and the system report says what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        mend = next((mend for sign, mend in _ERRORS.items() if sign in str(error)), _DAMAGED)
+        raise LedgerError(f"{path}: {error}", mend=mend) from error
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    event, kind, parent, at, note, factors, told = row
+    return Event(event, kind, parent, at, json.loads(note), factors, told)
+
+
+def _writing(row: tuple[Any, ...]) -> Writing:
+    written, number, event, batch, at, prompt, subject, new, true, name, figures, until, why = row
+    state: State = "live" if until is None else "replaced" if why == "rewritten" else why
+    fact = Fact(prompt, subject, new, true, name)
+    return Writing(written, number, event, batch, at, fact, json.loads(figures), state, until)
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+
+def _hash_arrays(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for parts in arrays:
+        for part in parts:
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,535 @@
+"""A workspace: a model, a method, and a ledger of all that was written into it and taken out again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+
+from betaedit.editors.config import make_config
+from betaedit.editors.editor import Editor
+from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.editors.live import LiveFact
+from betaedit.editors.matrix import Changes, EditedMatrix, recording
+from betaedit.editors.recipes import find_recipe
+from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError
+from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
+from betaedit.ledger.query import find, latest
+from betaedit.ledger.store import FIRST, Entry, Identity, Kind, NewWriting, Reason, Storage, Store, Writing
+from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
+from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
+from betaedit.progress import Progress, SilentProgress
+from betaedit.statistics.moments import Moments
+
+LEDGER = "ledger.sqlite"
+STATISTICS = "statistics.safetensors"
+_LOCK = "writer.lock"
+_LEFTOVERS = {STATISTICS, _LOCK, f"{LEDGER}.new"}  # of a creation that was cut off
+
+
+class Workspace:
+    """A folder that remembers every edit of one model, and the model with all of them in its weights.
+
+    Reading it needs no model; the model is loaded, and brought to where the ledger is, when it is first asked for.
+    One program writes at a time; any number read. Close it, or use it as a context.
+
+    Args:
+        folder: The workspace.
+        store: Its open ledger.
+        model: Gives the unedited model.
+        progress: Where long work draws itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        model: Callable[[], LanguageModel],
+        progress: Progress,
+        lock: FileLock | None = None,
+    ) -> None:
+        self.folder, self.store, self.progress = folder, store, progress
+        self._load, self._lock = model, lock
+        self._model: LanguageModel | None = None
+        self._matrices: dict[int, EditedMatrix] = {}
+        self._editor: Editor | None = None
+        self._written: dict[LiveFact, Writing] = {}
+        self._rank = 0
+
+    @classmethod
+    def create(cls, folder: str | Path, editor: Editor, *, storage: Storage | None = None) -> Workspace:
+        """A new workspace for an editor that has written nothing yet.
+
+        Args:
+            folder: New, or empty.
+            editor: Model, method, hyper-parameters and statistics.
+            storage: Type in which keys and wanted values are kept; that of the matrices when not given. ``bfloat16``
+                halves the file; what is taken out later is then as exact as that type.
+
+        Raises:
+            LedgerError: The folder is a workspace or holds other things.
+            MethodError: Facts of this method cannot be taken back.
+            ConfigError: The editor has edits.
+        """
+        folder = Path(folder)
+        if not editor.recipe.takes_back:
+            raise MethodError(
+                f"a workspace cannot take back what {editor.recipe.name} writes.",
+                mend="Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
+            )
+        if editor.results:
+            raise ConfigError("the model holds edits already.", mend="Call reset() first.")
+        if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - _LEFTOVERS):
+            raise LedgerError(f"{folder} exists and is not empty.", mend="Name a new folder.")
+        engine = editor.engine
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder)
+        editor.statistics.save(folder / STATISTICS)
+        store = Store.create(folder / LEDGER, _identity(editor, storage))
+        made = cls(folder, store, lambda: editor.language_model, editor.progress, lock)
+        made._model, made._editor, made._matrices = editor.language_model, editor, engine.matrices
+        return made
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        write: bool = False,
+        model: LanguageModel | None = None,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> Workspace:
+        """A workspace as it was left.
+
+        Args:
+            folder: The workspace.
+            write: Whether to change it.
+            model: Its unedited model, when that is in memory; loaded when first needed otherwise.
+            device: Where a loaded model goes.
+            progress: Where long work draws itself.
+
+        Raises:
+            LedgerError: There is none, it is damaged, or another program is writing to it.
+        """
+        folder = Path(folder)
+        store = Store(folder / LEDGER, write=write)
+        try:
+            lock = _locked(folder) if write else None
+        except LedgerError:
+            store.close()
+            raise
+        dtype = cast(DtypeName, store.identity.dtype)
+        load = partial(load_language_model, store.identity.model, dtype=dtype, device=device)
+        return cls(folder, store, load if model is None else lambda: model, progress or SilentProgress(), lock)
+
+    def __enter__(self) -> Workspace:
+        """The workspace itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; the model stays as it is."""
+        self.store.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model, with all that the ledger holds in its weights.
+
+        Raises:
+            IdentityError: The model has other weights than the workspace was made with.
+            LedgerError: The weights cannot be built again.
+        """
+        if self._model is None:
+            self._model = self._unedited_model()
+            if self._lock is None:
+                projections = {layer: self._model.anatomy.projection(layer) for layer in self.store.identity.shapes}
+                self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
+                self._come_to(self.store.head)
+            else:
+                self._editor = self._made_editor(self._model)
+                self._matrices = self._editor.engine.matrices
+                self._come_to_head()
+        return self._model
+
+    @property
+    def matrices(self) -> Mapping[int, EditedMatrix]:
+        """The edited matrices of the model, by layer."""
+        _ = self.language_model
+        return self._matrices
+
+    @property
+    def editor(self) -> Editor:
+        """The editor that writes; use the workspace's own methods, which remember what it does.
+
+        Raises:
+            LedgerError: The workspace is open for reading only.
+        """
+        if self._lock is None:
+            raise LedgerError(f"{self.folder} is open for reading.", mend="Open it with write=True.")
+        _ = self.language_model
+        assert self._editor is not None
+        return self._editor
+
+    def write(
+        self,
+        facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase],
+        *,
+        batch_size: int = 1,
+        note: Mapping[str, Any] | None = None,
+    ) -> Iterator[WrittenBatch]:
+        """Write facts; each batch is in the ledger when it is yielded. See ``Editor.write`` for what is refused."""
+        return self._commit_each(self.editor.write(facts, batch_size=batch_size), dict(note or {}))
+
+    def edit(
+        self,
+        facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase],
+        *,
+        batch_size: int = 1,
+        note: Mapping[str, Any] | None = None,
+    ) -> list[EditResult]:
+        """Write facts, each batch an event of its own.
+
+        Raises:
+            FactError, LookupTokenError, NumericalError: See ``Editor.edit``.
+            LedgerError: The ledger cannot be written; the model is as the ledger says then.
+        """
+        items = [facts] if isinstance(facts, Fact | EvaluationCase) else list(facts)
+        written: list[EditResult] = []
+        with self.progress.task("editing", len(items), "facts") as task:
+            for batch in self.write(items, batch_size=batch_size, note=note):
+                task.advance(len(batch.results))
+                written += batch.results
+        return written
+
+    def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
+        """Those of a file that were not written yet: whose fact is neither live nor replaced by a later one."""
+        known = {held.fact for held in self.store.facts() if held.state in ("live", "replaced")}
+        return [case for case in cases if case.fact not in known]
+
+    def forget(self, *names: str, last: int = 0) -> list[Writing]:
+        """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
+
+        The weights become those of a model that was never told them (docs/forgetting.md).
+
+        Raises:
+            LedgerError: There is none of a name, or the ledger cannot be written; nothing has changed then.
+        """
+        chosen = {fact.id: fact for name in names for fact in find(self.store, name)}
+        chosen |= {fact.id: fact for fact in latest(self.store, last)}
+        if not chosen:
+            raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")
+        engine = self.editor.engine
+        with self._event("forget", "forgotten"):
+            engine.forget([live for live, writing in self._written.items() if writing.id in chosen])
+        return list(chosen.values())
+
+    def replace(self, name: str, target: str) -> tuple[Writing, EditResult]:
+        """Give a fact another answer in the place of the one it has; the old one is taken out.
+
+        Raises:
+            LedgerError: There is none of that name, or there are several.
+        """
+        found = find(self.store, name)
+        if len(found) > 1:
+            numbers = ", ".join(f"#{fact.number}" for fact in found)
+            raise LedgerError(f"{name!r} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
+        old = found[0]
+        fact = replace(old.fact, target_new=target)
+        if self.editor.config.conflicts != "replace":
+            self.forget(f"#{old.number}")
+        return old, self.edit(fact)[0]
+
+    def restore(self, event: int) -> None:
+        """Back to the weights and facts after an earlier event; what came since stays in the log, as undone.
+
+        Bit for bit; where ``gc`` dropped what leads there, by writing the facts of that time again (1e-6).
+
+        Raises:
+            LedgerError: There is no such event, or the arrays of its facts were purged.
+        """
+        then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
+        engine = self.editor.engine
+        now = {writing.id for writing in self._written.values()}
+        if not self.store.has_arrays(then):
+            raise LedgerError(f"the facts of event {event} were purged.", mend="Restore a later event.")
+        entry = Entry(
+            "restore",
+            note={"to": event},
+            ended=dict.fromkeys(sorted(now - set(then)), "undone"),
+            revived=sorted(set(then) - now),
+        )
+        if self.store.trail(event) is not None:
+            self.store.append(replace(entry, parent=event))
+            self._come_to_head()
+            return
+        self._hold(then.values())
+        with recording(engine.matrices) as changes:
+            engine.rewrite()
+        self._append(entry, changes)
+
+    def collect(self, *, purge: bool = False) -> int:
+        """Drop from the ledger what the weights of now do not need; returns the bytes given back.
+
+        Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``.
+        """
+        before = self.store.nbytes
+        self.store.collect(self._snapshot(), purge=purge)
+        return before - self.store.nbytes
+
+    def verify(self, *, replay: bool = False) -> list[str]:
+        """What is wrong: the file, its arrays, the weights it leads to. Empty when all is well.
+
+        The weights are built from the unedited model with everything ever added, and compared bit for bit with those
+        built the short way. With ``replay``, facts are also written again from their keys and wanted values.
+        """
+        problems = self.store.verify()
+        matrices = self.matrices
+        here = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
+        if rebuild(self.store, self.store.head, matrices, snapshots=False) is not None:
+            problems += [
+                f"layer {layer} differs from the sum of all events"
+                for layer, matrix in matrices.items()
+                if not torch.equal(matrix.snapshot(), here[layer])
+            ]
+        for layer, matrix in matrices.items():
+            matrix.restore(here[layer])
+        if replay:
+            problems += [
+                f"layer {layer} differs by {error:.1e} from its facts written again"
+                for layer, error in self.replay_errors().items()
+                if error > _replay_tolerance(self.store.identity.storage)
+            ]
+        return problems
+
+    def replay_errors(self) -> dict[int, float]:
+        """How far each matrix is from the live facts written again from the unedited one, relative to its change."""
+        engine = self.editor.engine
+        here = {layer: matrix.change().double() for layer, matrix in engine.matrices.items()}
+        try:
+            engine.rewrite()
+            there = {layer: matrix.change().double() for layer, matrix in engine.matrices.items()}
+        finally:
+            self._come_to_head()
+        return {
+            layer: float((there[layer] - here[layer]).norm() / here[layer].norm().clamp(min=1e-30)) for layer in here
+        }
+
+    def _commit_each(self, batches: Iterator[WrittenBatch], note: dict[str, Any]) -> Iterator[WrittenBatch]:
+        while True:
+            with self._event("edit", "replaced", note):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def _event(self, kind: Kind, why: Reason, note: dict[str, Any] | None = None) -> Iterator[None]:
+        """A context in which the engine works; at its end what it did is committed, or undone."""
+        with recording(self.editor.engine.matrices) as changes:
+            try:
+                yield
+            except BaseException:
+                if any(noted.restarted or noted.updates for noted in changes.values()):
+                    self._come_to_head()
+                raise
+        if any(noted.restarted or noted.updates for noted in changes.values()):
+            self._commit(kind, changes, why, note or {})
+
+    def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
+        """Put into the ledger what the engine holds now and did not hold at the last event, and the other way round."""
+        live = self.editor.engine.live
+        held = set(live)
+        ended = {live: writing for live, writing in self._written.items() if live not in held}
+        new = [fact for fact in live if fact not in self._written]
+        numbers = {writing.fact: writing.number for writing in ended.values()}
+        again = {fact.fact for fact in new}
+        identity = self.store.identity
+        entry = Entry(
+            kind,
+            note=note,
+            written=[
+                NewWriting(
+                    numbers.get(fact.fact),
+                    fact.batch,
+                    fact.fact,
+                    _figures(fact.result),
+                    asked_bytes(fact.written, identity),
+                )
+                for fact in new
+            ],
+            ended={writing.id: "rewritten" if writing.fact in again else why for writing in ended.values()},
+        )
+        self._append(entry, changes)
+        for old in ended:
+            del self._written[old]
+        for fact, writing in zip(new, self.store.written(self.store.head), strict=True):
+            self._written[self._lightened(fact, writing)] = writing
+
+    def _append(self, entry: Entry, changes: Mapping[int, Changes]) -> None:
+        """Commit an event with what it did to the weights; without success the model is as the ledger says."""
+        restarted = any(noted.restarted for noted in changes.values())
+        parent = FIRST if restarted else self.store.head
+        rank = max((sum(update.left.shape[1] for update in noted.updates) for noted in changes.values()), default=0)
+        whole = restarted and rank >= self._rank_limit()
+        carried = rank if restarted else self._rank + rank
+        full = self._snapshot() if carried >= self._rank_limit() else None
+        factors = {} if whole else factor_bytes(changes, self.store.identity)
+        try:
+            self.store.append(replace(entry, parent=parent, factors=factors, snapshot=full, whole=whole))
+        except BaseException:
+            self._come_to_head()
+            raise
+        self._rank = 0 if full else carried
+
+    def _rank_limit(self) -> float:
+        """From so many rank-one updates on, a whole matrix takes no more bytes than their factors."""
+        return min(d_out * d_in / (d_out + d_in) for d_out, d_in in self.store.identity.shapes.values())
+
+    def _snapshot(self) -> dict[int, Callable[[], bytes]]:
+        identity = self.store.identity
+        return {layer: partial(snapshot_bytes, matrix, identity) for layer, matrix in self.matrices.items()}
+
+    def _lightened(self, held: LiveFact, writing: Writing) -> LiveFact:
+        """Let the ledger keep the arrays of a live fact, unless it keeps fewer digits of them."""
+        if self.store.identity.storage == "bfloat16":
+            return held
+        light = replace(held, written=Asked(self.store, writing.id))
+        live = self.editor.engine.live
+        live[live.index(held)] = light
+        return light
+
+    def _come_to_head(self) -> None:
+        """Give the engine the weights, facts and memories that the ledger says."""
+        self._come_to(self.store.head)
+        self._hold(self.store.live())
+
+    def _come_to(self, event: int) -> None:
+        added = rebuild(self.store, event, self._matrices)
+        if added is None:
+            raise LedgerError(f"{self.store.path} lacks what leads to event {event}.", mend="Use the last copy of it.")
+        self._rank = added
+
+    def _hold(self, writings: Iterable[Writing]) -> None:
+        """Let the engine hold ``writings``."""
+        assert self._editor is not None
+        held = {LiveFact(_result(fact), fact.batch, Asked(self.store, fact.id)): fact for fact in writings}
+        keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
+        self._editor.engine.resume(list(held), keys)
+        self._written = held
+
+    def _keys(self, layer: int, writings: Iterable[Writing]) -> Iterator[torch.Tensor]:
+        """The keys of each batch in one layer, in order."""
+        dtype = self.store.identity.storage
+        for _, batch in groupby(writings, key=lambda fact: fact.batch):
+            columns = [from_bytes(self.store.key(fact.id, layer), dtype, -1, 1) for fact in batch]
+            yield torch.cat(columns, dim=1)
+
+    def _unedited_model(self) -> LanguageModel:
+        model, identity = self._load(), self.store.identity
+        _same(self.folder, "model", identity.weights, model.fingerprint())
+        return model
+
+    def _made_editor(self, model: LanguageModel) -> Editor:
+        identity = self.store.identity
+        moments = Moments.load(self.folder / STATISTICS)
+        _same(self.folder, "statistics", identity.statistics, _fingerprint(moments))
+        config = make_config(identity.config)
+        editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=self.progress)
+        _same(self.folder, f"recipe {identity.method}", identity.recipe, _recipe(editor))
+        return editor
+
+
+def _identity(editor: Editor, storage: Storage | None) -> Identity:
+    model, matrices = editor.language_model, editor.engine.matrices
+    current = {layer: matrix.current() for layer, matrix in matrices.items()}
+    exact = str(next(iter(current.values())).dtype).removeprefix("torch.")
+    config = editor.config.replace(context_templates=editor.engine.contexts)
+    name = str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+    return Identity(
+        model=name,
+        weights=model.fingerprint(),
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        method=editor.recipe.name,
+        recipe=_recipe(editor),
+        config=json.loads(config.model_dump_json()),
+        statistics=_fingerprint(editor.statistics),
+        origin=editor.statistics.to_dict(),
+        shapes={layer: (weight.shape[0], weight.shape[1]) for layer, weight in current.items()},
+        storage=storage or cast(Storage, exact),
+        exact=cast(Storage, exact),
+        versions={
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("betaedit", "torch", "transformers")},
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _fingerprint(moments: Moments) -> str:
+    return fingerprint_weights((str(layer), moments.matrices[layer]) for layer in moments.layers)
+
+
+def _recipe(editor: Editor) -> str:
+    """Fingerprint of what a recipe does, whatever is said about it."""
+    recipe = find_recipe(editor.recipe.name)
+    plain = {"rule": asdict(recipe.rule(editor.config)), "spread": recipe.spread}
+    return f"sha256:{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}"
+
+
+def _same(folder: Path, what: str, wanted: str, found: str) -> None:
+    if wanted != found:
+        raise IdentityError(
+            f"{folder} was made with another {what}: {wanted}, not {found}.",
+            mend="Use what it was made with, or make a new workspace and import the facts.",
+        )
+
+
+def _locked(folder: Path) -> FileLock:
+    """The right to write, until it is released or the process ends."""
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LedgerError(
+            f"another program is writing to {folder}.",
+            mend="Wait until it has finished; reading is possible meanwhile.",
+        ) from error
+    except OSError as error:
+        raise LedgerError(f"{folder} cannot be written: {error}", mend="Look at the rights of the folder.") from error
+    return lock
+
+
+def _replay_tolerance(storage: Storage) -> float:
+    return 1e-2 if storage == "bfloat16" else 1e-6
+
+
+def _figures(result: EditResult) -> dict[str, Any]:
+    plain = asdict(result)
+    del plain["fact"]
+    return plain
+
+
+def _result(writing: Writing) -> EditResult:
+    figures = dict(writing.figures)
+    norms = {int(layer): norm for layer, norm in figures.pop("update_norms").items()}
+    return EditResult(fact=writing.fact, update_norms=norms, **figures)

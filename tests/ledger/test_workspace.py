@@ -1,0 +1,364 @@
+"""A workspace on tiny models: what it remembers, takes back and refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from betaedit import Editor, EvaluationCase, Fact
+from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.ledger.query import compare, find, select, status
+from betaedit.ledger.workspace import STATISTICS, Workspace
+from betaedit.models import LanguageModel
+from betaedit.statistics import Moments
+from support.edits import FACTS, editor_for, moments_for, relative, unchanged, weights
+from support.tiny import tiny_gpt2, tiny_llama
+
+NEVER = 10**9
+RULES = [("memit-h", NEVER), ("alphaedit", NEVER), ("betaedit", NEVER), ("betaedit", 2), ("memit", NEVER)]
+OTHER = Fact(FACTS[1].prompt, FACTS[1].subject, "Oslo")
+
+
+def quick(model: LanguageModel, method: str = "betaedit", **changes: object) -> Editor:
+    return editor_for(model, method, **{"value_steps": 2, "refresh_every": NEVER, **changes})
+
+
+def made(folder: Path, method: str = "betaedit", **changes: object) -> Workspace:
+    return Workspace.create(folder / "w", quick(tiny_llama(), method, **changes))
+
+
+def reopened(folder: Path, *, write: bool = False) -> Workspace:
+    return Workspace.open(folder / "w", write=write, model=tiny_llama())
+
+
+def state(workspace: Workspace) -> dict[int, Tensor]:
+    return {layer: matrix.snapshot() for layer, matrix in workspace.matrices.items()}
+
+
+def same(first: dict[int, Tensor], second: dict[int, Tensor]) -> bool:
+    return all(torch.equal(first[layer], second[layer]) for layer in first)
+
+
+def live(workspace: Workspace) -> list[Fact]:
+    return [writing.fact for writing in workspace.store.live()]
+
+
+@pytest.mark.parametrize(("method", "refresh_every"), RULES)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_reopened_workspace_has_the_same_weights_bit_for_bit(
+    tmp_path: Path, method: str, refresh_every: int, batch_size: int
+):
+    with made(tmp_path, method, refresh_every=refresh_every) as workspace:
+        workspace.edit(FACTS, batch_size=batch_size)
+        workspace.edit(OTHER)
+        workspace.forget("Ana")
+        left = state(workspace)
+    for write in (False, True):
+        with reopened(tmp_path, write=write) as again:
+            assert same(state(again), left)
+            assert live(again) == [FACTS[0], FACTS[3], FACTS[4], OTHER]
+
+
+@pytest.mark.parametrize(("method", "refresh_every"), RULES)
+def test_a_reopened_workspace_goes_on_as_if_it_had_never_been_closed(tmp_path: Path, method: str, refresh_every: int):
+    with made(tmp_path, method, refresh_every=refresh_every) as workspace:
+        workspace.edit(FACTS[:3])
+    with reopened(tmp_path, write=True) as again:
+        again.edit(FACTS[3:])
+        after = {layer: matrix.change() for layer, matrix in again.matrices.items()}
+    straight = quick(tiny_llama(), method, refresh_every=refresh_every)
+    straight.edit(FACTS)
+    for layer, change in after.items():
+        assert relative(change, straight.engine.matrices[layer].change()) < 1e-4
+
+
+@pytest.mark.parametrize(("method", "refresh_every"), RULES)
+def test_forgetting_after_reopening_leaves_what_the_other_facts_alone_make(
+    tmp_path: Path, method: str, refresh_every: int
+):
+    with made(tmp_path, method, refresh_every=refresh_every) as workspace:
+        workspace.edit(FACTS)
+    with reopened(tmp_path, write=True) as again:
+        assert [fact.number for fact in again.forget("Ana")] == [3]
+        assert max(again.replay_errors().values()) < 1e-5
+        assert again.verify(replay=False) == []
+
+
+def test_what_is_forgotten_replaced_and_undone_stays_in_the_log(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:3])
+        workspace.forget("#1")
+        workspace.replace("The long bridge", "Oslo")
+        before = workspace.store.head
+        workspace.edit(FACTS[3])
+        workspace.restore(before)
+        facts = workspace.store.facts()
+    assert [(fact.number, fact.state) for fact in facts] == [
+        (1, "forgotten"), (2, "replaced"), (3, "live"), (4, "live"), (5, "undone"),
+    ]  # fmt: skip
+    assert facts[3].fact == replace(FACTS[1], target_new="Oslo")
+
+
+def test_restoring_gives_the_weights_of_then_bit_for_bit(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        points = {workspace.store.head: (state(workspace), live(workspace))}
+        for work in (
+            lambda: workspace.edit(FACTS[:2]),
+            lambda: workspace.edit(OTHER),
+            lambda: workspace.forget(last=1),
+            lambda: workspace.edit(FACTS[2:]),
+        ):
+            work()
+            points[workspace.store.head] = (state(workspace), live(workspace))
+        for event, (weight, facts) in list(points.items())[::-1]:
+            workspace.restore(event)
+            assert same(state(workspace), weight)
+            assert live(workspace) == facts
+            points[workspace.store.head] = (weight, facts)
+    with reopened(tmp_path) as again:
+        assert same(state(again), points[1][0])
+        assert unchanged(weights(tiny_llama()), weights(again.language_model))
+
+
+def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:3])
+        then, event = state(workspace), workspace.store.head
+        workspace.edit(FACTS[3:])
+        workspace.forget("Ana")
+        now = state(workspace)
+        assert workspace.collect() >= 0
+        assert same(state(workspace), now)
+    with reopened(tmp_path, write=True) as again:
+        assert same(state(again), now)
+        assert again.verify(replay=True) == []
+        again.restore(event)
+        assert live(again) == FACTS[:3]
+        base = dict(tiny_llama().model.named_parameters())
+        for layer, weight in state(again).items():
+            start = base[f"model.layers.{layer}.mlp.down_proj.weight"]
+            assert relative(weight - start, then[layer] - start) < 1e-5
+    with reopened(tmp_path) as last:
+        assert last.verify() == []
+
+
+def test_purged_facts_cannot_be_restored_and_nothing_changes(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:2])
+        event = workspace.store.head
+        workspace.forget("#1")
+        workspace.collect(purge=True)
+        now = state(workspace)
+        with pytest.raises(LedgerError, match="purged"):
+            workspace.restore(event)
+        assert same(state(workspace), now)
+        assert workspace.verify(replay=True) == []
+
+
+def test_long_histories_open_from_a_snapshot_and_give_the_same_weights(tmp_path: Path):
+    many = [Fact(f"{{}} is number {number}", "Ana", "Rome") for number in range(50)]
+    with made(tmp_path, method="memit-h", conflicts="naive") as workspace:
+        workspace.edit(many, batch_size=7)
+        start, following = workspace.store.trail(workspace.store.head)  # type: ignore[misc]
+        assert start is not None
+        assert len(following) < 8
+        left = state(workspace)
+    with reopened(tmp_path) as again:
+        assert same(state(again), left)
+        assert again.verify() == []
+
+
+def test_facts_of_one_subject_stay_one_fact_each_when_they_are_written_again(tmp_path: Path):
+    about = [
+        Fact("{} was born in", "Ana", "Lima"),
+        Fact("{} works as an", "Ana", "artist"),
+        Fact("{} speaks", "Ana", "it"),
+    ]
+    with made(tmp_path, shared_subjects="together") as workspace:
+        workspace.edit(about)
+        assert [fact.number for fact in workspace.store.live()] == [1, 2, 3]
+        assert len(workspace.store.writings(1)) == 3
+        workspace.forget("#2")
+        assert live(workspace) == [about[0], about[2]]
+        assert [fact.state for fact in workspace.store.facts()] == ["live", "forgotten", "live"]
+        left = state(workspace)
+    with reopened(tmp_path, write=True) as again:
+        assert same(state(again), left)
+        assert again.verify(replay=True) == []
+
+
+def test_a_models_half_precision_weights_come_back_with_their_masters(tmp_path: Path):
+    def model() -> LanguageModel:
+        found = tiny_llama()
+        found.model.to(torch.bfloat16)
+        return found
+
+    with Workspace.create(tmp_path / "w", quick(model())) as workspace:
+        workspace.edit(FACTS)
+        left, held = state(workspace), weights(workspace.language_model)
+    with Workspace.open(tmp_path / "w", write=True, model=model()) as again:
+        assert same(state(again), left)
+        assert unchanged(held, weights(again.language_model))
+
+
+def test_the_transposed_matrices_of_gpt2_come_back_too(tmp_path: Path):
+    with Workspace.create(tmp_path / "w", quick(tiny_gpt2())) as workspace:
+        workspace.edit(FACTS, batch_size=2)
+        workspace.forget("#2")
+        left = state(workspace)
+    with Workspace.open(tmp_path / "w", model=tiny_gpt2()) as again:
+        assert same(state(again), left)
+
+
+def test_bfloat16_storage_takes_less_and_still_gives_the_same_weights(tmp_path: Path):
+    with Workspace.create(tmp_path / "w", quick(tiny_llama()), storage="bfloat16") as workspace:
+        workspace.edit(FACTS)
+        workspace.forget("#1")
+        left = state(workspace)
+        key, wanted = workspace.store.asked(2, 1)
+        assert (len(key), len(wanted)) == (2 * 48, 2 * 32)
+    with reopened(tmp_path, write=True) as again:
+        assert same(state(again), left)
+        again.forget("#2")
+        assert max(again.replay_errors().values()) < 3e-2
+
+
+def test_a_file_goes_on_after_the_facts_that_are_written_already(tmp_path: Path):
+    cases = [EvaluationCase(fact) for fact in [*FACTS, OTHER]]
+    with made(tmp_path) as workspace:
+        workspace.edit(cases[:2])
+        workspace.edit(OTHER)
+        workspace.forget("Danielle Darrieux")
+        assert [case.fact for case in workspace.new(cases)] == [FACTS[0], *FACTS[2:]]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_another_model_statistics_or_recipe_is_refused_with_both_identities(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+    with Workspace.open(tmp_path / "w", model=tiny_llama(seed=1)) as other, pytest.raises(IdentityError) as refused:
+        _ = other.language_model
+    assert refused.value.message.count("sha256:") == 2
+    moments = moments_for(tiny_llama())
+    Moments({layer: 2 * moment for layer, moment in moments.matrices.items()}, 1000).save(tmp_path / "w" / STATISTICS)
+    with reopened(tmp_path, write=True) as other, pytest.raises(IdentityError, match="another statistics"):
+        _ = other.editor
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "notes.txt").write_text("mine")
+    with pytest.raises(LedgerError, match="not empty"):
+        made(tmp_path)
+    with pytest.raises(LedgerError, match="there is no workspace"):
+        Workspace.open(tmp_path / "w")
+
+
+def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / STATISTICS).write_bytes(b"half")
+    (tmp_path / "w" / "ledger.sqlite.new").write_bytes(b"half")
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+    with reopened(tmp_path) as again:
+        assert live(again) == FACTS[:1]
+
+
+def test_methods_that_cannot_take_back_and_edited_models_are_refused(tmp_path: Path):
+    with pytest.raises(MethodError, match="cannot take back"):
+        made(tmp_path, "rect")
+    editor = quick(tiny_llama())
+    editor.edit(FACTS[0])
+    with pytest.raises(ConfigError, match="edits already"):
+        Workspace.create(tmp_path / "w", editor)
+
+
+def test_reading_is_possible_while_somebody_writes_and_a_second_writer_is_refused(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        with pytest.raises(LedgerError, match="another program is writing"):
+            reopened(tmp_path, write=True)
+        with reopened(tmp_path) as reader:
+            assert live(reader) == FACTS[:1]
+            assert same(state(reader), state(workspace))
+            workspace.edit(FACTS[1])
+            assert live(reader) == FACTS[:2]
+            with pytest.raises(LedgerError, match="open for reading"):
+                reader.edit(FACTS[2])
+    with reopened(tmp_path, write=True) as next_one:
+        next_one.edit(FACTS[2])
+
+
+def test_an_edit_that_fails_leaves_model_and_ledger_as_they_were(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:2])
+        before, head = state(workspace), workspace.store.head
+        workspace.editor.engine.config = workspace.editor.config.replace(update_norm_limit=1e-12)
+        with pytest.raises(NumericalError):
+            workspace.edit(OTHER)
+        assert same(state(workspace), before)
+        assert workspace.store.head == head
+        assert live(workspace) == FACTS[:2]
+
+
+def test_an_event_that_cannot_be_committed_is_taken_out_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:2])
+        before = state(workspace)
+
+        def full(_: object) -> int:
+            raise LedgerError("the disk is full.", mend="Free some space.")
+
+        with monkeypatch.context() as patched, pytest.raises(LedgerError, match="full"):
+            patched.setattr(workspace.store, "append", full)
+            workspace.forget("#1")
+        assert same(state(workspace), before)
+        workspace.edit(FACTS[2])
+        left = state(workspace)
+    with reopened(tmp_path) as again:
+        assert same(state(again), left)
+        assert live(again) == FACTS[:3]
+
+
+def test_unknown_facts_and_events_are_refused(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS)
+        with pytest.raises(LedgerError, match="holds no fact 'Danielle Darieux'") as refused:
+            workspace.forget("Danielle Darieux")
+        assert "Danielle Darrieux" in (refused.value.mend or "")
+        with pytest.raises(LedgerError, match="no event 99"):
+            workspace.restore(99)
+        with pytest.raises(LedgerError, match="means 2 facts"):
+            workspace.replace("The mother tongue", "Dutch")
+        with pytest.raises(LedgerError, match="nothing to forget"):
+            workspace.forget()
+
+
+# --- questions -----------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_found_by_number_id_subject_and_text(tmp_path: Path):
+    named = [replace(fact, id=f"f-{at}") for at, fact in enumerate(FACTS)]
+    with made(tmp_path) as workspace:
+        workspace.edit(named)
+        store = workspace.store
+        for name, numbers in (("#2", [2]), ("2", [2]), ("f-2", [3]), ("zoë", [5]), ("mother tongue", [1, 4])):
+            assert [fact.number for fact in find(store, name)] == numbers
+        assert [fact.number for fact in select(store.facts(), subject="ana")] == [3]
+        assert select(store.facts(), state="forgotten") == []
+        today = store.facts()[0].at[:10]
+        assert len(select(store.facts(), since=today, until=today)) == 5
+        assert select(store.facts(), since="9999") == []
+        workspace.forget("f-2")
+        found = compare(store, 1, store.head)
+        assert [fact.number for fact in found.gained] == [1, 2, 4, 5]
+        assert [fact.number for fact in compare(store, 4, store.head).lost] == [3]
+        told = status(store)
+        assert (told["live"], told["forgotten"], told["events"]) == (4, 1, 7)
+        assert told["bytes"] > 0
