@@ -68,7 +68,7 @@ def solved(editor: Editor, first: dict[int, Tensor], live: Iterable[LiveFact]) -
             K, V = (
                 torch.cat([getattr(h.written[layer], name).double() for h in batch], 1) for name in ("keys", "values")
             )
-            W = W + dense.solve(K, V - W @ K)
+            W = W + dense.solve(K, V - (W - first[layer]) @ K)
             dense.remember(K)
         ends[layer] = W
     return ends

@@ -69,7 +69,7 @@ def test_a_reopened_workspace_goes_on_as_if_it_had_never_been_closed(tmp_path: P
         workspace.edit(FACTS[:3])
     with reopened(tmp_path, write=True) as again:
         again.edit(FACTS[3:])
-        after = {layer: matrix.change() for layer, matrix in again.matrices.items()}
+        after = {layer: matrix.change().clone() for layer, matrix in again.matrices.items()}
     straight = quick(tiny_llama(), method, refresh_every=refresh_every)
     straight.edit(FACTS)
     for layer, change in after.items():
@@ -84,7 +84,7 @@ def test_forgetting_after_reopening_leaves_what_the_other_facts_alone_make(
         workspace.edit(FACTS)
     with reopened(tmp_path, write=True) as again:
         assert [fact.number for fact in again.forget("Ana")] == [3]
-        assert max(again.replay_errors().values()) < 1e-5
+        assert max(again.replay_errors().values()) < 1e-6
         assert again.verify(replay=False) == []
 
 
@@ -138,10 +138,8 @@ def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(
         assert again.verify(replay=True) == []
         again.restore(event)
         assert live(again) == FACTS[:3]
-        base = dict(tiny_llama().model.named_parameters())
         for layer, weight in state(again).items():
-            start = base[f"model.layers.{layer}.mlp.down_proj.weight"]
-            assert relative(weight - start, then[layer] - start) < 1e-5
+            assert relative(weight, then[layer]) < 1e-6
     with reopened(tmp_path) as last:
         assert last.verify() == []
 
@@ -223,8 +221,11 @@ def test_bfloat16_storage_takes_less_and_still_gives_the_same_weights(tmp_path: 
         assert (len(key), len(wanted)) == (2 * 48, 2 * 32)
     with reopened(tmp_path, write=True) as again:
         assert same(state(again), left)
+        change = {layer: matrix.change().norm() / matrix.current().norm() for layer, matrix in again.matrices.items()}
+        for layer, error in again.replay_errors().items():
+            assert error < 2e-2 * change[layer]
         again.forget("#2")
-        assert max(again.replay_errors().values()) < 3e-2
+        assert again.verify(replay=True) == []
 
 
 def test_a_file_goes_on_after_the_facts_that_are_written_already(tmp_path: Path):
@@ -315,9 +316,10 @@ def test_an_event_that_cannot_be_committed_is_taken_out_of_the_model(tmp_path: P
         def full(_: object) -> int:
             raise LedgerError("the disk is full.", mend="Free some space.")
 
-        with monkeypatch.context() as patched, pytest.raises(LedgerError, match="full"):
+        with monkeypatch.context() as patched:
             patched.setattr(workspace.store, "append", full)
-            workspace.forget("#1")
+            with pytest.raises(LedgerError, match="full"):
+                workspace.forget("#1")
         assert same(state(workspace), before)
         workspace.edit(FACTS[2])
         left = state(workspace)

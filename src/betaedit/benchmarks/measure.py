@@ -47,7 +47,8 @@ _PUBLISHED = {
 def solve(width: int, *, config: EditConfig | None = None, device: torch.device | str = "cpu") -> list[Row]:
     """One layer's edit at ``d_in = width`` with 100 keys written before: float64 and float32 bases.
 
-    Timed are the solve, adding its update to a float32 weight, and remembering the key. Each row's ``relative_error`` is against the float32 reference, ``float64_error`` against the same in float64.
+    Timed are the solve, adding its update to a float32 weight, and remembering the key. Each row's ``relative_error``
+    is against the float32 reference, ``float64_error`` against the same in float64.
     """
     config = config or make_config({})
     moment = synthetic_moment(width, config.nullspace_threshold, device)

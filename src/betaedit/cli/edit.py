@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from betaedit.cli import options
+from betaedit.cli.plan import show_plan
 from betaedit.errors import ConfigError
 
 _SHOWN = 10
+_NOT_THERE = (
+    *("method", "model", "seed", "config", "set_", "statistics", "text", "out", "evaluate_at", "on_collapse", "also"),
+    *("tasks", "n_tests", "judge", "judge_model", "dtype", "device_map"),
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 
 def edit(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help='The prompt, its subject in brackets: "The capital of [Japan] is".')
     ] = None,
@@ -70,13 +76,22 @@ def edit(
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
     device_map: options.DeviceMapOption = None,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Write facts into a model, one after another, and say what that did.
 
     The fact is typed with its subject in brackets, or facts are read with --from FILE. The model in memory is always
     changed; --save keeps it. With --out, edits and figures are on disk as they are made, `betaedit report` draws them,
-    and an interrupted run goes on where it was.
+    and an interrupted run goes on where it was. In a workspace (`betaedit init`), facts are written into that, and
+    those of a file that are there already are passed over.
     """
+    if (place := _workspace(ctx, workspace, out)) is not None:
+        from betaedit.cli.edit_workspace import edit_workspace
+
+        cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
+        _check_save(save)
+        edit_workspace(place, cases, source, batch_size=batch_size, plan=plan, save=save, device=device, json_=json_)
+        return
     values = options.overrides(config, set_, seed)
     cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
     _check_save(save)
@@ -99,7 +114,7 @@ def edit(
         progress=Bars(console),
     )
     if plan:
-        _show_plan(editor, cases, console, json_=json_)
+        show_plan(editor, cases, console, json_=json_)
         return
     run = partial(
         run_edits,
@@ -114,6 +129,28 @@ def edit(
     if save is not None:
         editor.save_pretrained(save)
         console.print(f"saved to {save}")
+
+
+def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path | None:
+    """The workspace to write into, if any.
+
+    Raises:
+        ConfigError: An option was given that the workspace decides on, or that it has other commands for.
+    """
+    from betaedit.ledger.place import current_workspace, find_workspace
+
+    if named is None and (out is not None or current_workspace() is None):
+        return None
+    place = find_workspace(named)
+    for name in _NOT_THERE:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.rstrip("_").replace("_", "-")
+            raise ConfigError(
+                f"{option} is not for a workspace ({place}).",
+                mend="Model, method and settings are the workspace's; `betaedit check` and `betaedit eval` measure it.",
+            )
+    return place
 
 
 def _cases(
@@ -146,22 +183,6 @@ def _cases(
 def _check_save(folder: Path | None) -> None:
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--save {folder} exists and is not empty.", mend="Name a new folder.")
-
-
-def _show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *, json_: bool) -> None:
-    from betaedit.cli.render import highlighted
-
-    plans = editor.plan(cases)
-    if json_:
-        options.print_json(
-            {"plan": [plan.to_dict() for plan in plans], "config": editor.config.model_dump(mode="json")}
-        )
-        return
-    for plan in plans:
-        console.print(highlighted(plan))
-    console.print(
-        f"{len(plans)} facts, layers {list(editor.config.layers)}, method {editor.recipe.name}; nothing changed"
-    )
 
 
 def _show_run(

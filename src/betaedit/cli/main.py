@@ -17,6 +17,8 @@ from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.evaluate import evaluate
 from betaedit.cli.info import doctor, env, methods, models
+from betaedit.cli.ledger import check, forget, gc, init, replace, restore, verify
+from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
 from betaedit.errors import (
@@ -24,6 +26,7 @@ from betaedit.errors import (
     CollapseError,
     ConfigError,
     FactError,
+    LedgerError,
     MethodError,
     ModelError,
     NumericalError,
@@ -40,6 +43,7 @@ EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
     (NumericalError, 6),
     (RunFolderError, 7),
     (CollapseError, 8),
+    (LedgerError, 9),
     (BetaEditError, 1),
 )
 
@@ -51,8 +55,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, evaluate, compare, report, statistics, bench, methods, models, doctor, env):
-    app.command(name="eval" if command is evaluate else None)(command)
+_MEASURED = (edit, demo, evaluate, compare, report, statistics, bench, methods, models, doctor, env)
+_KEPT = (init, log, show, status, diff, forget, replace, restore, check, verify, gc)
+for measured in _MEASURED:
+    app.command(name="eval" if measured is evaluate else None)(measured)
+for kept in _KEPT:
+    app.command(rich_help_panel="Workspaces")(kept)
 app.add_typer(data)
 
 

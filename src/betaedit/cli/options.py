@@ -46,6 +46,9 @@ JudgeOption = Annotated[
     str | None, typer.Option("--judge", help="An OpenAI-compatible address that judges answers; words by default.")
 ]
 JudgeModelOption = Annotated[str | None, typer.Option("--judge-model", help="The judging model's name there.")]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="A workspace; the one the current folder lies in, by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
     from betaedit.facts.fact import Fact
+    from betaedit.ledger.health import Health
+    from betaedit.ledger.store import Writing
 
 _SLOW = 10.0
 
@@ -92,6 +95,25 @@ def answers_table(facts: Sequence[Fact], before: Sequence[str], after: Sequence[
         table.add_column(name, style=style)
     for fact, was, now in zip(facts, before, after, strict=True):
         table.add_row(*(Text(one_line(text)) for text in (fact.text, was, now, fact.target_new)))
+    return table
+
+
+def told(writing: Writing) -> str:
+    """A fact of a workspace in one line, as markup."""
+    return escape(f"#{writing.number}: {one_line(writing.fact.text)} -> {one_line(writing.fact.target_new)}")
+
+
+def health_table(health: Health, when: str) -> Table:
+    """Which facts hold, and what they cost."""
+    table = Table("figure", when, "what it says")
+    drift, holding = health.drift, health.holding
+    change = drift.perplexity / drift.unedited_perplexity - 1
+    if holding is not None:
+        table.add_row("holding", f"{holding.mean:.1%}", f"of {holding.count} facts; every token the most probable one")
+    table.add_row("perplexity", f"{drift.perplexity:.2f}", f"{change:+.2%} on text that no edit saw")
+    table.add_row("agreement", f"{drift.agreement.mean:.2%}", "of that text's next tokens are the unedited model's")
+    for fact in health.slipped:
+        table.add_row("[red]slipped[/]", f"#{fact.number}", told(fact))
     return table
 
 

@@ -120,9 +120,7 @@ class Engine:
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-        self._moments = {
-            layer: moments.matrices[layer].to(matrix.current().device) for layer, matrix in self.matrices.items()
-        }
+        self._moments = {layer: moments.matrices[layer].to(matrix.device) for layer, matrix in self.matrices.items()}
         self.memories = self._new_memories()
         processing = recipe.postprocessing(config)
         self.postprocessors = {
@@ -161,10 +159,8 @@ class Engine:
         self._begin([result.fact for result in batch.again + batch.results])
         written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
-            weight, update = matrix.current(), batch.updates[layer]
-            written[layer] = Associations.written(
-                weight, batch.keys[layer].to(weight.device), update.left.to(weight.device)
-            )
+            keys, update = batch.keys[layer].to(matrix.device), batch.updates[layer]
+            written[layer] = Associations.written(matrix.change(), keys, update.left.to(matrix.device))
             self._add(layer, update)
         self._remember(written)
         self._hold(leaving, batch.again + batch.results, written)
@@ -212,7 +208,7 @@ class Engine:
         self._n_batches = max((held.batch for held in live), default=0)
         self.memories = self._new_memories()
         for layer, memory in self.memories.items():
-            device = self.matrices[layer].current().device
+            device = self.matrices[layer].device
             memory.recall(batch.to(device) for batch in keys[layer])
 
     def rewrite(self) -> None:
@@ -326,8 +322,8 @@ class Engine:
             self._write_again([held for held in self.live if held not in leaving])
             return
         for layer, matrix in self.matrices.items():
-            facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.current().device)
-            matrix.add(forget(self.memories[layer], matrix.current(), facts))
+            facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.device)
+            matrix.add(forget(self.memories[layer], matrix.change(), facts))
             undo.callback(self.memories[layer].remember, facts.keys)
 
     def _adds_up(self) -> bool:
@@ -338,13 +334,13 @@ class Engine:
         """From the original weights and new memories, write ``facts`` with the keys and values they have."""
         for layer, matrix in self.matrices.items():
             matrix.restore()
-            memory, device = self.memories[layer], matrix.current().device
+            memory, device = self.memories[layer], matrix.device
             batches = (
                 Associations.joined(held.written[layer] for held in batch).to(device)
                 for _, batch in groupby(facts, key=lambda held: held.batch)
             )
             for segment in segments(memory, batches):
-                matrix.add(memory.solve(segment.keys, segment.residuals(matrix.current())))
+                matrix.add(memory.solve(segment.keys, segment.residuals(matrix.change())))
                 memory.remember(segment.keys)
 
     def _write_values(
@@ -364,7 +360,7 @@ class Engine:
                 def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                     residual = ((targets.to(output) - output) / share).to(key.device)
                     update, matrix = self._solve(layer, key, residual, walk.bare_keys), self.matrices[layer]
-                    written[layer], updates[layer] = Associations.written(matrix.current(), key, residual), update
+                    written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
                     before[layer] = matrix.snapshot()
                     norms[layer] = self._add(layer, update)
                     self._check_norm(layer, norms[layer], len(batch))

@@ -25,7 +25,8 @@ class LiveFact:
     Args:
         result: What writing it took.
         batch: Number of the batch it was written with, rising.
-        written: What it asked of the matrix of each layer.
+        written: What it asked of the change of each layer's matrix: the value wanted beyond what the unedited matrix
+            answers to its key.
     """
 
     result: EditResult

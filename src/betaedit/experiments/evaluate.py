@@ -153,7 +153,7 @@ def layer_states(editor: Editor) -> dict[int, LayerState]:
     moments = editor.statistics.matrices
     states = {}
     for layer, matrix in editor.engine.matrices.items():
-        change, original, moment = matrix.change(), matrix.original(), moments[layer].cpu()
+        change, original, moment = matrix.change(), matrix.original(), moments[layer].to(matrix.change())
         leaked, length = leakage(change, moment), float(change.norm())
         states[layer] = LayerState(
             leakage=leaked,

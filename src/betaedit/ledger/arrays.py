@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from betaedit.ledger.store import Identity, Store
+from betaedit.ledger.store import Storage, Store
 from betaedit.memory.conflicts import Associations
 
 
 def to_bytes(tensor: Tensor, dtype: str) -> bytes:
     """The numbers of ``tensor``, row by row, in ``dtype``."""
-    plain = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    plain = tensor.detach().to("cpu", getattr(torch, dtype)).flatten().contiguous()
     return plain.view(torch.uint8).numpy().tobytes()
 
 
@@ -23,7 +23,7 @@ def from_bytes(data: bytes, dtype: str, *shape: int) -> Tensor:
 
 
 class Asked(Mapping[int, Associations]):
-    """What one writing asked of the matrix of each layer, read from the ledger when it is needed."""
+    """What one writing asked of the change of each layer's matrix, read from the ledger when it is needed."""
 
     def __init__(self, store: Store, writing: int) -> None:
         self._store, self._writing = store, writing
@@ -40,9 +40,6 @@ class Asked(Mapping[int, Associations]):
         return len(self._store.identity.shapes)
 
 
-def asked_bytes(asked: Mapping[int, Associations], identity: Identity) -> dict[int, tuple[bytes, bytes]]:
+def asked_bytes(asked: Mapping[int, Associations], dtype: Storage) -> dict[int, tuple[bytes, bytes]]:
     """What a writing asked, by layer, as the ledger keeps it."""
-    return {
-        layer: (to_bytes(facts.keys, identity.storage), to_bytes(facts.values, identity.storage))
-        for layer, facts in asked.items()
-    }
+    return {layer: (to_bytes(facts.keys, dtype), to_bytes(facts.values, dtype)) for layer, facts in asked.items()}

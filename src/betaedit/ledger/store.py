@@ -4,10 +4,11 @@ The file is the truth of a workspace. It only grows: an event is committed whole
 changed afterwards; what an event took out of the model stays in the file. Every event carries a hash over itself, over
 the hashes of its arrays and over the event before it, so a change made by anybody else is found (``verify``).
 
-Tables (docs/file-formats.md): ``events``; ``writings``, a row for every time a fact was written; ``spans``, between which
-events a writing was in the model; ``asked``, its key and wanted value in every layer; ``factors``, what an event added
-to a layer's matrix; ``snapshots``, matrices as they were after an event, so that a long history opens quickly. Arrays
-are little-endian numbers without headers, as the identity says; this module sees bytes only and never imports torch.
+Tables (docs/file-formats.md): ``events``; ``writings``, a row for every time a fact was written; ``spans``, between
+which events a writing was in the model; ``asked``, its key and the value wanted beyond the unedited matrix, for every
+layer; ``factors``, what an event added to a layer's matrix; ``snapshots``, all that was added to a matrix until an
+event, so that a long history opens quickly. Arrays are little-endian numbers without headers, as the identity says;
+this module sees bytes only and never imports torch.
 """
 
 from __future__ import annotations
@@ -254,6 +255,11 @@ class Store:
     def head(self) -> int:
         """The last event."""
         return int(self._one("SELECT max(id) FROM events") or 0)
+
+    @property
+    def layers(self) -> list[int]:
+        """The edited layers."""
+        return sorted(self.identity.shapes)
 
     @property
     def nbytes(self) -> int:

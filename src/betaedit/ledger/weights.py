@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from betaedit.editors.matrix import Changes, EditedMatrix
 from betaedit.ledger.arrays import from_bytes, to_bytes
@@ -27,7 +30,7 @@ def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, s
             matrix.restore()
         else:
             shape = store.identity.shapes[layer]
-            matrix.load(from_bytes(store.snapshot(start, layer), store.identity.exact, *shape))
+            matrix.restore(from_bytes(store.snapshot(start, layer), store.identity.exact, *shape))
     advance(store, following, matrices)
     return store.ranks(following)
 
@@ -35,12 +38,39 @@ def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, s
 def advance(store: Store, events: Sequence[int], matrices: Mapping[int, EditedMatrix]) -> None:
     """Add to ``matrices`` what ``events`` added, in order."""
     for layer, matrix in matrices.items():
-        d_out, d_in = store.identity.shapes[layer]
-        for event in events:
-            for rank, lefts, rights in store.factors(event, layer):
-                left = from_bytes(lefts, store.identity.exact, d_out, rank)
-                right = from_bytes(rights, store.identity.exact, d_in, rank)
-                matrix.add(Update(left, right))
+        for update in _updates(store, events, layer):
+            matrix.add(update)
+
+
+def distances(store: Store, before: int, after: int) -> dict[int, float] | None:
+    """Frobenius norm of what lies between the matrices after two events, by layer; ``None`` when ``gc`` dropped it."""
+    trails = [store.trail(event) for event in (before, after)]
+    if None in trails:
+        return None
+    return {
+        layer: float((_change(store, after, layer) - _change(store, before, layer)).norm()) for layer in store.layers
+    }
+
+
+def _change(store: Store, event: int, layer: int) -> Tensor:
+    """All that was added to a matrix until ``event``."""
+    start, following = store.trail(event) or (None, [])
+    d_out, d_in = store.identity.shapes[layer]
+    dtype = store.identity.exact
+    change = torch.zeros(d_out, d_in, dtype=getattr(torch, dtype))
+    if start is not None:
+        change = from_bytes(store.snapshot(start, layer), dtype, d_out, d_in)
+    for update in _updates(store, following, layer):
+        change.addmm_(update.left, update.right.T)
+    return change
+
+
+def _updates(store: Store, events: Sequence[int], layer: int) -> Iterator[Update]:
+    d_out, d_in = store.identity.shapes[layer]
+    dtype = store.identity.exact
+    for event in events:
+        for rank, lefts, rights in store.factors(event, layer):
+            yield Update(from_bytes(lefts, dtype, d_out, rank), from_bytes(rights, dtype, d_in, rank))
 
 
 def factor_bytes(changes: Mapping[int, Changes], identity: Identity) -> Factors:
@@ -56,5 +86,5 @@ def factor_bytes(changes: Mapping[int, Changes], identity: Identity) -> Factors:
 
 
 def snapshot_bytes(matrix: EditedMatrix, identity: Identity) -> bytes:
-    """One whole matrix, as the ledger keeps it."""
-    return to_bytes(matrix.current(), identity.exact)
+    """The whole change of a matrix, as the ledger keeps it."""
+    return to_bytes(matrix.change(), identity.exact)

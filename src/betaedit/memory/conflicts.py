@@ -8,6 +8,9 @@ the facts it holds (methods.md D.1),
 so whoever knows the key and the value of every fact can take columns out of it (D.5 to D.7). The value of a fact is
 the output **wanted** of the matrix, ``V = W k + R`` with the residual of its solve, and not the output reached: a ridge
 stops short of what is wanted, and it is the wanted value that stands in the solution.
+
+The matrix ``W`` and the values may both be taken relative to ``W_0``, as ``W - W_0`` and ``V - W_0 K``: all formulas
+stay as they are, and lose fewer digits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,221 @@
+"""``betaedit init | forget | replace | restore | check | verify | gc``: what changes or examines a workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from betaedit.cli import options
+from betaedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from betaedit.ledger.workspace import Workspace
+
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="FACT...", help="A number, an id, a subject, or a text of the prompt.")
+]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The new workspace.")],
+    model: options.ModelOption = "smollm2",
+    method: options.MethodOption = "betaedit",
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    seed: options.SeedOption = None,
+    statistics: options.StatisticsOption = None,
+    storage: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option("--storage", help="Type of the keys and values kept; bfloat16 takes half, and is less exact."),
+    ] = None,
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Make a workspace: a folder that remembers every edit of one model, and takes any of them back.
+
+    Statistics are collected if need be, and kept in it. From then on `betaedit edit` in that folder writes there.
+    """
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+    from betaedit.ledger.query import status
+    from betaedit.ledger.workspace import Workspace
+
+    console = Console(stderr=json_)
+    editor = options.load_editor(
+        model,
+        method,
+        dtype=dtype,
+        device=device,
+        device_map=None,
+        values=options.overrides(config, set_, seed),
+        statistics=statistics,
+        progress=Bars(console),
+    )
+    with Workspace.create(folder, editor, storage=storage) as made:
+        told = status(made.store)
+    if json_:
+        options.print_json(told)
+        return
+    console.print(f"made {folder}: {told['model']}, {told['method']}, layers {told['layers']}")
+    console.print(f'write into it: cd {folder}; betaedit edit "The capital of [Japan] is" "Madrid"')
+
+
+def forget(
+    facts: Names = None,
+    last: Annotated[int, typer.Option("--last", min=1, help="The facts that were written last.")] = 0,
+    workspace: options.WorkspaceOption = None,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Take facts out of the model, exactly: it becomes one that was never told them."""
+    from betaedit.cli.render import told
+    from betaedit.ledger.query import to_dict
+
+    if not facts and not last:
+        raise ConfigError("there is nothing to forget.", mend="Name a fact, or give --last N.")
+    with _opened(workspace, device, json_=json_) as (opened, console):
+        gone = opened.forget(*(facts or []), last=last)
+        live = len(opened.store.live())
+    if json_:
+        options.print_json({"forgotten": [to_dict(fact) for fact in gone], "live": live})
+        return
+    for fact in gone:
+        console.print(f"forgot {told(fact)}")
+    console.print(f"{live} facts are left; `betaedit restore` can bring these back")
+
+
+def replace(
+    fact: Annotated[str, typer.Argument(help="A number, an id, a subject, or a text of the prompt.")],
+    target: Annotated[str, typer.Argument(help="The new answer.")],
+    workspace: options.WorkspaceOption = None,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Give a fact another answer, in the place of the one it has."""
+    from rich.markup import escape
+
+    from betaedit.cli.render import told
+    from betaedit.ledger.query import to_dict
+
+    with _opened(workspace, device, json_=json_) as (opened, console):
+        old, result = opened.replace(fact, target)
+        says = opened.editor.complete(old.fact.text)
+    if json_:
+        options.print_json({"replaced": to_dict(old), "result": result.to_dict(), "says": says})
+        return
+    console.print(f"replaced {told(old)}")
+    console.print(escape(f"now says: {says.strip()}"))
+
+
+def restore(
+    event: Annotated[int, typer.Argument(help="The event to go back to; `betaedit log --events` lists them.")],
+    workspace: options.WorkspaceOption = None,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Back to the model as it was after an earlier event; restoring can itself be taken back."""
+    with _opened(workspace, device, json_=json_) as (opened, console):
+        opened.restore(event)
+        head, live = opened.store.head, len(opened.store.live())
+    if json_:
+        options.print_json({"restored": event, "event": head, "live": live})
+        return
+    console.print(f"the model is as it was after event {event}: {live} facts (event {head})")
+
+
+def check(
+    workspace: options.WorkspaceOption = None,
+    reapply: Annotated[bool, typer.Option("--reapply", help="Write the facts again that do not hold.")] = False,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Held-out text for the drift; the package's own by default.")
+    ] = None,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Ask the model for every live fact: which hold, which slipped, and what did they cost the model?"""
+    from betaedit.cli.render import health_table
+    from betaedit.ledger.health import check as examine
+    from betaedit.statistics.corpus import TextFiles
+
+    texts = None if text is None else list(TextFiles((text,)).texts())
+    with _opened(workspace, device, write=reapply, json_=json_) as (opened, console):
+        health = examine(opened, texts=texts)
+        again = None
+        if reapply and health.slipped:
+            opened.edit([fact.fact for fact in health.slipped], note={"reapplied": True})
+            again = examine(opened, texts=texts)
+    if json_:
+        options.print_json({**health.to_dict(), "reapplied": None if again is None else again.to_dict()})
+        return
+    console.print(health_table(health, "before" if again else "now"))
+    if again is not None:
+        console.print(health_table(again, f"after writing {len(health.slipped)} facts again"))
+
+
+def verify(
+    workspace: options.WorkspaceOption = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also write all live facts again from their keys and values.")
+    ] = False,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Recompute everything the ledger says, from the unedited model on, and compare; leaves with 1 if it differs."""
+    with _opened(workspace, device, write=replay, json_=json_) as (opened, console):
+        problems = opened.verify(replay=replay)
+        head = opened.store.head
+    if json_:
+        options.print_json({"events": head, "problems": problems})
+    for problem in () if json_ else problems:
+        console.print(f"[red]{problem}[/]")
+    if problems:
+        raise typer.Exit(1)
+    if not json_:
+        console.print(f"all {head} events are as they were committed, and lead to these weights")
+
+
+def gc(
+    workspace: options.WorkspaceOption = None,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Drop the keys and values of facts that are not live, too: no way back.")
+    ] = False,
+    device: options.DeviceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Make the file smaller: keep facts, keys and values, drop what only earlier weights need.
+
+    Earlier points can still be restored, by writing their facts again; not bit for bit then, but to 1e-6.
+    """
+    with _opened(workspace, device, json_=json_) as (opened, console):
+        freed = opened.collect(purge=purge)
+        left = opened.store.nbytes
+    if json_:
+        options.print_json({"freed": freed, "bytes": left})
+        return
+    console.print(f"freed {freed / 2**20:.1f} MiB, {left / 2**20:.1f} MiB are left")
+
+
+@contextmanager
+def _opened(
+    folder: Path | None, device: str | None, *, write: bool = True, json_: bool = False
+) -> Iterator[tuple[Workspace, Console]]:
+    """The workspace that the options mean, and the console to speak on."""
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+    from betaedit.ledger.place import find_workspace
+    from betaedit.ledger.workspace import Workspace
+
+    found = find_workspace(folder)
+    options.quiet_libraries()
+    console = Console(stderr=json_)
+    with Workspace.open(found, write=write, device=device, progress=Bars(console)) as workspace:
+        yield workspace, console

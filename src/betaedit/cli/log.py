@@ -1,0 +1,187 @@
+"""``betaedit log | show | status | diff``: what a workspace knows, without loading its model."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from betaedit.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from betaedit.ledger.store import Event, Store, Writing
+
+_COLORS = {"live": "green", "replaced": "yellow", "forgotten": "red", "undone": "dim"}
+
+
+def log(
+    subject: Annotated[str | None, typer.Option("--subject", help="Only facts about it.")] = None,
+    state: Annotated[
+        Literal["live", "replaced", "forgotten", "undone"] | None, typer.Option("--state", help="Only facts in it.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Written on that day or later: 2026-11-21.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Written on that day or before.")] = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many, the newest.")] = None,
+    events: Annotated[bool, typer.Option("--events", help="What was done, instead of the facts.")] = False,
+    workspace: options.WorkspaceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """List the facts of a workspace, with what became of them."""
+    from betaedit.ledger.query import select, to_dict
+
+    with closing(_store(workspace)) as store:
+        if events:
+            _show_events(store.events()[-(last or 0) :], json_=json_)
+            return
+        facts = select(store.facts(), subject=subject, state=state, since=since, until=until)[-(last or 0) :]
+    if json_:
+        options.print_json({"edits": [to_dict(fact) for fact in facts]})
+        return
+    _print(_facts_table(facts), f"{len(facts)} facts")
+
+
+def show(
+    number: Annotated[int, typer.Argument(help="The number of a fact, as `betaedit log` lists it.")],
+    workspace: options.WorkspaceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Show one fact: every time it was written, what that took, and what became of it."""
+    from betaedit.errors import LedgerError
+    from betaedit.ledger.query import to_dict
+
+    with closing(_store(workspace)) as store:
+        found = store.writings(number)
+        if not found:
+            raise LedgerError(f"there is no fact #{number}.", mend="`betaedit log` lists them.")
+        ends = {fact.until: store.event(fact.until) for fact in found if fact.until is not None}
+    if json_:
+        options.print_json({"fact": to_dict(found[-1]), "writings": [to_dict(fact) for fact in found]})
+        return
+    _print(_writings_table(found, ends))
+
+
+def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption = False) -> None:
+    """Say what a workspace holds: model, method, facts by state, size."""
+    from betaedit.ledger.query import status as told_by
+
+    with closing(_store(workspace)) as store:
+        told = told_by(store)
+    if json_:
+        options.print_json(told)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    last, per_fact = told["last"], told["bytes_per_fact"]
+    for name in ("workspace", "model", "method"):
+        table.add_row(name, str(told[name]))
+    table.add_row("facts", ", ".join(f"{told[name]} {name}" for name in _COLORS))
+    table.add_row("events", f"{told['events']}, the last a {last['kind']} at {last['at']}")
+    each = "" if per_fact is None else f", {per_fact / 1000:.0f} kB a fact"
+    table.add_row("size", f"{told['bytes'] / 2**20:.1f} MiB{each}")
+    _print(table)
+
+
+def diff(
+    before: Annotated[int, typer.Argument(help="An event; `betaedit log --events` lists them.")],
+    after: Annotated[int | None, typer.Argument(help="A later event; the last one by default.")] = None,
+    workspace: options.WorkspaceOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Compare two points: which facts came and went, and how far the weights moved."""
+    from betaedit.ledger.query import compare, to_dict
+    from betaedit.ledger.weights import distances
+
+    with closing(_store(workspace)) as store:
+        end = after or store.head
+        found, moved = compare(store, before, end), distances(store, before, end)
+    if json_:
+        layers = None if moved is None else {str(layer): distance for layer, distance in moved.items()}
+        facts = {name: [to_dict(fact) for fact in getattr(found, name)] for name in ("gained", "lost")}
+        options.print_json({"before": before, "after": end, **facts, "weights_moved": layers})
+        return
+    from rich.console import Console
+
+    from betaedit.cli.render import told as described
+
+    console = Console()
+    for sign, color, facts_ in (("-", "red", found.lost), ("+", "green", found.gained)):
+        for fact in facts_:
+            console.print(f"{sign} {described(fact)}", style=color)
+    distance = "unknown: gc dropped what leads there" if moved is None else _by_layer(moved)
+    console.print(f"weights moved (Frobenius norm): {distance}")
+
+
+def _store(workspace: Path | None) -> Store:
+    from betaedit.ledger.place import LEDGER, find_workspace
+    from betaedit.ledger.store import Store
+
+    return Store(find_workspace(workspace) / LEDGER)
+
+
+def _by_layer(moved: dict[int, float]) -> str:
+    return ", ".join(f"layer {layer}: {distance:.3g}" for layer, distance in moved.items())
+
+
+def _show_events(events: list[Event], *, json_: bool) -> None:
+    if json_:
+        options.print_json({"events": [asdict(event) for event in events]})
+        return
+    from rich.table import Table
+
+    table = Table("event", "what", "when", "note")
+    for event in events:
+        note = ", ".join(f"{name}: {value}" for name, value in event.note.items())
+        table.add_row(str(event.id), event.kind, event.at, note)
+    _print(table)
+
+
+def _facts_table(facts: list[Writing]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("#", "state", "event", "when", "prompt", "answer")
+    for fact in facts:
+        color = _COLORS[fact.state]
+        table.add_row(
+            str(fact.number),
+            f"[{color}]{fact.state}[/]",
+            str(fact.event),
+            fact.at,
+            escape(fact.fact.text),
+            escape(fact.fact.target_new),
+        )
+    return table
+
+
+def _writings_table(found: list[Writing], ends: dict[int, Event]) -> Table:
+    from rich.table import Table
+
+    from betaedit.cli.render import told
+
+    table = Table("event", "when", "probability", "evaluations", "seconds", "until", title=told(found[-1]))
+    for writing in found:
+        figures: dict[str, Any] = writing.figures
+        until = "" if writing.until is None else f"event {writing.until} ({ends[writing.until].kind})"
+        table.add_row(
+            str(writing.event),
+            writing.at,
+            f"{figures['target_probability']:.3f}",
+            str(figures["n_evaluations"]),
+            f"{figures['seconds']:.2f}",
+            until or "live",
+        )
+    return table
+
+
+def _print(*shown: object) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for item in shown:
+        console.print(item)

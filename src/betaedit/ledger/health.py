@@ -1,0 +1,54 @@
+"""Whether the facts of a workspace still hold, and what holding them costs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from betaedit.editors.matrix import set_aside
+from betaedit.evaluation.drift import Drift, compare, held_out_prose
+from betaedit.evaluation.interval import Estimate, estimate
+from betaedit.evaluation.metrics import measure_edits
+from betaedit.facts.fact import EvaluationCase
+from betaedit.ledger.query import to_dict
+from betaedit.ledger.store import Writing
+from betaedit.ledger.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Health:
+    """The live facts of a workspace on its model.
+
+    Args:
+        holding: Share of the live facts whose every target token is the most probable one; ``None`` without facts.
+        slipped: The others.
+        drift: How far the model is from the unedited one on ordinary text.
+    """
+
+    holding: Estimate | None
+    slipped: list[Writing]
+    drift: Drift
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as ``--json`` prints them."""
+        return {
+            "holding": None if self.holding is None else self.holding.to_dict(),
+            "slipped": [to_dict(writing) for writing in self.slipped],
+            "drift": self.drift.to_dict(),
+        }
+
+
+def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health:
+    """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own prose by default)."""
+    model, progress = workspace.language_model, workspace.progress
+    live = workspace.store.live()
+    asked = measure_edits(model, [EvaluationCase(writing.fact) for writing in live], progress=progress, label="asking")
+    holds = [outcome.rewrite[0].wanted.argmax for outcome in asked.outcomes]
+    prose = held_out_prose() if texts is None else texts
+    drift = compare(model, prose, lambda: set_aside(workspace.matrices), progress=progress)
+    return Health(
+        holding=estimate([float(held) for held in holds]),
+        slipped=[writing for writing, held in zip(live, holds, strict=True) if not held],
+        drift=drift,
+    )
