@@ -16,6 +16,7 @@ from betaedit.cli.data import data
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.evaluate import evaluate
+from betaedit.cli.export import export
 from betaedit.cli.info import doctor, env, methods, models
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
@@ -51,7 +52,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, evaluate, compare, report, statistics, bench, methods, models, doctor, env):
+for command in (edit, demo, evaluate, compare, report, export, statistics, bench, methods, models, doctor, env):
     app.command(name="eval" if command is evaluate else None)(command)
 app.add_typer(data)
 

@@ -35,6 +35,16 @@ SetOption = Annotated[
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
 ]
+FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")]
+ZsreTargetOption = Annotated[
+    Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
+]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")]
+EvaluateAtOption = Annotated[str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300,1000.")]
+TextOption = Annotated[
+    Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
+]
 AlsoOption = Annotated[
     str, typer.Option("--also", help="Slower figures: abilities,questions,tokens,fluency,latency; or all.")
 ]
@@ -164,6 +174,16 @@ def numbers(option: str, text: str) -> list[int]:
 def names(text: str) -> tuple[str, ...]:
     """The parts of a list with commas between them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def check_new(option: str, path: Path | None) -> None:
+    """Refuse to write over anything but an empty folder.
+
+    Raises:
+        ConfigError: There is something.
+    """
+    if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{option} {path} exists and is not empty.", mend="Name a new one.")
 
 
 def quiet_libraries() -> None:

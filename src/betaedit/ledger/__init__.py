@@ -1,0 +1,1 @@
+"""The durable record of edits, and the forms in which they leave: models, adapters, factors, facts."""
