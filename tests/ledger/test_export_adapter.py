@@ -22,7 +22,7 @@ from betaedit.ledger.export_card import Provenance
 from betaedit.ledger.export_rank import decompose
 from betaedit.models import LanguageModel
 from betaedit.models.bundled import bundled_folder
-from support.edits import FACTS, editor_for, unchanged, weights
+from support.edits import NEAR, editor_for, unchanged, weights
 from support.tiny import FAMILIES, random_rows
 
 LAYERS = (1, 2)
@@ -35,7 +35,7 @@ def edited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = FAMILIES[request.param]()
     model.model.save_pretrained(folder)
     editor = editor_for(model)
-    editor.edit(FACTS)
+    editor.edit(NEAR)
     return editor, folder
 
 
@@ -58,13 +58,13 @@ def saved(editor: Editor, folder: Path, **options: object) -> object:
 def test_plain_peft_says_what_the_edited_model_says(edited, merged: bool, tmp_path: Path) -> None:
     editor, base = edited
     report = saved(editor, tmp_path)
-    prompts = [editor.tokenizer(fact.text)["input_ids"] for fact in FACTS]
+    prompts = [editor.tokenizer(fact.text)["input_ids"] for fact in NEAR]
     rows = prompts + random_rows(editor.language_model, [2, 5, 9, 14] * 5)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path)
     unedited = next_tokens(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), rows)
     expected = next_tokens(editor.model, rows)
     found = next_tokens(loaded.merge_and_unload() if merged else loaded, rows)
-    assert report.rank == len(FACTS)
+    assert report.rank == len(NEAR)
     assert (found - expected).abs().max() < 1e-4
     assert (unedited - expected).abs().max() > 1e-2
 
@@ -98,7 +98,7 @@ def test_a_rank_that_is_too_small_is_told_with_what_it_costs(edited, tmp_path: P
         assert report.layers[layer].relative_error == pytest.approx(float(values[2:].norm() / values.norm()), rel=1e-5)
         kept = float((values[:2] ** 2).sum() / (values**2).sum())
         assert report.layers[layer].kept_energy == pytest.approx(kept)
-        assert report.layers[layer].sufficient_rank == report.sufficient_rank == len(FACTS)
+        assert report.layers[layer].sufficient_rank == report.sufficient_rank == len(NEAR)
 
 
 def test_efficacy_is_that_of_a_model_with_the_truncated_change(edited, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_efficacy_is_that_of_a_model_with_the_truncated_change(edited, tmp_path:
     report = saved(editor, tmp_path, rank=1)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(plain, tmp_path).merge_and_unload()
-    cases = [EvaluationCase(fact) for fact in FACTS]
+    cases = [EvaluationCase(fact) for fact in NEAR]
     assert report.edited == measure_edits(editor.language_model, cases).efficacy
     assert report.exported == measure_edits(LanguageModel.wrap(merged, editor.tokenizer), cases).efficacy
 
@@ -116,7 +116,7 @@ def test_the_edited_weights_are_put_back_bit_for_bit(dtype: torch.dtype) -> None
     model = FAMILIES["llama"]()
     model.model.to(dtype)
     editor = editor_for(model)
-    editor.edit(FACTS[:2])
+    editor.edit(NEAR[:2])
     before, changes = weights(model), changes_of(editor)
     with truncated(model, changes, {layer: decompose(change).cut(1) for layer, change in changes.items()}):
         assert not unchanged(before, weights(model))
@@ -149,7 +149,7 @@ def test_a_rank_above_what_servers_take_is_warned_of(edited, tmp_path: Path, cap
 def test_a_report_is_plain_data(edited, tmp_path: Path) -> None:
     editor, _ = edited
     found = json.loads(json.dumps(saved(editor, tmp_path).to_dict()))
-    assert found["layers"]["1"]["sufficient_rank"] == len(FACTS)
+    assert found["layers"]["1"]["sufficient_rank"] == len(NEAR)
     assert set(found["exported"]) == {"probability", "argmax"}
 
 
