@@ -17,8 +17,8 @@ class Decomposition:
     """A change of one matrix along its principal directions.
 
     Args:
-        change: ``D`` (d_out, d_in), float64.
-        directions: (d_out, d_out) orthonormal columns: the left singular vectors, that of the largest value first.
+        change: ``D`` (d_out, d_in), as given.
+        directions: (d_out, d_out) orthonormal columns, float64: the left singular vectors, largest value first.
         tails: (d_out + 1) norm of what is left of ``D`` without its first ``r`` directions, for every ``r``.
     """
 
@@ -29,7 +29,7 @@ class Decomposition:
     def cut(self, rank: int) -> Update:
         """The nearest matrix of that rank, in float64."""
         left = self.directions[:, :rank]
-        return Update(left, self.change.T @ left)
+        return Update(left, self.change.double().T @ left)
 
     def relative_error(self, rank: int) -> float:
         """Norm of what that rank leaves out, in norms of the change; 0 for no change at all."""
@@ -56,4 +56,4 @@ def decompose(change: Tensor) -> Decomposition:
     energies, directions = torch.linalg.eigh(exact @ exact.T)
     energies = energies.flip(0).clamp(min=0)
     left = energies.flip(0).cumsum(0).flip(0)
-    return Decomposition(exact, directions.flip(1), torch.cat([left, left.new_zeros(1)]).sqrt())
+    return Decomposition(change, directions.flip(1), torch.cat([left, left.new_zeros(1)]).sqrt())
