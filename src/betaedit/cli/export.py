@@ -54,6 +54,7 @@ def export(
         return
     if report is not None:
         console.print(_table(report))
+        console.print(_efficacy(report))
         console.print(_served(report))
     console.print(f"{told['facts']} facts written to {out}", markup=False)
 
@@ -92,15 +93,16 @@ def _table(report: AdapterReport) -> Any:
     table = Table("layer", "rank needed", "truncation error", "energy kept", title=f"adapter of rank {report.rank}")
     for layer, kept in report.layers.items():
         table.add_row(str(layer), str(kept.sufficient_rank), f"{kept.relative_error:.1e}", f"{kept.kept_energy:.4%}")
+    return table
+
+
+def _efficacy(report: AdapterReport) -> str:
     shares = [
         "-" if share is None else f"{share:.1%}"
         for figure in (report.edited, report.exported)
         for share in (figure.probability, figure.argmax)
     ]
-    table.caption = (
-        f"efficacy, probability / argmax: edited model {shares[0]} / {shares[1]}, adapter {shares[2]} / {shares[3]}"
-    )
-    return table
+    return f"efficacy, probability / argmax: edited model {shares[0]} / {shares[1]}, adapter {shares[2]} / {shares[3]}"
 
 
 def _served(report: AdapterReport) -> str:
