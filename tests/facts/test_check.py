@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -150,6 +152,25 @@ def test_a_long_file_is_checked_in_little_memory(tmp_path: Path):
         tracemalloc.stop()
     assert (check.facts, check.subjects) == (3_000, 3_000)
     assert peak < 3.5e6  # the file is 3 MB of text, its objects more; a fact leaves about 600 bytes
+
+
+def test_a_hundred_thousand_records_are_checked_in_less_memory_than_they_take_on_disk(tmp_path: Path):
+    path = long_file(tmp_path / "f.jsonl", 100_000)
+    program = """
+import resource, sys
+from betaedit.facts import check_facts
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+before = peak()
+print(check_facts(sys.argv[1]).facts, peak() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    facts, grown = map(int, ran.stdout.split())
+    assert facts == 100_000
+    assert path.stat().st_size > 95e6
+    assert grown < 60e6  # about 400 bytes a fact for the hashes of what was met
 
 
 def test_the_demo_file_is_clean():

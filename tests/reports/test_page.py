@@ -16,6 +16,7 @@ from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, WorstPrompt
 from betaedit.reports import charts, figures, render_report
+from betaedit.reports.page import verdicts
 from support.runs import BARE, TASKS, checkpoint, fabricate, figure, setup
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -177,6 +178,19 @@ def test_a_broken_model_is_drawn_without_its_infinite_figures(tmp_path: Path) ->
         folder.write_checkpoint(checkpoint(edits, perplexity=perplexity, **BARE))
     rows = embedded(render_report([folder]))["perplexity"]["rows"]
     assert [row[2] for row in rows] == [20.0, 2000.0, None, None]
+
+
+def test_a_perplexity_that_explodes_is_a_collapse_dated_by_its_checkpoints(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, setup())
+    for edits, perplexity in ((0, 20.0), (50, 20.5), (100, 21.0), (150, 4_000.0), (200, 1e9)):
+        folder.write_checkpoint(checkpoint(edits, perplexity=perplexity, **BARE))
+    page = render_report([folder])
+    assert re.findall(r'<article class="card (\w+)">', page) == ["collapsed"]
+    text = " ".join(re.sub(r"<[^>]*>", " ", page[: page.index("<table")]).split())
+    assert "The model is no longer usable: perplexity up 50,000,000-fold." in text
+    assert "The collapse began after 100 edits and was seen at 150." in text
+    assert "200 facts written" in text
+    assert verdicts([folder])[0]["collapse"] == 150
 
 
 def test_runs_of_one_name_are_numbered(tmp_path: Path) -> None:

@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 
 
 def compare(
-    source: Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")],
+    source: options.FactsOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; the same command continues them.")],
     methods: Annotated[str, typer.Option("--methods", help="Names with commas; see `betaedit methods`.")] = (
         "memit,memit-h,alphaedit,betaedit"
     ),
     model: options.ModelOption = "smollm2",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
-    evaluate_at: Annotated[str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300.")] = "",
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
-    ] = None,
+    limit: options.LimitOption = None,
+    batch_size: options.BatchSizeOption = 1,
+    evaluate_at: options.EvaluateAtOption = "",
+    text: options.TextOption = None,
     also: options.AlsoOption = "",
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,

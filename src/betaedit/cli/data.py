@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,10 +22,8 @@ _SHOWN = 10
 @data.command()
 def check(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file of facts, or dataset:OWNER/NAME[:SPLIT].")],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first records of the file.")] = None,
-    zsre_target: Annotated[
-        Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
-    ] = "alt",
+    limit: options.LimitOption = None,
+    zsre_target: options.ZsreTargetOption = "alt",
     json_: options.JsonOption = False,
 ) -> None:
     """Count what a file of facts holds: facts, prompts, repeats, conflicts, and records that cannot be used.

@@ -41,8 +41,8 @@ def edit(
     true: Annotated[str | None, typer.Option("--true", help="What the model answers today, for comparison.")] = None,
     method: options.MethodOption = "betaedit",
     model: options.ModelOption = "smollm2",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
+    batch_size: options.BatchSizeOption = 1,
+    limit: options.LimitOption = None,
     seed: options.SeedOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -50,21 +50,15 @@ def edit(
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be written, and change nothing.")] = False,
     json_: options.JsonOption = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the edited model to this folder.")] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
-    ] = None,
+    text: options.TextOption = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out records that cannot be used, and list them.")
     ] = False,
-    zsre_target: Annotated[
-        Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
-    ] = "alt",
+    zsre_target: options.ZsreTargetOption = "alt",
     out: Annotated[
         Path | None, typer.Option("--out", help="Keep the run in this folder; the same command continues it.")
     ] = None,
-    evaluate_at: Annotated[
-        str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300,1000.")
-    ] = "",
+    evaluate_at: options.EvaluateAtOption = "",
     on_collapse: Annotated[
         Literal["ignore", "warn", "stop"], typer.Option("--on-collapse", help="When a measurement finds it collapsed.")
     ] = "warn",
@@ -89,12 +83,12 @@ def edit(
         from betaedit.cli.edit_workspace import edit_workspace
 
         cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
-        _check_save(save)
+        options.check_new("--save", save)
         edit_workspace(place, cases, source, batch_size=batch_size, plan=plan, save=save, device=device, json_=json_)
         return
     values = options.overrides(config, set_, seed)
     cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
-    _check_save(save)
+    options.check_new("--save", save)
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model)
     counts = options.numbers("--evaluate-at", evaluate_at)
     from rich.console import Console
@@ -178,11 +172,6 @@ def _cases(
     for rejected in facts.rejected:
         typer.echo(f"left out: {rejected.error}", err=True)
     return list(facts.cases)
-
-
-def _check_save(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--save {folder} exists and is not empty.", mend="Name a new folder.")
 
 
 def _show_run(

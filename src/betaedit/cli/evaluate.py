@@ -17,11 +17,9 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="smollm2, a model folder, an adapter, a run folder, or a Hugging Face id.")
     ],
-    source: Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
-    ] = None,
+    source: options.FactsOption,
+    limit: options.LimitOption = None,
+    text: options.TextOption = None,
     also: options.AlsoOption = "",
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,

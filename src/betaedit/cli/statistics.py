@@ -40,7 +40,8 @@ def statistics(
     from betaedit.cli.render import Bars
 
     values = options.overrides(config, set_, seed)
-    given = {"statistics_corpus": corpus, "statistics_tokens": tokens, "layers": _layers(layers)}
+    chosen = None if layers is None else options.numbers("--layers", layers.strip("[] "))
+    given = {"statistics_corpus": corpus, "statistics_tokens": tokens, "layers": chosen}
     values = {**values, **{key: value for key, value in given.items() if value is not None}}
     console = Console(stderr=json_)
     editor = options.load_editor(
@@ -87,15 +88,6 @@ def spectrum(editor: Editor) -> dict[str, Any]:
             }
         )
     return {**moments.to_dict(), "threshold": threshold, "spectrum": rows}
-
-
-def _layers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.strip("[] ").split(",")]
-    except ValueError as error:
-        raise typer.BadParameter("write layers as 4,5,6,7,8", param_hint="--layers") from error
 
 
 def _table(found: dict[str, Any]) -> Any:

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from betaedit.errors import ConfigError, FactError, MissingExtraError
+from betaedit.errors import ConfigError, FactError
 from betaedit.evaluation.continuing import continue_greedily
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.scoring import score_targets
+from betaedit.extras import import_extra
 from betaedit.facts.readers import iter_records
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import tokenize
@@ -370,18 +371,7 @@ def _official_letter(task: AbilityTask, text: str) -> int:
 
 
 def _metrics() -> Any:
-    """scikit-learn's metrics.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        from sklearn import metrics  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            "the figures of ability tasks need scikit-learn.", mend='pip install "betaedit[evaluation]"'
-        ) from error
-    return metrics
+    return import_extra("sklearn.metrics", "evaluation", "an ability task")
 
 
 def _classified(task: AbilityTask, labels: Sequence[int], predictions: Sequence[int]) -> Classification:

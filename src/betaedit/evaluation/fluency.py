@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from betaedit.errors import ConfigError, MissingExtraError
+from betaedit.errors import ConfigError
 from betaedit.evaluation.continuing import BATCH_SIZE, in_batches
+from betaedit.extras import import_extra
 from betaedit.models.generate import continue_rows, draw_top_k
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import tokenize
@@ -136,13 +137,8 @@ class TextSimilarity:
     """
 
     def __init__(self, corpus: Sequence[str]) -> None:
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415 - an optional extra
-        except ImportError as error:
-            raise MissingExtraError(
-                "consistency needs scikit-learn.", mend='pip install "betaedit[evaluation]"'
-            ) from error
-        self._vectorizer = TfidfVectorizer()
+        text = import_extra("sklearn.feature_extraction.text", "evaluation", "consistency")
+        self._vectorizer = text.TfidfVectorizer()
         try:
             self._vectorizer.fit(corpus)
         except ValueError as error:

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from betaedit.errors import ConfigError, MissingExtraError
+from betaedit.errors import ConfigError
 from betaedit.evaluation.abilities import TASKS, AbilityItem, AbilityTask, find_task, read_ability_items
+from betaedit.extras import import_extra
 from betaedit.models.load import LanguageModel
 
 _PREFIX = "betaedit_"
@@ -79,20 +80,10 @@ def run_harness(
 
 
 def _library() -> tuple[Any, Any, Any]:
-    """The harness, its wrapper of a model and its index of tasks.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import lm_eval  # noqa: PLC0415 - an optional extra
-        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
-        from lm_eval.tasks import TaskManager  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "running the harness needs lm-evaluation-harness.", mend='pip install "betaedit[harness]"'
-        ) from error
-    return lm_eval, HFLM, TaskManager
+    """The harness, its wrapper of a model and its index of tasks."""
+    names = ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
+    harness, models, tasks = (import_extra(name, "harness", "running the harness") for name in names)
+    return harness, models.HFLM, tasks.TaskManager
 
 
 def _bounded_length(model: LanguageModel) -> int:

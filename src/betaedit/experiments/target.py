@@ -1,4 +1,4 @@
-"""Whatever can be measured, as a model: a name, a folder, an adapter, or a run."""
+"""Whatever can be measured, as a model: a name, a folder, an adapter, or a run; and a run as an editor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.errors import MissingExtraError, ModelError, StatisticsError
+from betaedit.errors import ModelError, StatisticsError
 from betaedit.experiments.folder import RunFolder
+from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
+from betaedit.extras import import_extra
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.statistics.moments import Moments
 
@@ -39,14 +41,35 @@ def load_target(
     """
     folder = Path(name)
     if (folder / "run.json").is_file():
-        return _edited(RunFolder(folder), statistics, dtype, device)
+        return editor_of(name, statistics=statistics, dtype=dtype, device=device).language_model
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder, dtype, device)
     return load_language_model(name, dtype=dtype, device=device)
 
 
-def _edited(run: RunFolder, statistics: Moments | Path | None, dtype: DtypeName, device: str | None) -> LanguageModel:
-    """Written again by its own engine: facts may have been replaced, and updates processed, on the way."""
+def editor_of(
+    name: str,
+    *,
+    statistics: Moments | Path | None = None,
+    dtype: DtypeName = "float32",
+    device: str | None = None,
+) -> Editor:
+    """An editor that holds the edits kept under ``name``, in the model they were made with.
+
+    They are written again by their own engine: facts may have been replaced, and updates processed, on the way.
+
+    Args:
+        name: A run folder.
+        statistics: As for ``load_target``.
+        dtype: Type of the weights.
+        device: Where the model goes.
+
+    Raises:
+        RunFolderError: It is no run folder, or is damaged.
+        ModelError: The model is not there, or has other weights than the run's.
+        StatisticsError: The run was made with other statistics.
+    """
+    run = RunFolder(name)
     setup = run.setup
     model = load_language_model(setup.model["name"], dtype=dtype, device=device)
     if model.fingerprint() != setup.model["weights"]:
@@ -62,17 +85,42 @@ def _edited(run: RunFolder, statistics: Moments | Path | None, dtype: DtypeName,
     state = run.path / "state"
     for batch in load_batches(state, count_edits(state)):
         editor.replay(batch)
-    return model
+    return editor
+
+
+def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
+    """The main figures of what is kept under ``name``: of the unedited model and when last measured.
+
+    Args:
+        name: A run folder.
+
+    Raises:
+        RunFolderError: It is no run folder, or is damaged.
+    """
+    run = RunFolder(name)
+    counts = run.measured()
+    if not counts or counts[-1] == 0:
+        return {}
+    before, after = run.checkpoint(counts[0]), run.checkpoint(counts[-1])
+    return {
+        "facts written when measured": (before.edits, after.edits),
+        "efficacy": (_share(before.efficacy.argmax), _share(after.efficacy.argmax)),
+        "generality": (_share(before.generality.argmax), _share(after.generality.argmax)),
+        "specificity": (_share(before.specificity.probability), _share(after.specificity.probability)),
+        "perplexity": (before.perplexity, after.perplexity),
+        "agreement": (before.agreement, after.agreement),
+    }
+
+
+def _share(found: Mean | None) -> float | None:
+    return None if found is None else found.mean
 
 
 def _adapted(folder: Path, dtype: DtypeName, device: str | None) -> LanguageModel:
-    try:
-        from peft import PeftModel  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError("adapters need peft.", mend='pip install "betaedit[peft]"') from error
+    peft = import_extra("peft", "peft", "an adapter")
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{folder} does not name its base model.", mend="Set base_model_name_or_path in its config.")
     model = load_language_model(base, dtype=dtype, device=device)
-    merged = PeftModel.from_pretrained(model.model, folder).merge_and_unload()
+    merged = peft.PeftModel.from_pretrained(model.model, folder).merge_and_unload()
     return LanguageModel.wrap(merged, model.tokenizer)

@@ -15,6 +15,7 @@ from betaedit.facts.readers import (
     iter_results,
     read_cases,
 )
+from betaedit.facts.writer import save_facts
 
 __all__ = [
     "GROUPS",
@@ -35,5 +36,6 @@ __all__ = [
     "iter_records",
     "iter_results",
     "read_cases",
+    "save_facts",
     "slotted",
 ]

@@ -6,8 +6,9 @@ Only hashes of the facts met are kept, so that a long file takes little memory.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,12 @@ def _count(check: Check, repeats: _Repeats, result: Converted | Rejected) -> Non
         repeats.note(case.fact, result.line)
 
 
-def _prompts(case: EvaluationCase) -> Counter[str]:
-    kinds = {
-        "paraphrases": len(case.paraphrases),
-        "neighbors": len(case.neighbors),
-        "generation_prompts": len(case.generation_prompts),
-    }
-    return Counter(kinds) + Counter(f"questions.{question.group}" for question in case.questions)
+def _prompts(case: EvaluationCase) -> Iterator[str]:
+    """The kind of every prompt."""
+    yield from repeat("paraphrases", len(case.paraphrases))
+    yield from repeat("neighbors", len(case.neighbors))
+    yield from repeat("generation_prompts", len(case.generation_prompts))
+    yield from (f"questions.{question.group}" for question in case.questions)
 
 
 def _reject(check: Check, error: FactError) -> None:

@@ -20,7 +20,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, cast, get_args
 
-from betaedit.errors import ConfigError, FactError, MissingExtraError
+from betaedit.errors import ConfigError, FactError
+from betaedit.extras import import_extra
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.formats import EXAMPLE, Format, Reading, Record, ZsreTarget, find_format
 from betaedit.facts.json_array import array_items, shown
@@ -364,12 +365,7 @@ def _read_csv(path: Path) -> _Entries:
 
 def _read_dataset(path: Path) -> _Entries:
     """The records of a Hugging Face dataset, streamed, numbered from 1."""
-    try:
-        from datasets import load_dataset  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading a dataset needs the datasets library.", mend='pip install "betaedit[datasets]"'
-        ) from error
+    load_dataset = import_extra("datasets", "datasets", "reading a dataset").load_dataset
     name, *parts = path.as_posix().removeprefix(_DATASET).split(":")
     split = parts.pop() if parts else "train"
     config = parts.pop() if parts else None

@@ -1,1 +1,1 @@
-"""The durable record of edits: a workspace that loses nothing and takes everything back."""
+"""The durable record of edits: a workspace that loses nothing, takes everything back, and hands it on."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from betaedit.errors import MissingExtraError
+from betaedit.extras import import_extra
 from betaedit.reports.charts import Chart, Cloud, Line
 
 if TYPE_CHECKING:
@@ -160,15 +160,9 @@ def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = 
     Raises:
         MissingExtraError: matplotlib is absent.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Figures need the 'matplotlib' library.", mend="Install it: pip install betaedit[reports]."
-        ) from error
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stubs want literal keys
-        figure = Figure(figsize=size)
+    mpl, drawing = (import_extra(name, "reports", "a figure") for name in ("matplotlib", "matplotlib.figure"))
+    with mpl.rc_context(_STYLE):
+        figure = drawing.Figure(figsize=size)
         yield figure, figure.add_axes(box)
 
 

@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from betaedit import __version__
-from betaedit.errors import ConfigError, MissingExtraError
+from betaedit.errors import ConfigError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
 from betaedit.experiments.verdict import LIMITS, Verdict, judge, percent, shown_damage
+from betaedit.extras import import_extra
 from betaedit.reports import charts, figures
 from betaedit.reports.charts import Cell, Chart, Cloud, Data, Run
 
@@ -247,12 +248,7 @@ def _finite(cell: Cell) -> Cell:
 
 
 def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError(
-            "Reports need the 'Jinja2' library.", mend="Install it: pip install betaedit[reports]."
-        ) from error
+    jinja2 = import_extra("jinja2", "reports", "a report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -18,7 +18,8 @@ from typing import IO, Protocol
 
 import torch
 
-from betaedit.errors import MissingExtraError, StatisticsError
+from betaedit.errors import StatisticsError
+from betaedit.extras import import_extra
 from betaedit.models.generate import sample
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
@@ -180,12 +181,7 @@ class DatasetText:
         return _skip(_blocked(_cut_rows(model, self._texts(), self.max_length)), first)
 
     def _texts(self) -> Iterator[str]:
-        try:
-            from datasets import load_dataset  # noqa: PLC0415 - an optional extra
-        except ImportError as error:
-            raise MissingExtraError(
-                "reading a dataset needs the datasets library.", mend='pip install "betaedit[datasets]"'
-            ) from error
+        load_dataset = import_extra("datasets", "datasets", "reading a dataset").load_dataset
         path, _, config = self.name.partition(":")
         try:
             for record in load_dataset(path, config or None, split=self.split, streaming=True):

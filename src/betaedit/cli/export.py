@@ -1,0 +1,111 @@
+"""``betaedit export``: what a run made, in the forms in which others use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from betaedit.cli import options
+from betaedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from betaedit.editors.editor import Editor
+    from betaedit.ledger.export_adapter import AdapterReport
+    from betaedit.ledger.export_card import BeforeAndAfter
+    from betaedit.progress import Progress
+
+Form = Literal["model", "adapter", "factors", "facts"]
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[Form, typer.Option("--to", help="A Hugging Face folder, a LoRA adapter, raw factors, or JSONL.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of a model or adapter; file of factors or facts.")],
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of an adapter; what is needed by default.")] = None,
+    for_servers: Annotated[
+        bool, typer.Option("--for-servers", help="Round an adapter's rank up to one that servers are set to.")
+    ] = False,
+    statistics: options.StatisticsOption = None,
+    json_: options.JsonOption = False,
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+) -> None:
+    """Export the edits of a run: the whole model, an adapter for the unedited one, raw factors, or the facts."""
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+    from betaedit.experiments.target import editor_of, figures_of
+
+    options.check_new("--out", out)
+    if to != "adapter" and (rank is not None or for_servers):
+        raise ConfigError("--rank and --for-servers are for adapters.", mend="Add --to adapter, or leave them out.")
+    console = Console(stderr=json_)
+    options.quiet_libraries()
+    figures = figures_of(source)
+    editor = editor_of(source, statistics=statistics, dtype=dtype, device=device)
+    if not editor.results:
+        raise ConfigError(f"{source} holds no edits.", mend="Name a run that has written facts.")
+    report = _save(editor, figures, to, out, rank, for_servers, Bars(console))
+    told = {"to": to, "path": str(out), "facts": len(editor.results)}
+    if json_:
+        options.print_json(told | ({} if report is None else report.to_dict()))
+        return
+    if report is not None:
+        console.print(_table(report))
+        console.print(_efficacy(report))
+        console.print(_served(report))
+    console.print(f"{told['facts']} facts written to {out}", markup=False)
+
+
+def _save(
+    editor: Editor,
+    figures: dict[str, BeforeAndAfter],
+    to: Form,
+    out: Path,
+    rank: int | None,
+    for_servers: bool,
+    progress: Progress,
+) -> AdapterReport | None:
+    from betaedit.facts.writer import save_facts
+    from betaedit.ledger.export import changes_of, provenance_of, save_factors, save_model
+    from betaedit.ledger.export_adapter import save_adapter
+
+    if to == "adapter":
+        provenance = provenance_of(editor, figures)
+        changes = changes_of(editor)
+        return save_adapter(
+            editor.language_model, changes, out, provenance, rank=rank, for_servers=for_servers, progress=progress
+        )
+    if to == "model":
+        save_model(editor, out, figures)
+    elif to == "factors":
+        save_factors(editor.language_model, changes_of(editor), out)
+    else:
+        save_facts((result.fact for result in editor.results), out)
+    return None
+
+
+def _table(report: AdapterReport) -> Any:
+    from rich.table import Table
+
+    table = Table("layer", "rank needed", "truncation error", "energy kept", title=f"adapter of rank {report.rank}")
+    for layer, kept in report.layers.items():
+        table.add_row(str(layer), str(kept.sufficient_rank), f"{kept.relative_error:.1e}", f"{kept.kept_energy:.4%}")
+    return table
+
+
+def _efficacy(report: AdapterReport) -> str:
+    shares = [
+        "-" if share is None else f"{share:.1%}"
+        for figure in (report.edited, report.exported)
+        for share in (figure.probability, figure.argmax)
+    ]
+    return f"efficacy, probability / argmax: edited model {shares[0]} / {shares[1]}, adapter {shares[2]} / {shares[3]}"
+
+
+def _served(report: AdapterReport) -> str:
+    if report.server_rank is None:
+        return f"rank {report.rank} is above what servers take; export the model instead (--to model)"
+    return f"serve it with: vllm serve BASE --enable-lora --max-lora-rank {report.server_rank}"

@@ -1,0 +1,27 @@
+"""Optional libraries, imported when they are first needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from betaedit.errors import MissingExtraError
+
+
+def import_extra(module: str, extra: str, purpose: str) -> Any:
+    """The module of an optional library.
+
+    Args:
+        module: Its full name.
+        extra: Of this package, which installs it.
+        purpose: What needs it, as the subject of a sentence.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs {module.partition('.')[0]}.", mend=f'pip install "betaedit[{extra}]"'
+        ) from error

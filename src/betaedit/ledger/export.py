@@ -1,0 +1,70 @@
+"""Edited models and raw factors as files; adapters are in ``export_adapter``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from betaedit.editors.editor import Editor
+from betaedit.ledger.export_card import BeforeAndAfter, Provenance, write_card
+from betaedit.ledger.export_rank import decompose
+from betaedit.models.load import LanguageModel
+
+_LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+
+
+def provenance_of(editor: Editor, figures: Mapping[str, BeforeAndAfter]) -> Provenance:
+    """What an export of an editor's model says of itself."""
+    facts = [result.fact for result in editor.results]
+    return Provenance(editor.language_model.name, editor.recipe.name, facts, figures)
+
+
+def changes_of(editor: Editor) -> dict[int, Tensor]:
+    """``W_t - W_0`` (d_out, d_in) of every edited layer."""
+    return {layer: matrix.change() for layer, matrix in editor.engine.matrices.items()}
+
+
+def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeAndAfter]) -> Path:
+    """The edited model as a Hugging Face folder: weights, tokenizer, ``betaedit.json``, facts and a card.
+
+    Args:
+        editor: Holds the edited model.
+        folder: Where it goes.
+        figures: For the card.
+    """
+    path = editor.save_pretrained(folder)
+    write_card(path, provenance_of(editor, figures), library="transformers", usage=_LOAD)
+    return path
+
+
+def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str | Path) -> dict[int, int]:
+    """Every change as two factors in a safetensors file: ``W_t - W_0`` is ``left @ right.T``. Returns their ranks.
+
+    Tensors are named ``LAYER.left`` (d_out, r) and ``LAYER.right`` (d_in, r); the metadata name the model and, as JSON,
+    the module that each layer's change belongs to. Each layer has the rank that suffices for it.
+
+    Args:
+        model: The edited model.
+        changes: ``W_t - W_0`` (d_out, d_in) by layer.
+        file: Where they go.
+    """
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[int, int] = {}
+    for layer, change in changes.items():
+        parts = decompose(change)
+        ranks[layer] = parts.sufficient_rank(model.anatomy.projection(layer))
+        factors = parts.cut(ranks[layer])
+        tensors[f"{layer}.left"] = factors.left.float().contiguous()
+        tensors[f"{layer}.right"] = factors.right.float().contiguous()
+    modules = {str(layer): model.anatomy.projection_path(layer) for layer in changes}
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"model": model.name, "modules": json.dumps(modules)})
+    return ranks

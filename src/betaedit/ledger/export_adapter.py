@@ -1,0 +1,180 @@
+"""The change of the edited matrices as a LoRA adapter that peft and the usual servers load.
+
+The format is three small files whose keys do not change, so they are written by hand: peft is needed to load an
+adapter, not to make one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from betaedit.editors.matrix import EditedMatrix
+from betaedit.evaluation.metrics import Figure, measure_edits
+from betaedit.facts.fact import EvaluationCase
+from betaedit.ledger.export_card import Provenance, write_card
+from betaedit.ledger.export_rank import Decomposition, decompose
+from betaedit.memory.update import Update
+from betaedit.models.anatomy import is_transposed
+from betaedit.models.load import LanguageModel
+from betaedit.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for ``--max-lora-rank``; it refuses adapters above it."""
+
+_LOAD = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("THE UNEDITED MODEL")
+model = PeftModel.from_pretrained(model, "FOLDER")"""
+
+
+@dataclass(frozen=True)
+class LayerTruncation:
+    """What the rank keeps of one layer's change.
+
+    Args:
+        sufficient_rank: The rank from which on nothing but rounding is left out.
+        relative_error: Norm of what is left out, in norms of the change.
+        kept_energy: Share of the squared norm that is kept.
+    """
+
+    sufficient_rank: int
+    relative_error: float
+    kept_energy: float
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What an adapter holds.
+
+    Args:
+        rank: Of all layers; those of lower rank are filled up.
+        sufficient_rank: The one that would lose nothing.
+        server_rank: The least ``--max-lora-rank`` that serves it; ``None`` above the largest.
+        layers: By layer.
+        edited: Efficacy of the edited model itself.
+        exported: Efficacy with the truncated change.
+    """
+
+    rank: int
+    sufficient_rank: int
+    server_rank: int | None
+    layers: dict[int, LayerTruncation]
+    edited: Figure
+    exported: Figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+
+def save_adapter(
+    model: LanguageModel,
+    changes: Mapping[int, Tensor],
+    folder: str | Path,
+    provenance: Provenance,
+    *,
+    rank: int | None = None,
+    for_servers: bool = False,
+    progress: Progress | None = None,
+) -> AdapterReport:
+    """Write the changes as a LoRA adapter for the unedited model.
+
+    Efficacy is measured on the facts of ``provenance`` with the truncated change in the weights, which are put back.
+
+    Args:
+        model: The edited model.
+        changes: ``W_t - W_0`` (d_out, d_in) by layer.
+        folder: Where it goes.
+        provenance: For the card.
+        rank: The smallest that loses nothing when not given.
+        for_servers: Round the rank up to one of ``SERVER_RANKS``.
+        progress: Where to draw.
+    """
+    parts = {layer: decompose(change) for layer, change in changes.items()}
+    enough = {layer: found.sufficient_rank(model.anatomy.projection(layer)) for layer, found in parts.items()}
+    chosen = rank or max(enough.values())
+    if for_servers:
+        chosen = server_rank(chosen) or chosen
+    if chosen > SERVER_RANKS[-1]:
+        logger.warning("rank %d is above %d, the most that servers take: export the model.", chosen, SERVER_RANKS[-1])
+    updates = {layer: found.cut(chosen) for layer, found in parts.items()}
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    _write_adapter(model, updates, chosen, path)
+    cases = [EvaluationCase(fact) for fact in provenance.facts]
+    edited = measure_edits(model, cases, progress=progress).efficacy
+    with truncated(model, changes, updates):
+        exported = measure_edits(model, cases, progress=progress).efficacy
+    layers = {layer: _truncation(found, enough[layer], chosen) for layer, found in parts.items()}
+    write_card(path, provenance, library="peft", usage=_LOAD)
+    return AdapterReport(chosen, max(enough.values()), server_rank(chosen), layers, edited, exported)
+
+
+def server_rank(rank: int) -> int | None:
+    """The least of ``SERVER_RANKS`` that holds ``rank``; ``None`` when none does."""
+    return next((limit for limit in SERVER_RANKS if limit >= rank), None)
+
+
+@contextmanager
+def truncated(model: LanguageModel, changes: Mapping[int, Tensor], updates: Mapping[int, Update]) -> Iterator[None]:
+    """A context in which the edited ``model`` has ``updates`` in place of ``changes``."""
+    matrices = {layer: EditedMatrix(model.anatomy.projection(layer)) for layer in changes}
+    kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
+    try:
+        for layer, matrix in matrices.items():
+            matrix.add_dense((updates[layer].dense() - changes[layer].double()).float())
+        yield
+    finally:
+        for layer, matrix in matrices.items():
+            matrix.restore(kept[layer])
+
+
+def _truncation(parts: Decomposition, enough: int, rank: int) -> LayerTruncation:
+    error = parts.relative_error(rank)
+    return LayerTruncation(sufficient_rank=enough, relative_error=error, kept_energy=1 - error**2)
+
+
+def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: int, folder: Path) -> None:
+    anatomy = model.anatomy
+    paths = {layer: anatomy.projection_path(layer) for layer in updates}
+    tensors = {}
+    for layer, update in updates.items():
+        name = f"base_model.model.{paths[layer]}"
+        tensors[f"{name}.lora_A.weight"] = _filled(update.right, rank).T.contiguous()
+        tensors[f"{name}.lora_B.weight"] = _filled(update.left, rank)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    place = Path(model.name).expanduser()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(place.resolve()) if place.is_dir() else model.name,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,  # the adapter's scale is lora_alpha / r
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(is_transposed(anatomy.projection(layer)) for layer in updates),
+        "target_modules": list(paths.values()),
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _filled(factor: Tensor, rank: int) -> Tensor:
+    """A factor with columns of zeros up to ``rank``, float32: servers read one rank for all layers."""
+    return torch.nn.functional.pad(factor, (0, rank - factor.shape[1])).float().contiguous()

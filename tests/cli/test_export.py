@@ -1,0 +1,108 @@
+"""``betaedit export``: every form of a run, and what is said of it; ``betaedit eval`` of what was exported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from betaedit.experiments.folder import RunFolder
+
+FACTS = [
+    {"id": "a", "subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo"},
+    {"id": "b", "subject": "Bob", "prompt": "The home of {} is", "target_new": "Rome", "target_true": "Paris"},
+]
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    return path
+
+
+@pytest.fixture
+def run(betaedit, tiny, facts, tmp_path: Path) -> Path:
+    """A measured run of two facts."""
+    assert betaedit("edit", "--from", facts, "--out", tmp_path / "run", "--json", *tiny).code == 0
+    return tmp_path / "run"
+
+
+def test_an_exported_adapter_is_measured_as_the_run_is(betaedit, tiny, facts, run, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    ran = betaedit("export", run, "--to", "adapter", "--out", adapter, "--json", *tiny[2:4])
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["facts"], found["rank"], found["server_rank"]) == (2, 2, 8)
+    assert found["edited"] == found["exported"]
+    by_adapter, by_run = (
+        json.loads(betaedit("eval", name, "--from", facts, *tiny[2:4], "--json").out) for name in (adapter, run)
+    )
+    assert by_adapter["efficacy"] == by_run["efficacy"]
+    assert by_adapter["perplexity"] == pytest.approx(by_run["perplexity"], rel=1e-5)
+    last = RunFolder(run).checkpoint(2)
+    assert by_adapter["perplexity"] == pytest.approx(last.perplexity, rel=1e-5)
+    assert f"| perplexity | {RunFolder(run).checkpoint(0).perplexity:.4g} |" in (adapter / "README.md").read_text()
+
+
+def test_a_truncated_adapter_says_what_was_lost_and_how_to_serve_it(betaedit, tiny, run, tmp_path: Path) -> None:
+    options = ["--rank", "1", "--for-servers", *tiny[2:4]]
+    shown = betaedit("export", run, "--to", "adapter", "--out", tmp_path / "adapter", *options).out
+    assert "adapter of rank 1" in shown
+    assert "--max-lora-rank 1" in shown
+    assert "efficacy, probability / argmax: edited model" in shown
+    assert "2 facts written" in shown
+
+
+def test_an_exported_model_is_measured_as_the_run_is(betaedit, tiny, facts, run, tmp_path: Path) -> None:
+    assert betaedit("export", run, "--to", "model", "--out", tmp_path / "model", *tiny[2:4]).code == 0
+    found = json.loads(betaedit("eval", tmp_path / "model", "--from", facts, "--json").out)
+    assert found["perplexity"] == pytest.approx(RunFolder(run).checkpoint(2).perplexity, rel=1e-6)
+
+
+def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> None:
+    for to, name in (("factors", "new/factors.safetensors"), ("facts", "new/facts.jsonl")):
+        ran = betaedit("export", run, "--to", to, "--out", tmp_path / name, "--json", *tiny[2:4])
+        assert json.loads(ran.out) == {"to": to, "path": str(tmp_path / name), "facts": 2}
+    assert set(load_file(tmp_path / "new" / "factors.safetensors")) == {"1.left", "1.right", "2.left", "2.right"}
+    assert [json.loads(line) for line in (tmp_path / "new" / "facts.jsonl").read_text().splitlines()] == FACTS
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--to", "model", "--rank", "4"], 2, "for adapters"),
+        (["--to", "facts", "--for-servers"], 2, "for adapters"),
+        (["--to", "adapter"], 7, "no run folder"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(betaedit, tmp_path: Path, options, code: int, says: str) -> None:
+    ran = betaedit("export", tmp_path, *options, "--out", tmp_path / "out")
+    assert ran.code == code
+    assert says in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(betaedit, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    ran = betaedit("export", "run", "--to", "model", "--out", tmp_path)
+    assert ran.code == 2
+    assert "not empty" in ran.err
+
+
+def test_an_adapter_that_names_no_base_is_refused(betaedit, facts, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    ran = betaedit("eval", tmp_path, "--from", facts)
+    assert ran.code == 4
+    assert "does not name its base model" in ran.err
+
+
+def test_without_peft_the_extra_is_named(betaedit, facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    ran = betaedit("eval", tmp_path, "--from", facts)
+    assert ran.code == 1
+    assert "betaedit[peft]" in ran.err

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from betaedit.facts import EvaluationCase, Fact, Probe, Question, demo_path, read_cases, save_facts
+
+FACT = Fact("The mother tongue of {} is", "Zoë \u2028 Ana", "English", "French", "f1")
+CASE = EvaluationCase(
+    FACT,
+    paraphrases=("Zoë speaks", "What does Zoë speak?"),
+    neighbors=(Probe("The mother tongue of Bob is", "French"), Probe("Bob speaks", None)),
+    questions=(Question("Where is it spoken?", ("London", "England"), "reasoning"),),
+    generation_prompts=("Zoë was",),
+    record="r1",
+)
+
+
+def test_what_is_written_is_read_back_whole(tmp_path: Path):
+    file = tmp_path / "new" / "facts.jsonl"
+    save_facts([CASE, Fact("{} is in", "Rome", "Spain", id="2")], file)
+    assert read_cases(file).cases == (CASE, EvaluationCase(Fact("{} is in", "Rome", "Spain", id="2")))
+
+
+def test_what_is_not_known_is_not_written(tmp_path: Path):
+    save_facts([Fact("{} is in", "Rome", "Spain")], tmp_path / "f.jsonl")
+    assert (tmp_path / "f.jsonl").read_text() == '{"subject": "Rome", "prompt": "{} is in", "target_new": "Spain"}\n'
+
+
+def test_the_demo_survives_the_way_through_a_file(tmp_path: Path):
+    cases = read_cases(demo_path()).cases
+    save_facts(cases, tmp_path / "f.jsonl")
+    assert read_cases(tmp_path / "f.jsonl").cases == cases
