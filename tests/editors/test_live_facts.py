@@ -91,16 +91,17 @@ def mean_log_probability(editor: Editor, facts: list[Fact]) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_what_is_kept_of_a_fact_is_the_key_it_was_solved_with_and_the_output_wanted(batch_size: int) -> None:
+def test_what_is_kept_of_a_fact_is_its_key_and_the_output_wanted_beyond_the_unedited_matrix(batch_size: int) -> None:
     model = language_model("llama")
     editor = editor_for(model)
-    before = matrices(model)
+    first = before = matrices(model)
     for batch in editor.write(FACTS, batch_size=batch_size):
         held = editor.engine.live[-len(batch.results) :]
         for layer in LAYERS:
             keys, values = (torch.cat([getattr(h.written[layer], n) for h in held], 1) for n in ("keys", "values"))
             assert torch.equal(keys, batch.keys[layer])
-            assert relative(values.double(), before[layer] @ keys.double() + batch.updates[layer].left) < 1e-6
+            wanted = (before[layer] - first[layer]) @ keys.double() + batch.updates[layer].left
+            assert relative(values.double(), wanted) < 1e-4
         before = matrices(model)
 
 
@@ -273,15 +274,16 @@ def test_facts_of_one_subject_share_the_change_of_their_values_and_others_are_no
     assert values[0].loss == pytest.approx(float(sum(losses)) / 3, rel=1e-4)
 
 
-def test_facts_of_one_subject_hold_together_better_than_apart() -> None:
-    nats = {"before": mean_log_probability(editor_for(tiny_llama()), ABOUT_A_HOUSE)}
-    for mode in ("together", "apart"):
-        editor = editor_for(tiny_llama(), "memit-h", shared_subjects=mode, leakage_weight=1e-3, **WIDE)
-        for fact in ABOUT_A_HOUSE:
-            editor.edit(fact)
-        nats[mode] = mean_log_probability(editor, ABOUT_A_HOUSE)
-    assert nats["together"] > nats["before"] + 0.5
-    assert nats["together"] > nats["apart"] + 1
+@pytest.mark.parametrize("mode", ["together", "apart"])
+def test_values_of_one_subject_are_all_reached_when_they_are_sought_together_and_not_when_apart(mode: str) -> None:
+    """The facts' keys coincide in the first edited layer: one key has one value."""
+    editor = editor_for(tiny_llama(), "memit-h", shared_subjects=mode, leakage_weight=1e-3, **WIDE)
+    for fact in ABOUT_A_HOUSE:
+        editor.edit(fact)
+    change = editor.engine.matrices[1].change()
+    asked = [held.written[1] for held in editor.engine.live]
+    lacking = [float(facts.residuals(change).norm() / facts.values.norm()) for facts in asked]
+    assert max(lacking) < 1e-3 if mode == "together" else min(lacking) > 0.3
 
 
 @pytest.mark.parametrize("refresh_every", [NEVER, 2])
@@ -327,7 +329,7 @@ def test_batches_that_replace_and_join_are_written_again_from_disk_bit_for_bit(t
     for batch in editor.write(facts, batch_size=2):
         save_batch(tmp_path, done + 1, batch)
         done += len(batch.results)
-    for batch in load_batches(tmp_path):
+    for batch in load_batches(tmp_path, len(facts)):
         other.replay(batch)
     assert unchanged(weights(model), weights(continued))
     assert other.results == editor.results

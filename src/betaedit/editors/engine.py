@@ -31,6 +31,9 @@ from betaedit.models.load import LanguageModel
 from betaedit.models.pack import check_packs
 from betaedit.statistics.moments import Moments
 
+# Of float32's rounding of what was added along a key: 1e-5 of it, far less of the matrix.
+_MOST_AMPLIFIED = 100.0
+
 
 @dataclass(frozen=True)
 class EditResult:
@@ -316,15 +319,26 @@ class Engine:
             return
         for matrix in self.matrices.values():
             undo.callback(matrix.restore, matrix.snapshot())
-        if not self._adds_up():
-            undo.callback(setattr, self, "memories", self.memories)
-            self.memories = self._new_memories()
-            self._write_again([held for held in self.live if held not in leaving])
+        if self._adds_up() and self._subtract(leaving, undo):
             return
-        for layer, matrix in self.matrices.items():
-            facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.device)
-            matrix.add(forget(self.memories[layer], matrix.change(), facts))
-            undo.callback(self.memories[layer].remember, facts.keys)
+        undo.callback(setattr, self, "memories", self.memories)
+        self.memories = self._new_memories()
+        self._write_again([held for held in self.live if held not in leaving])
+
+    def _subtract(self, leaving: Sequence[LiveFact], undo: ExitStack) -> bool:
+        """Take live facts out of the sums that the matrices are; ``False`` where rounding forbids it, nothing done."""
+        with ExitStack() as back:
+            for layer, matrix in self.matrices.items():
+                memory = self.memories[layer]
+                facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.device)
+                back.callback(matrix.restore, matrix.snapshot())
+                try:
+                    matrix.add(forget(memory, matrix.change(), facts, amplification=_MOST_AMPLIFIED))
+                except NumericalError:
+                    return False
+                back.callback(memory.remember, facts.keys)
+            undo.push(back.pop_all())
+        return True
 
     def _adds_up(self) -> bool:
         """Whether the updates so far add up to one solution, from which facts can be taken out."""

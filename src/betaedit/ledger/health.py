@@ -40,7 +40,7 @@ class Health:
 
 
 def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health:
-    """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own prose by default)."""
+    """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own by default)."""
     model, progress = workspace.language_model, workspace.progress
     live = workspace.store.live()
     asked = measure_edits(model, [EvaluationCase(writing.fact) for writing in live], progress=progress, label="asking")

@@ -15,6 +15,7 @@ stay as they are, and lose fewer digits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from betaedit.errors import MethodError
+from betaedit.errors import MethodError, NumericalError
 from betaedit.memory.associative import FOLD_AFTER, AssociativeMemory
 from betaedit.memory.update import Update
 
@@ -71,7 +72,13 @@ class Associations:
         return Associations(self.keys.to(device), self.values.to(device))
 
 
-def forget(memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts: Associations) -> Update:
+def forget(
+    memory: AssociativeMemory,
+    weight: Float[Tensor, "d_out d_in"],
+    facts: Associations,
+    *,
+    amplification: float = math.inf,
+) -> Update:
     """The update that takes ``facts`` out of ``weight``; ``memory`` forgets their keys.
 
     Law: ``weight`` becomes what the facts left would have made of the original, with the keys and values they have:
@@ -79,6 +86,8 @@ def forget(memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts
     as no refresh came between the first fact and now.
     Raises: MethodError without history, whose updates are no common solution (write the others again: ``segments``),
     or when the keys were not remembered; nothing has changed then.
+    Raises: NumericalError when that would multiply the rounding of ``weight`` by more than ``amplification``: the facts
+    fill directions that little else holds. Nothing has changed then; write the others again (``segments``).
     Cost: that of ``AssociativeMemory.forget`` and of one ``solve``.
     """
     if not memory.rule.history:
@@ -91,7 +100,14 @@ def forget(memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts
     # The solve has the keys in its system, right = U (M + P P^T)^-1 P; without them it is right (I - P^T right)^-1.
     b = len(facts)
     reach = torch.eye(b).to(solved.right) - facts.keys.to(solved.right).T @ solved.right
-    return Update(-solved.left, torch.linalg.solve(reach, solved.right, left=False))
+    unreached, info = torch.linalg.inv_ex(reach)
+    if int(info) != 0 or not float(torch.linalg.matrix_norm(unreached, 2)) <= amplification:
+        memory.remember(facts.keys)
+        raise NumericalError(
+            "these facts cannot be taken out of the sum exactly enough.",
+            mend="Write the other facts again, from the original weights.",
+        )
+    return Update(-solved.left, solved.right @ unreached)
 
 
 def replace(
