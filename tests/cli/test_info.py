@@ -98,6 +98,15 @@ def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_pat
     assert "200 tokens" in shown.out
 
 
+def test_the_length_of_values_is_measured_over_a_file_of_facts(betaedit, tiny, tmp_path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
+    options = ["--from" if option == "--statistics" else option for option in tiny]
+    found = json.loads(betaedit("statistics", "--norm-anchor", facts, "--json", *options).out)
+    shown = betaedit("statistics", "--norm-anchor", facts, *options).out
+    assert f"--set value_norm_anchor={found['norm_anchor']:.4g}" in shown
+
+
 def test_unreadable_layers_are_refused(betaedit, tiny_folder) -> None:
     ran = betaedit("statistics", "--model", tiny_folder, "--layers", "one,two")
     assert ran.code == 2

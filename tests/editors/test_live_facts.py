@@ -81,6 +81,13 @@ def assert_holds_only(editor: Editor, first: dict[int, Tensor], live: Iterable[L
         assert relative(weight - first[layer], wanted[layer] - first[layer]) < 1e-3, "float32 weights"
 
 
+def norm_of(editor: Editor, fact: Fact) -> float:
+    """Of the hidden state at the fact's lookup token in the unedited model."""
+    with editor.engine.unedited():
+        posed = pose(editor.language_model, [fact], ("{}",), editor.config)
+    return float(posed.recording.inputs[LAYERS[-1] + 1][0, posed.lookup[0]].norm())
+
+
 def mean_log_probability(editor: Editor, facts: list[Fact]) -> float:
     """Of the targets, in nats per token."""
     scores = score_targets(editor.language_model, [(fact.text, fact.target_new) for fact in facts])
@@ -273,6 +280,32 @@ def test_facts_of_one_subject_share_the_change_of_their_values_and_others_are_no
     assert values[0].loss == pytest.approx(float(sum(losses)) / 3, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["betaedit", "rect-seq", "emmet"])
+def test_facts_of_one_subject_in_one_batch_share_the_change_of_their_values_under_any_method(method: str) -> None:
+    """MEMIT-Merge; one column for each fact, all with the change that lowers the mean of their losses."""
+    settings = {"value_steps": 4, "value_stop_loss": 0}
+    lengths = {}
+    for mode in ("batch", "together", "apart"):
+        editor = editor_for(language_model("llama"), method, shared_subjects=mode, **settings)
+        first, *others = editor.edit([*ABOUT_ANA, FACTS[0]], batch_size=4)
+        lengths[mode] = [first.value_length * norm_of(editor, ABOUT_ANA[0])]
+        lengths[mode] += [r.value_length * norm_of(editor, r.fact) for r in others[:2]]
+    assert lengths["batch"] == pytest.approx([lengths["batch"][0]] * 3, rel=1e-4)
+    assert lengths["together"] == pytest.approx(lengths["batch"])
+    assert lengths["apart"] != pytest.approx([lengths["apart"][0]] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("look_ahead", [1, 4])
+def test_values_shared_in_a_batch_are_no_concern_of_other_batches(look_ahead: int) -> None:
+    ends = {}
+    for mode in ("apart", "batch"):
+        model = language_model("llama")
+        editor = editor_for(model, shared_subjects=mode, value_look_ahead=look_ahead if mode == "batch" else 1)
+        assert [len(batch.again) for batch in editor.write(ABOUT_ANA)] == [0, 0, 0]
+        ends[mode] = weights(model)
+    assert unchanged(ends["apart"], ends["batch"])
+
+
 def test_facts_of_one_subject_hold_together_better_than_apart() -> None:
     nats = {"before": mean_log_probability(editor_for(tiny_llama()), ABOUT_A_HOUSE)}
     for mode in ("together", "apart"):
@@ -327,7 +360,7 @@ def test_batches_that_replace_and_join_are_written_again_from_disk_bit_for_bit(t
     for batch in editor.write(facts, batch_size=2):
         save_batch(tmp_path, done + 1, batch)
         done += len(batch.results)
-    for batch in load_batches(tmp_path):
+    for batch in load_batches(tmp_path, done):
         other.replay(batch)
     assert unchanged(weights(model), weights(continued))
     assert other.results == editor.results

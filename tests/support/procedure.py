@@ -61,6 +61,22 @@ class ValueLoss:
         decay = self.settings.decay * torch.linalg.vector_norm(delta) / self.initial.norm() ** 2
         return self.settings.kl_weight * kl + decay - picked.mean(), picked.detach().exp()
 
+    def most_probable(self, delta: Tensor) -> Tensor:
+        """``(contexts, tokens)`` whether each target token is the most probable one."""
+        logs, _ = self._pass(delta)
+        ends, n = self.batch["attention_mask"].sum(1).tolist(), len(self.target_ids)
+        best = [logs[row, ends[row] - n : ends[row]].argmax(-1) for row in range(len(self.settings.contexts))]
+        return torch.stack(best) == torch.tensor(self.target_ids)
+
+    def mlp_output(self) -> Tensor:
+        """Output of the last edited matrix at the bare prompt's lookup token."""
+        caught = []
+        module = self.model.get_submodule(self.settings.projection.format(self.settings.layers[-1]))
+        handle = module.register_forward_hook(lambda _, __, output: caught.append(output.detach()))
+        self.model(**self.batch)
+        handle.remove()
+        return caught[0][0, self.lookups[0]]
+
     def _pass(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the batch under ``delta``, and the bare prompt's hidden state before it."""
         seen = []
