@@ -12,7 +12,8 @@ from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 
-COMMANDS = ["edit", "demo", "eval", "compare", "report", "statistics", "bench", "methods", "models", "doctor", "env"]
+COMMANDS = ["edit", "demo", "eval", "compare", "align", "report", "statistics", "bench", "methods", "models", "doctor",
+            "env"]  # fmt: skip
 
 
 def test_the_commands_are_those_documented() -> None:
