@@ -28,6 +28,7 @@ class Settings:
     lambda1: float
     lambda2: float
     threshold: float
+    at_last_token: bool = False  # of the whole prompt, in place of the subject's last
 
 
 class ValueLoss:
@@ -39,8 +40,8 @@ class ValueLoss:
         tail = tokenizer.decode(self.target_ids[:-1])
         texts = [c.replace("{}", fact.prompt).replace("{}", fact.subject) + tail for c in settings.contexts]
         texts.append(f"{fact.subject} is a")
-        self.lookups = [_lookup(tokenizer, c, fact) for c in settings.contexts]
-        self.lookups.append(len(tokenizer(fact.subject)["input_ids"]) - 1)
+        self.lookups = [_lookup(tokenizer, c, fact, settings) for c in settings.contexts]
+        self.lookups.append(len(tokenizer(texts[-1] if settings.at_last_token else fact.subject)["input_ids"]) - 1)
         self.batch = _pad(tokenizer, texts)
         with torch.no_grad():
             logs, self.initial = self._pass(torch.zeros(model.config.hidden_size))
@@ -189,7 +190,7 @@ def compute_key(model, tokenizer, fact, settings: Settings, layer: int) -> Tenso
         text = context.replace("{}", fact.prompt).replace("{}", fact.subject)
         model(**tokenizer(text, return_tensors="pt"))
         handle.remove()
-        inputs.append(caught[0][0, _lookup(tokenizer, context, fact)])
+        inputs.append(caught[0][0, _lookup(tokenizer, context, fact, settings)])
     return inputs[0] if len(inputs) == 1 else 0.5 * inputs[0] + 0.5 * torch.stack(inputs[1:]).mean(0)
 
 
@@ -203,10 +204,12 @@ def read_output(model, tokenizer, fact, settings: Settings) -> Tensor:
     handle = model.get_submodule(settings.block.format(settings.layers[-1])).register_forward_hook(catch)
     model(**tokenizer(fact.text, return_tensors="pt"))
     handle.remove()
-    return caught[0][0, _lookup(tokenizer, "{}", fact)]
+    return caught[0][0, _lookup(tokenizer, "{}", fact, settings)]
 
 
-def _lookup(tokenizer, context: str, fact) -> int:
+def _lookup(tokenizer, context: str, fact, settings: Settings) -> int:
+    if settings.at_last_token:
+        return len(tokenizer(context.replace("{}", fact.prompt).replace("{}", fact.subject))["input_ids"]) - 1
     prefix = context.replace("{}", fact.prompt).split("{}")[0]
     return len(tokenizer(prefix + fact.subject)["input_ids"]) - 1
 
