@@ -33,8 +33,8 @@ class Value:
     Args:
         target: (d_out,) hidden state ``z = h0 + delta`` wanted after the last edited layer.
         initial: (d_out,) the state ``h0`` at the bare prompt before.
-        loss: Loss at ``target``; of facts that share their change, the mean.
-        target_probability: Mean probability per target token over all contexts, at ``target``.
+        loss: Loss at ``target``, before an anchor scaled it; of facts that share their change, the mean.
+        target_probability: Mean probability per target token over all contexts, likewise.
         n_evaluations: Evaluations of the loss.
     """
 
