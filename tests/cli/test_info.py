@@ -13,18 +13,22 @@ from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 
 COMMANDS = [
-    "edit",
-    "demo",
-    "eval",
-    "compare",
-    "report",
-    "export",
-    "statistics",
-    "bench",
-    "methods",
-    "models",
-    "doctor",
-    "env",
+    *("edit", "demo", "eval", "compare", "align", "report", "export", "statistics", "bench", "methods", "models"),
+    *(
+        "doctor",
+        "env",
+        "init",
+        "log",
+        "show",
+        "status",
+        "diff",
+        "forget",
+        "replace",
+        "restore",
+        "check",
+        "verify",
+        "gc",
+    ),
 ]
 
 
@@ -109,6 +113,15 @@ def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_pat
     assert [row["layer"] for row in found["spectrum"]] == [1, 2]
     shown = betaedit("statistics", "--model", tiny_folder, "--from", tmp_path / "m.safetensors", "--layers", "1,2")
     assert "200 tokens" in shown.out
+
+
+def test_the_length_of_values_is_measured_over_a_file_of_facts(betaedit, tiny, tmp_path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
+    options = ["--from" if option == "--statistics" else option for option in tiny]
+    found = json.loads(betaedit("statistics", "--norm-anchor", facts, "--json", *options).out)
+    shown = betaedit("statistics", "--norm-anchor", facts, *options).out
+    assert f"--set value_norm_anchor={found['norm_anchor']:.4g}" in shown
 
 
 def test_unreadable_layers_are_refused(betaedit, tiny_folder) -> None:

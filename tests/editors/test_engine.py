@@ -36,10 +36,11 @@ def assert_same_changes(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gemma3"])
 @pytest.mark.parametrize("look_ahead", [1, 3])
-def test_five_edits_leave_the_weights_of_the_official_procedure(family: str, look_ahead: int) -> None:
+@pytest.mark.parametrize("lookup", ["subject_last", "last"])
+def test_five_edits_leave_the_weights_of_the_official_procedure(family: str, look_ahead: int, lookup: str) -> None:
     """With a look-ahead, values are those of the weights before it; keys, residuals and writes follow one another."""
     ours, reference = language_model(family), language_model(family)
-    editor = editor_for(ours, value_look_ahead=look_ahead)
+    editor = editor_for(ours, value_look_ahead=look_ahead, lookup=lookup)
     before = weights(ours)
     editor.edit(FACTS)
     plain_edit(

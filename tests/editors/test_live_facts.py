@@ -81,6 +81,13 @@ def assert_holds_only(editor: Editor, first: dict[int, Tensor], live: Iterable[L
         assert relative(weight - first[layer], wanted[layer] - first[layer]) < 1e-3, "float32 weights"
 
 
+def norm_of(editor: Editor, fact: Fact) -> float:
+    """Of the hidden state at the fact's lookup token in the unedited model."""
+    with editor.engine.unedited():
+        posed = pose(editor.language_model, [fact], ("{}",), editor.config)
+    return float(posed.recording.inputs[LAYERS[-1] + 1][0, posed.lookup[0]].norm())
+
+
 def mean_log_probability(editor: Editor, facts: list[Fact]) -> float:
     """Of the targets, in nats per token."""
     scores = score_targets(editor.language_model, [(fact.text, fact.target_new) for fact in facts])

@@ -15,8 +15,9 @@ from betaedit.editors.keys import token_keys
 from betaedit.editors.recipes import Recipe
 from betaedit.errors import ConfigError
 from betaedit.models import LanguageModel
-from support.edits import FACTS, SETTINGS, editor_for, relative, unchanged, weights
+from support.edits import FACTS, SETTINGS, editor_for, moments_for, relative, unchanged, weights
 from support.families import language_model
+from support.reference import alphaedit_naive, emmet, memit, reference_projector
 
 EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
@@ -138,3 +139,23 @@ def test_token_keys_are_the_inputs_of_the_matrix_at_every_token_of_prompt_and_ta
             handle.remove()
     for layer in config.layers:
         assert relative(found[layer], torch.cat(seen[layer]).T) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["memit", "alphaedit-naive", "emmet"])
+def test_every_update_has_the_frobenius_ridge_in_its_system(method: str) -> None:
+    """``R K^T (S + K K^T + lambda I)^-1``, in a null space or not, and EMMET's form with ``S + lambda I``."""
+    model = language_model("llama")
+    editor = editor_of(method, model, frobenius_ridge=0.5)
+    (batch,) = editor.write(FACTS[:3], batch_size=3)
+    config = editor.config
+    for layer, moment in moments_for(model).matrices.items():
+        C0, K, R = moment.double(), batch.keys[layer].double(), batch.updates[layer].left
+        S, one = config.leakage_weight * C0, torch.eye(len(moment), dtype=torch.float64)
+        if method == "memit":
+            wanted = memit(K, R, C0 + 0.5 / config.leakage_weight * one, 0 * C0, one, config.leakage_weight, 0.0)
+        elif method == "emmet":
+            wanted = emmet(K, R, S + 0.5 * one, config.equality_slack)
+        else:
+            P = reference_projector(C0, config.nullspace_threshold)
+            wanted = alphaedit_naive(K, R, C0, 0 * C0, P, 0.0, config.ridge + 0.5)
+        assert relative(batch.updates[layer].dense(), wanted) < 1e-8

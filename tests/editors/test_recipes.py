@@ -117,6 +117,32 @@ def test_the_strengths_of_a_rule_come_from_the_configuration(recipe: Recipe):
 
 
 @EVERY
+def test_the_frobenius_ridge_is_added_to_every_rule_and_changes_nothing_else(recipe: Recipe):
+    config = make_config({"ridge": 3.0, "frobenius_ridge": 7.0})
+    assert recipe.rule(config).ridge == (10.0 if TERMS[recipe.name][3] else 7.0)
+    assert dataclasses.replace(recipe.rule(config), ridge=0.0) == dataclasses.replace(
+        recipe.rule(EditConfig()), ridge=0.0
+    )
+
+
+def test_encore_is_memit_h_with_the_frobenius_ridge():
+    assert find_recipe("memit-h").rule(make_config({"frobenius_ridge": 10.0})) == find_recipe("encore").rule(
+        EditConfig()
+    )
+
+
+@EVERY
+def test_values_are_shared_by_any_recipe_within_a_batch_and_over_batches_by_those_that_can_take_back(recipe: Recipe):
+    settled = {mode: recipe.settings(make_config({"shared_subjects": mode})).shared_subjects
+               for mode in ("apart", "batch", "together")}  # fmt: skip
+    assert settled == {
+        "apart": "apart",
+        "batch": "batch",
+        "together": "together" if recipe.takes_back else "batch",
+    }
+
+
+@EVERY
 def test_a_rule_without_choices_has_the_published_strengths(recipe: Recipe):
     rule = recipe.rule(EditConfig())
     assert rule.leakage_weight in (0.0, 3000.0, 6000.0)

@@ -12,13 +12,14 @@ from torch import nn
 from betaedit import Fact
 from betaedit.editors import EditConfig
 from betaedit.editors.pose import pose
-from betaedit.editors.values import _ENTRIES_PER_PASS, Value, optimize_values
+from betaedit.editors.values import _ENTRIES_PER_PASS, Value, _Evaluation, _Stop, optimize_values
 from betaedit.models import LanguageModel
 from support.edits import CONTEXTS, FACTS, NEAR, relative, settings_of, unchanged, weights
 from support.families import language_model
 from support.procedure import ValueLoss, optimize_value_spectrally
 from support.procedure import optimize_value as plain_value
 from support.recordings import count_runs
+from support.tiny import tiny_llama
 
 FACT = FACTS[0]
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt2", "gpt-j", "gpt-neox"]
@@ -244,6 +245,78 @@ def test_without_a_probability_to_stop_at_none_stops_the_search() -> None:
     sure = value_of(model, NEAR[1], config_for(value_stop_loss=0, value_stop_probability=1e-9))
     assert sure.n_evaluations == 1
     assert value_of(model, NEAR[1], config_for(value_stop_loss=0)).n_evaluations == 10
+
+
+HOUSE = "the old house"
+BECOMING_MOST_PROBABLE = [
+    Fact("{}", HOUSE, "day road"),
+    Fact("{}", HOUSE, "bird"),
+    Fact("{}", "Ana", "silver with"),
+    Fact("{}", HOUSE, "river the"),
+]
+"""Of one and two tokens. The third is the most probable for a while only, the last in the bare context alone."""
+FAR = {"value_learning_rate": 1.5, "value_clamp": 30.0, "value_decay": 0.0, "kl_weight": 0.0, "value_stop_loss": 0.0}
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_the_search_stops_once_every_token_was_most_probable_in_every_sampled_context_so_often(patience: int) -> None:
+    model, budget = tiny_llama(), 10
+    config = config_for(**FAR, value_steps=budget)
+    stopping = config.replace(value_stop_most_probable=patience)
+    ends = []
+    for fact, value in zip(BECOMING_MOST_PROBABLE, values_of(model, BECOMING_MOST_PROBABLE, stopping), strict=True):
+        loss = ValueLoss(model.model, model.tokenizer, fact, settings_of(model, config))
+        points = [value_of(model, fact, config.replace(value_steps=n)) for n in range(1, budget + 1)]
+        held = [bool(loss.most_probable(point.target - point.initial)[1:].all()) for point in points]
+        reached = [n for n in range(1, budget + 1) if sum(held[:n]) >= patience]
+        assert value.n_evaluations == (reached[0] if reached else budget)
+        assert relative(value.target, points[value.n_evaluations - 1].target) < 1e-5
+        ends.append(value.n_evaluations)
+    assert sum(n < budget for n in ends) == 3
+    assert max(ends) == budget
+
+
+def test_the_bare_context_counts_where_it_is_the_only_one() -> None:
+    model, fact = tiny_llama(), Fact("{}", HOUSE, "river")
+    config = config_for(**FAR, value_stop_most_probable=1)
+    (value,) = optimize_values(model, pose(model, [fact], ("{}",), config), config)
+    loss = ValueLoss(model.model, model.tokenizer, fact, settings_of(model, config))
+    assert 1 < value.n_evaluations < config.value_steps
+    assert bool(loss.most_probable(value.target - value.initial)[0].all())
+
+
+def test_evaluations_with_all_tokens_most_probable_are_counted_whatever_comes_between_them() -> None:
+    """CODE of ENCORE: its counter is never set back. The second group has two facts, and both must hold."""
+    stop = _Stop(EditConfig(value_stop_most_probable=2, value_stop_loss=0), 2, torch.device("cpu"))
+    place, one = torch.tensor([0, 1, 1]), torch.ones(3)
+    held = [(True, True, False), (False, True, True), (True, False, True), (False, True, True)]
+    found = [_Evaluation(one, one, one, torch.tensor(each)) for each in held]
+    ends = [stop.done(each, place, torch.arange(2)).tolist() for each in found]
+    assert ends == [[False, False], [False, False], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_anchored_value_gives_the_mlp_the_length_of_the_anchor_and_its_own_direction(family: str) -> None:
+    """NAS: ``v* <- a v* / |v*|`` with ``v* = v0 + delta``, ``v0`` the output at the bare prompt."""
+    model, config = language_model(family), config_for()
+    plain = values_of(model, NEAR, config)
+    outputs = [ValueLoss(model.model, model.tokenizer, f, settings_of(model, config)).mlp_output() for f in NEAR]
+    wanted = [output + value.target - value.initial for output, value in zip(outputs, plain, strict=True)]
+    lengths = [float(vector.norm()) for vector in wanted]
+    for anchor in (0.6 * max(lengths), 3 * max(lengths)):
+        anchored = values_of(model, NEAR, config.replace(value_norm_anchor=anchor))
+        for output, vector, value in zip(outputs, wanted, anchored, strict=True):
+            assert relative(value.target - value.initial + output, anchor * vector / vector.norm()) < 1e-4
+
+
+def test_a_value_that_needs_twice_the_anchor_is_left_out() -> None:
+    model, config = language_model("llama"), config_for()
+    plain = values_of(model, NEAR[:2], config)
+    outputs = [ValueLoss(model.model, model.tokenizer, f, settings_of(model, config)).mlp_output() for f in NEAR[:2]]
+    lengths = [float((out + v.target - v.initial).norm()) for out, v in zip(outputs, plain, strict=True)]
+    between = config.replace(value_norm_anchor=sum(lengths) / 4)  # twice of it lies between the two
+    left_out = [torch.equal(value.target, value.initial) for value in values_of(model, NEAR[:2], between)]
+    assert left_out == [length == max(lengths) for length in lengths]
 
 
 def test_a_spectral_search_never_ends_higher_for_having_more_evaluations() -> None:

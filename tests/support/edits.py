@@ -57,6 +57,7 @@ def settings_of(model: LanguageModel, config: EditConfig) -> Settings:
         lambda1=config.leakage_weight,
         lambda2=config.ridge,
         threshold=config.nullspace_threshold,
+        at_last_token=config.lookup == "last",
     )
 
 

@@ -28,6 +28,7 @@ class Settings:
     lambda1: float
     lambda2: float
     threshold: float
+    at_last_token: bool = False  # of the whole prompt, in place of the subject's last
 
 
 class ValueLoss:
@@ -39,8 +40,8 @@ class ValueLoss:
         tail = tokenizer.decode(self.target_ids[:-1])
         texts = [c.replace("{}", fact.prompt).replace("{}", fact.subject) + tail for c in settings.contexts]
         texts.append(f"{fact.subject} is a")
-        self.lookups = [_lookup(tokenizer, c, fact) for c in settings.contexts]
-        self.lookups.append(len(tokenizer(fact.subject)["input_ids"]) - 1)
+        self.lookups = [_lookup(tokenizer, c, fact, settings) for c in settings.contexts]
+        self.lookups.append(len(tokenizer(texts[-1] if settings.at_last_token else fact.subject)["input_ids"]) - 1)
         self.batch = _pad(tokenizer, texts)
         with torch.no_grad():
             logs, self.initial = self._pass(torch.zeros(model.config.hidden_size))
@@ -60,6 +61,22 @@ class ValueLoss:
         kl = (kl_logs.exp() * (kl_logs - self.kl_before)).sum()
         decay = self.settings.decay * torch.linalg.vector_norm(delta) / self.initial.norm() ** 2
         return self.settings.kl_weight * kl + decay - picked.mean(), picked.detach().exp()
+
+    def most_probable(self, delta: Tensor) -> Tensor:
+        """``(contexts, tokens)`` whether each target token is the most probable one."""
+        logs, _ = self._pass(delta)
+        ends, n = self.batch["attention_mask"].sum(1).tolist(), len(self.target_ids)
+        best = [logs[row, ends[row] - n : ends[row]].argmax(-1) for row in range(len(self.settings.contexts))]
+        return torch.stack(best) == torch.tensor(self.target_ids)
+
+    def mlp_output(self) -> Tensor:
+        """Output of the last edited matrix at the bare prompt's lookup token."""
+        caught = []
+        module = self.model.get_submodule(self.settings.projection.format(self.settings.layers[-1]))
+        handle = module.register_forward_hook(lambda _, __, output: caught.append(output.detach()))
+        self.model(**self.batch)
+        handle.remove()
+        return caught[0][0, self.lookups[0]]
 
     def _pass(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the batch under ``delta``, and the bare prompt's hidden state before it."""
@@ -173,7 +190,7 @@ def compute_key(model, tokenizer, fact, settings: Settings, layer: int) -> Tenso
         text = context.replace("{}", fact.prompt).replace("{}", fact.subject)
         model(**tokenizer(text, return_tensors="pt"))
         handle.remove()
-        inputs.append(caught[0][0, _lookup(tokenizer, context, fact)])
+        inputs.append(caught[0][0, _lookup(tokenizer, context, fact, settings)])
     return inputs[0] if len(inputs) == 1 else 0.5 * inputs[0] + 0.5 * torch.stack(inputs[1:]).mean(0)
 
 
@@ -187,10 +204,12 @@ def read_output(model, tokenizer, fact, settings: Settings) -> Tensor:
     handle = model.get_submodule(settings.block.format(settings.layers[-1])).register_forward_hook(catch)
     model(**tokenizer(fact.text, return_tensors="pt"))
     handle.remove()
-    return caught[0][0, _lookup(tokenizer, "{}", fact)]
+    return caught[0][0, _lookup(tokenizer, "{}", fact, settings)]
 
 
-def _lookup(tokenizer, context: str, fact) -> int:
+def _lookup(tokenizer, context: str, fact, settings: Settings) -> int:
+    if settings.at_last_token:
+        return len(tokenizer(context.replace("{}", fact.prompt).replace("{}", fact.subject))["input_ids"]) - 1
     prefix = context.replace("{}", fact.prompt).split("{}")[0]
     return len(tokenizer(prefix + fact.subject)["input_ids"]) - 1
 

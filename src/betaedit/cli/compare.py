@@ -1,4 +1,4 @@
-"""``betaedit compare``: several methods on the same facts, in one table."""
+"""``betaedit compare``: several methods, or settings of them, on the same facts, in one table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def compare(
     source: options.FactsOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; the same command continues them.")],
-    methods: Annotated[str, typer.Option("--methods", help="Names with commas; see `betaedit methods`.")] = (
-        "memit,memit-h,alphaedit,betaedit"
-    ),
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names with commas, settings in brackets: 'memit,betaedit[ridge=3]'.")
+    ] = "memit,memit-h,alphaedit,betaedit",
     model: options.ModelOption = "smollm2",
     limit: options.LimitOption = None,
     batch_size: options.BatchSizeOption = 1,
@@ -46,8 +46,8 @@ def compare(
     from betaedit.facts.readers import read_cases
     from betaedit.models.load import load_language_model
 
-    names = options.names(methods)
-    if not names:
+    variants = options.variants(methods)
+    if not variants:
         raise ConfigError("there is no method to compare.", mend="Write --methods memit,betaedit.")
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)
@@ -56,7 +56,7 @@ def compare(
     options.quiet_libraries()
     found = compare_methods(
         load_language_model(model, dtype=dtype, device=device),
-        names,
+        variants,
         cases,
         out,
         overrides=options.overrides(config, set_, seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from betaedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
+    from betaedit.experiments.compare import Variant
     from betaedit.experiments.figures import Measures
     from betaedit.progress import Progress
 
@@ -73,11 +75,48 @@ def overrides(config: Path | None, settings: list[str] | None, seed: int | None)
     if seed is not None:
         values["seed"] = seed
     for setting in settings or []:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {setting!r} is not KEY=VALUE.", mend="Write --set value_clamp=1.0.")
-        values[key.strip()] = _value(text)
+        values |= _setting(setting, "--set", "Write --set value_clamp=1.0.")
     return values
+
+
+def variants(text: str) -> list[Variant]:
+    """Methods with commas between them, each with settings in brackets or none: ``memit,betaedit[ridge=3,layers=[4]]``.
+
+    Raises:
+        ConfigError: A bracket is not closed, or a setting is not KEY=VALUE.
+    """
+    from betaedit.experiments.compare import Variant
+
+    mend = "Write --methods 'alphaedit,alphaedit[lookup=last]'."
+    found = []
+    for part in _split(text):
+        match = re.fullmatch(r"([^\[\]]+)(?:\[(.*)\])?", part)
+        if match is None:
+            raise ConfigError(f"--methods: {part!r} is no method with settings in brackets.", mend=mend)
+        settings: dict[str, Any] = {}
+        for setting in _split(match[2] or ""):
+            settings |= _setting(setting, "--methods:", mend)
+        found.append(Variant(match[1].strip(), settings))
+    return found
+
+
+def _setting(text: str, option: str, mend: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{option} {text!r} is not KEY=VALUE.", mend=mend)
+    return {key.strip(): _value(value)}
+
+
+def _split(text: str) -> list[str]:
+    """The parts between those commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def read_config(path: Path) -> dict[str, Any]:

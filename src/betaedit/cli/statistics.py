@@ -22,6 +22,10 @@ def statistics(
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Token budget.")] = None,
     layers: Annotated[str | None, typer.Option("--layers", help="Such as 4,5,6,7,8; the preset's by default.")] = None,
     file: Annotated[Path | None, typer.Option("--from", help="Show this file instead of collecting.")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option("--norm-anchor", help="Facts from which to measure value_norm_anchor.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of them.")] = 1000,
     save: Annotated[Path | None, typer.Option("--save", help="Keep the matrices in this safetensors file.")] = None,
     seed: options.SeedOption = None,
     config: options.ConfigOption = None,
@@ -55,12 +59,16 @@ def statistics(
         progress=Bars(console),
     )
     found = spectrum(editor)
+    if anchor is not None:
+        found["norm_anchor"] = _norm_anchor(editor, anchor, limit)
     if save is not None:
         editor.statistics.save(save)
     if json_:
         options.print_json(found)
         return
     console.print(_table(found))
+    if anchor is not None:
+        console.print(f"length of values: --set value_norm_anchor={found['norm_anchor']:.4g}")
     if save is not None:
         console.print(f"saved to {save}")
 
@@ -88,6 +96,14 @@ def spectrum(editor: Editor) -> dict[str, Any]:
             }
         )
     return {**moments.to_dict(), "threshold": threshold, "spectrum": rows}
+
+
+def _norm_anchor(editor: Editor, facts: Path, limit: int) -> float:
+    from betaedit.editors.anchor import measure_norm_anchor
+    from betaedit.facts.readers import read_cases
+
+    cases = read_cases(facts, limit=limit).cases
+    return measure_norm_anchor(editor.language_model, [case.fact for case in cases], editor.config)
 
 
 def _table(found: dict[str, Any]) -> Any:

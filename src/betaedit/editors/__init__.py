@@ -1,5 +1,6 @@
 """The locate-then-edit engine, the table of recipes, and the facade that users import."""
 
+from betaedit.editors.anchor import measure_norm_anchor
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.editor import Editor, PlannedEdit
 from betaedit.editors.engine import EditResult, Engine
@@ -19,5 +20,6 @@ __all__ = [
     "find_preset",
     "find_recipe",
     "make_config",
+    "measure_norm_anchor",
     "preset_for",
 ]

@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Optimizer = Literal["adam", "spectral"]
 Conflicts = Literal["replace", "naive"]
-SharedSubjects = Literal["together", "apart"]
+SharedSubjects = Literal["together", "batch", "apart"]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -60,6 +60,16 @@ class EditConfig(BaseModel):
     value_stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Stop once every target token has this probability in every context; never if not given."
     )
+    value_stop_most_probable: int | None = Field(
+        None,
+        ge=1,
+        description="Stop at the n-th evaluation that finds every target token the most probable one in every sampled "
+        "context (ENCORE); never if not given.",
+    )
+    value_norm_anchor: Positive | None = Field(
+        None,
+        description="Length given to every value at the MLP's output (NAS); a fact that needs twice of it is left out.",
+    )
     value_look_ahead: int = Field(
         1, ge=1, description="Batches of facts whose values are sought together before the first is written."
     )
@@ -68,6 +78,9 @@ class EditConfig(BaseModel):
 
     leakage_weight: NotNegative = Field(3000.0, description="lambda1: weight on C0 (mom2_update_weight).")
     ridge: NotNegative = Field(10.0, description="lambda2 (L2).")
+    frobenius_ridge: NotNegative = Field(
+        0.0, description="Ridge on the update of any method, beside lambda2 (ENCORE's Frobenius constraint)."
+    )
     nullspace_threshold: Positive = Field(0.02, description="Eigenvalues of C0 below it span the null space.")
     refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
     refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
@@ -91,7 +104,9 @@ class EditConfig(BaseModel):
         "replace", description="replace: a new answer takes the old one's place; naive: both stay written (published)."
     )
     shared_subjects: SharedSubjects = Field(
-        "apart", description="together: facts of one subject share one value; apart: each has its own (published)."
+        "apart",
+        description="together: facts of one subject share one value; batch: those of one batch do (MEMIT-Merge); "
+        "apart: each has its own (published).",
     )
 
     statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")

@@ -79,6 +79,16 @@ class LayerWalk:
         return _at(hidden, self._lookup[:, :1])[:, 0].float().T
 
 
+@torch.no_grad()
+def bare_outputs(model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> Tensor:
+    """``(b, d_out)`` output of the last edited matrix at the bare prompts' lookup tokens, under the current weights."""
+    walk, last = LayerWalk(model, pose, facts, config), config.layers[-1]
+    walk.pass_layer(last, lambda *_: None)
+    projection = model.anatomy.projection(last)
+    outputs: Tensor = projection(walk.bare_keys.T.to(projection.get_parameter("weight")))
+    return outputs.float()
+
+
 def average_keys(keys: Tensor) -> Tensor:
     """``(d_in, b)`` keys from inputs ``(b, contexts, d_in)``: bare prompt and mean of the others, one half each."""
     bare, others = keys[:, 0].float(), keys[:, 1:].float()

@@ -70,12 +70,14 @@ def in_batches(facts: Sequence[Fact], size: int, config: EditConfig) -> Iterator
 def windows(batches: Iterable[list[Fact]], live: list[LiveFact], config: EditConfig) -> Iterator[list[list[Fact]]]:
     """Batches whose values can be sought together: none concerns another, and one that concerns a live fact is alone.
 
+    Batches about one subject are not sought together where facts of a batch share their value.
+
     ``live`` is looked at again for each batch that is reached.
     """
     window: list[list[Fact]] = []
     concerned: set[object] = set()
     for batch in batches:
-        own = {_concern(fact, config) for fact in batch} - {None}
+        own = {_shared(fact, config) for fact in batch} - {None}
         if window and (own & concerned or in_the_way(live, batch, config)):
             yield window
             window, concerned = [], set()
@@ -114,3 +116,8 @@ def _concern(fact: Fact, config: EditConfig) -> object:
     if config.shared_subjects == "together":
         return fact.subject
     return _question(fact) if config.conflicts == "replace" else None
+
+
+def _shared(fact: Fact, config: EditConfig) -> object:
+    """What two facts have in common when a search for both is another than one for each; ``None`` is nothing."""
+    return _concern(fact, config) if config.shared_subjects == "apart" else fact.subject

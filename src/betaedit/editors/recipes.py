@@ -31,7 +31,7 @@ class Recipe:
         projector: The null space it writes in; see ``MemoryRule``.
         leakage: Multiple of ``lambda1 C0`` that is penalized; 0 leaves it out.
         history: Whether earlier edits are protected.
-        ridge: Whether ``lambda2 I`` is added.
+        ridge: Whether ``lambda2 I`` is added; ``frobenius_ridge`` is to any recipe.
         paper: Where it was published.
         equation: Its rule there.
         notes: Where paper and code differ, and what is done here.
@@ -67,7 +67,7 @@ class Recipe:
         return MemoryRule(
             projector=self.projector,
             leakage_weight=self.leakage * config.leakage_weight,
-            ridge=config.ridge if self.ridge else 0.0,
+            ridge=config.frobenius_ridge + (config.ridge if self.ridge else 0.0),
             history=self.history,
             threshold=config.nullspace_threshold,
             refresh_every=config.refresh_every,
@@ -103,7 +103,10 @@ class Recipe:
 
     def settings(self, config: EditConfig) -> EditConfig:
         """``config`` with what this recipe cannot do switched off."""
-        return config if self.takes_back else config.replace(conflicts="naive", shared_subjects="apart")
+        if self.takes_back:
+            return config
+        shared = "batch" if config.shared_subjects == "together" else config.shared_subjects
+        return config.replace(conflicts="naive", shared_subjects=shared)
 
     def share(self, n_layers: int) -> float:
         """What the residual is divided by with ``n_layers`` still to be edited, this one included."""
@@ -382,7 +385,7 @@ RECIPES: tuple[Recipe, ...] = (
         ridge=True,
         paper=_ENCORE,
         equation="R K^T (lambda1 C0 + H + K K^T + lambda2 I)^-1",
-        notes="The Frobenius constraint alone; its early stopping of values is a hyper-parameter of the value search.",
+        notes="The Frobenius constraint alone; value_stop_most_probable is its early stopping.",
     ),
     Recipe(
         name="alphaedit",

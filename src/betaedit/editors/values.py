@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
+from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
 from betaedit.models.linear import narrow_linears
@@ -22,6 +23,7 @@ from betaedit.models.pack import Pack, PriorState, keep_state
 from betaedit.models.partial import LayerCall, run_layers, take_rows
 
 _ENTRIES_PER_PASS = {"cpu": 512, "cuda": 4096}
+_TOO_LONG = 2.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Value:
     Args:
         target: (d_out,) hidden state ``z = h0 + delta`` wanted after the last edited layer.
         initial: (d_out,) the state ``h0`` at the bare prompt before.
-        loss: Loss at ``target``; of facts that share their change, the mean.
-        target_probability: Mean probability per target token over all contexts, at ``target``.
+        loss: Loss at ``target``, before an anchor scaled it; of facts that share their change, the mean.
+        target_probability: Mean probability per target token over all contexts, likewise.
         n_evaluations: Evaluations of the loss.
     """
 
@@ -54,14 +56,20 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     Loss of a fact: mean negative log-likelihood of its target over contexts, plus ``kl_weight * KL(edited || initial)``
     at the subject of the KL prompt, plus ``value_decay * |delta| / |h0|^2``; ``|delta| <= value_clamp * |h0|``.
     A fact is done when its loss is below ``value_stop_loss``, or every target token has ``value_stop_probability`` in
-    every context. The evaluation that ends a search takes no step: at most ``value_steps - 1`` steps.
+    every context, or at the ``value_stop_most_probable``-th evaluation at which every target token is the most probable
+    one in every context but the bare one (ENCORE, methods.md B.10). The evaluation that ends a search takes no step: at
+    most ``value_steps - 1`` steps.
     Facts of one group share ``delta`` (MEMIT-Merge, methods.md B.10): it lowers their mean loss, stays within the clamp
     of the first one's ``h0``, and is done when it is for each of them. Groups do not influence one another: the batch
     changes the cost only.
+    With ``value_norm_anchor`` each value is scaled when its search is over (NAS, methods.md B.10).
     """
     found: dict[int, Value] = {}
     for facts in _passes(model, pose):
         values = _optimize(_Problem.of(model, pose, facts, config), [pose.groups[fact] for fact in facts], config)
+        if config.value_norm_anchor is not None:
+            outputs = bare_outputs(model, pose, facts, config)
+            values = [_anchored(*pair, config.value_norm_anchor) for pair in zip(values, outputs, strict=True)]
         found |= dict(zip(facts, values, strict=True))
     return [found[fact] for fact in range(len(pose))]
 
@@ -85,13 +93,34 @@ def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
     return passes
 
 
+def _anchored(value: Value, output: Tensor, anchor: float) -> Value:
+    """``value`` with ``output`` ``(d_out,)`` of the MLP plus its change brought to the length ``anchor`` (NAS).
+
+    A fact that would need more than twice that length is left out: its value is the state as it is.
+    """
+    change = value.target - value.initial
+    output = output.to(change)
+    wanted = output + change
+    length = float(wanted.norm())
+    kept = torch.zeros_like(change) if length > _TOO_LONG * anchor else wanted * (anchor / length) - output
+    return replace(value, target=value.initial + kept)
+
+
 @dataclass(frozen=True)
 class _Evaluation:
-    """Loss ``(b,)``, smallest and mean target probability ``(b,)``, of each fact at its point."""
+    """What each fact's point does.
+
+    Args:
+        loss: ``(b,)``.
+        least: ``(b,)`` smallest target probability.
+        mean: ``(b,)`` mean target probability.
+        most_probable: ``(b,)`` whether every target token is the most probable one in every context but the bare one.
+    """
 
     loss: Tensor
     least: Tensor
     mean: Tensor
+    most_probable: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,19 +132,23 @@ class _Targets:
         entry: ``(e,)`` entry of the pack that predicts the token.
         token: ``(e,)`` its id.
         weight: ``(e,)`` one over the number of tokens of its fact, all contexts counted.
+        sampled: ``(e,)`` whether its context is another than the bare one; true of the bare one where it is alone.
     """
 
     fact: Tensor
     entry: Tensor
     token: Tensor
     weight: Tensor
+    sampled: Tensor
 
     def take(self, rows: Tensor, n_rows: int) -> _Targets:
         """The tokens of the facts ``rows``, renumbered."""
         place = rows.new_full((n_rows,), -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
         kept = place[self.fact] >= 0
-        return _Targets(place[self.fact[kept]], self.entry[kept], self.token[kept], self.weight[kept])
+        return _Targets(
+            place[self.fact[kept]], self.entry[kept], self.token[kept], self.weight[kept], self.sampled[kept]
+        )
 
 
 @dataclass(frozen=True)
@@ -177,17 +210,19 @@ class _Problem:
 
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
-        target_logs, kl_logs = self._log_probabilities(delta)
+        target_logs, highest_logs, kl_logs = self._log_probabilities(delta)
         b, targets = len(delta), self.targets
         nll = -delta.new_zeros(b).index_add(0, targets.fact, targets.weight * target_logs)
         probability = target_logs.detach().exp()
         least = delta.new_ones(b).scatter_reduce(0, targets.fact, probability, "amin")
         mean = delta.new_zeros(b).index_add(0, targets.fact, targets.weight * probability)
+        beaten = ~(target_logs.detach() >= highest_logs) & targets.sampled
+        n_beaten = delta.new_zeros(b).index_add(0, targets.fact, beaten.to(delta))
         before = kl_logs.detach() if self.kl_before is None else self.kl_before
         divergence = (kl_logs.exp() * (kl_logs - before)).sum(dim=1)
         decay = torch.linalg.vector_norm(delta, dim=1) / self.initial.norm(dim=1) ** 2
         loss = nll + self.config.kl_weight * divergence + self.config.value_decay * decay
-        return _Evaluation(loss, least, mean), before
+        return _Evaluation(loss, least, mean, n_beaten == 0), before
 
     def take(self, rows: Tensor) -> _Problem:
         """The same for some of the facts."""
@@ -209,8 +244,12 @@ class _Problem:
             kl_before=None if self.kl_before is None else self.kl_before[rows],
         )
 
-    def _log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the target tokens ``(e,)``, and of all tokens at the KL prompts ``(b, vocabulary)``."""
+    def _log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities.
+
+        Of the target tokens ``(e,)``, of the most probable tokens in their places ``(e,)``, and of all tokens at the KL
+        prompts ``(b, vocabulary)``.
+        """
         anatomy, targets = self.model.anatomy, self.targets
         changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
         with narrow_linears([*anatomy.layers[self.layers.start : self.layers.stop], anatomy.head]):
@@ -219,21 +258,22 @@ class _Problem:
             read = torch.cat([hidden[targets.fact, targets.entry], hidden[rows, self.kl_entry]])
             logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
         e = len(targets.token)
-        return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[e:]
+        return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]
 
 
 def _targets(pose: Pose, facts: Sequence[int], suffix: Pack) -> _Targets:
     prompts = pose.prompts(facts)
     ends = suffix.starts + (pose.lengths - pose.lookup)[prompts]
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int, int, bool]] = []
     weights: list[float] = []
     for row, fact in enumerate(facts):
         ids = pose.target_ids[fact]
-        for end in ends[row, :-1].tolist():
-            places += [(row, end - len(ids) + at, token) for at, token in enumerate(ids)]
+        for context, end in enumerate(ends[row, :-1].tolist()):
+            sampled = context > 0 or pose.n_contexts == 1
+            places += [(row, end - len(ids) + at, token, sampled) for at, token in enumerate(ids)]
         weights += [1 / (len(ids) * pose.n_contexts)] * (len(ids) * pose.n_contexts)
-    fact_of, entry, token = torch.tensor(places, device=ends.device).unbind(dim=1)
-    return _Targets(fact_of, entry, token, torch.tensor(weights, device=ends.device))
+    fact_of, entry, token, sampled_of = torch.tensor(places, device=ends.device).unbind(dim=1)
+    return _Targets(fact_of, entry, token, torch.tensor(weights, device=ends.device), sampled_of.bool())
 
 
 def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) -> list[Value]:
@@ -244,6 +284,7 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
     member = torch.tensor([number[group] for group in group_of], device=initial.device)
     groups = torch.arange(len(firsts), device=initial.device)
     search = make_search(initial[list(firsts.values())], config)
+    stop = _Stop(config, len(groups), initial.device)
     values: dict[int, Value] = {}
     rows = torch.arange(len(initial), device=initial.device)
     for evaluation in range(1, config.value_steps + 1):
@@ -252,7 +293,7 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
         found, before = problem.evaluate(points[place])
         problem = replace(problem, kl_before=before)
         loss = _group_means(found.loss, place, len(groups))
-        done = _done(found, place, len(groups), config)
+        done = stop.done(found, place, groups)
         targets = initial[rows] + points.detach()[place]
         figures = zip(
             rows.tolist(), loss.detach()[place].tolist(), found.mean.tolist(), done[place].tolist(), strict=True
@@ -278,15 +319,27 @@ def _group_means(figures: Tensor, place: Tensor, n_groups: int) -> Tensor:
     return sums / torch.bincount(place, minlength=n_groups)
 
 
-def _done(found: _Evaluation, place: Tensor, n_groups: int, config: EditConfig) -> Tensor:
-    """``(n_groups,)`` whether every fact of a group is done by its loss, or every one by its probabilities."""
-    highest = (
-        found.loss.detach()
-        .new_zeros(n_groups)
-        .scatter_reduce(0, place, found.loss.detach(), "amax", include_self=False)
-    )
-    done = highest < config.value_stop_loss
-    if config.value_stop_probability is not None:
-        least = found.least.new_ones(n_groups).scatter_reduce(0, place, found.least, "amin")
-        done |= least >= config.value_stop_probability
-    return done
+class _Stop:
+    """When the groups of a search are done; counts at how many evaluations each had its tokens most probable."""
+
+    def __init__(self, config: EditConfig, n_groups: int, device: torch.device) -> None:
+        self._config = config
+        self._n_most_probable = torch.zeros(n_groups, dtype=torch.long, device=device)
+
+    def done(self, found: _Evaluation, place: Tensor, groups: Tensor) -> Tensor:
+        """Which of ``groups`` ``(g,)`` are, after an evaluation of their facts; ``place`` tells the group of each.
+
+        Every fact of a group must be, and all of them by the same test.
+        """
+        done = -_least(-found.loss.detach(), place, len(groups)) < self._config.value_stop_loss
+        if self._config.value_stop_probability is not None:
+            done |= _least(found.least, place, len(groups)) >= self._config.value_stop_probability
+        if self._config.value_stop_most_probable is not None:
+            self._n_most_probable[groups] += _least(found.most_probable.long(), place, len(groups))
+            done |= self._n_most_probable[groups] >= self._config.value_stop_most_probable
+        return done
+
+
+def _least(figures: Tensor, place: Tensor, n_groups: int) -> Tensor:
+    """``(n_groups,)`` smallest of ``figures`` ``(a,)`` in each group."""
+    return figures.new_zeros(n_groups).scatter_reduce(0, place, figures, "amin", include_self=False)

@@ -1,24 +1,45 @@
-"""Several methods on the same facts, one run each, from the same unedited model."""
+"""Several methods, or one under several settings, on the same facts: a run each, from the same unedited model."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.presets import preset_for
 from betaedit.editors.recipes import find_recipe
-from betaedit.errors import BetaEditError
+from betaedit.errors import BetaEditError, ConfigError
 from betaedit.experiments.run import RunReport, run_edits
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A method under settings of its own.
+
+    Args:
+        method: The recipe's name or alias.
+        settings: Hyper-parameters over all others.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What its run and folder are called: ``alphaedit-lookup-last``; letters, digits, dots and dashes."""
+        parts = [part for setting in self.settings.items() for part in map(str, setting)]
+        return "-".join([find_recipe(self.method).name, *(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)])
+
+
 def compare_methods(
     model: LanguageModel,
-    methods: Sequence[str],
+    methods: Sequence[str | Variant],
     cases: Sequence[EvaluationCase],
     folder: Path | str,
     *,
@@ -27,14 +48,14 @@ def compare_methods(
     on_method: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, RunReport | BetaEditError]:
-    """A measured run of every method, kept under ``folder/METHOD``; repeating the call continues where it was.
+    """A measured run of every method, kept under ``folder/NAME``; repeating the call continues where it was.
 
     The model is unedited before each and at the end. A method that fails leaves its error in place of a report, and
     the others go on.
 
     Args:
         model: The unedited model.
-        methods: Names of recipes.
+        methods: Names of recipes, or variants of them; the result and the folders have their names.
         cases: The facts with the prompts they are measured on.
         folder: Where the runs are kept.
         overrides: Hyper-parameters over each method's preset.
@@ -44,19 +65,26 @@ def compare_methods(
 
     Raises:
         MethodError: A method is unknown; nothing has run then.
+        ConfigError: A setting is unknown or impossible, or two variants have one name; nothing has run then.
     """
-    recipes = [find_recipe(name) for name in methods]
+    variants = [Variant(method) if isinstance(method, str) else method for method in methods]
+    names = [variant.name for variant in variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
     preset = preset_for(model.name, model.anatomy.n_layers)
+    configs = [
+        preset.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
+        for variant in variants
+    ]
     found: dict[str, RunReport | BetaEditError] = {}
-    for recipe in recipes:
+    for name, variant, config in zip(names, variants, configs, strict=True):
         if on_method is not None:
-            on_method(recipe.name)
-        config = preset.config(recipe).replace(**(overrides or {}))
-        editor = Editor(model, method=recipe.name, config=config, progress=progress)
+            on_method(name)
+        editor = Editor(model, method=variant.method, config=config, progress=progress)
         try:
-            found[recipe.name] = run_edits(editor, cases, folder=Path(folder) / recipe.name, **options)
+            found[name] = run_edits(editor, cases, folder=Path(folder) / name, **options)
         except BetaEditError as error:
-            found[recipe.name] = error
+            found[name] = error
         finally:
             editor.reset()
     return found

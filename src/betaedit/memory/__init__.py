@@ -1,5 +1,6 @@
 """The linear associative memory: projector, solver and thin updates. Tensors only: no model, no file."""
 
+from betaedit.memory.alignment import distance_from, written_at_once, written_in_turn
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, replace, segments
 from betaedit.memory.postprocess import Postprocessing, Postprocessor
@@ -18,7 +19,10 @@ __all__ = [
     "RandomKeys",
     "Update",
     "build_null_space",
+    "distance_from",
     "forget",
     "replace",
     "segments",
+    "written_at_once",
+    "written_in_turn",
 ]

@@ -1,0 +1,86 @@
+"""Whether what was written in sequence is what would have been written at once, layer by layer.
+
+Alignment theory (methods.md D.1) says that a sequence with history ends where one update for all its facts does, **for
+given keys and values** and a projector that stays. Here these are the ones the editor wrote with, so what is left
+is the rule itself: what a missing history, a refreshed projector, an operator or the type of the weights does to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from betaedit.editors.editor import Editor
+from betaedit.errors import ConfigError
+from betaedit.memory.alignment import distance_from, written_at_once, written_in_turn
+from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.conflicts import Associations
+
+
+@dataclass(frozen=True)
+class LayerAlignment:
+    """Distances of one edited matrix from its one-time solution, in lengths of that solution's change.
+
+    Args:
+        layer: Which one.
+        written: Of the weights the model has.
+        with_history: Of the same keys and values written in the same batches by the method's rule with history.
+        without_history: The same without.
+        one_time_change: Length of the one-time change, in norms of the original matrix.
+    """
+
+    layer: int
+    written: float
+    with_history: float
+    without_history: float
+    one_time_change: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The distances as plain data."""
+        return asdict(self)
+
+
+def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
+    """How far the facts that the editor's model holds are from their one-time solution; changes nothing.
+
+    The one-time solution is that of the method's rule, by a memory in which nothing was written: operators on updates,
+    random keys and ROME's second key are no part of it.
+    Cost per layer: three eigendecompositions of ``C0``, a solve for all facts and two for every batch.
+
+    Raises:
+        ConfigError: The model holds no edits.
+        NumericalError: The facts cannot be solved together.
+    """
+    if not editor.results:
+        raise ConfigError("there is no sequence to look at.", mend="Write facts first.")
+    return tuple(_align(editor, layer) for layer in editor.config.layers)
+
+
+def _align(editor: Editor, layer: int) -> LayerAlignment:
+    matrix = editor.engine.matrices[layer]
+    current = matrix.current()
+    original = matrix.original().to(current.device, torch.float64)
+    new_memory = _memories(editor, layer)
+    batches = [
+        Associations.joined(held.written[layer] for held in batch).to(current.device)
+        for _, batch in groupby(editor.engine.live, key=lambda held: held.batch)
+    ]
+    one_time = written_at_once(new_memory(False), original, Associations.joined(batches))
+    return LayerAlignment(
+        layer=layer,
+        written=distance_from(one_time, current, original),
+        with_history=distance_from(one_time, written_in_turn(new_memory(True), original, batches), original),
+        without_history=distance_from(one_time, written_in_turn(new_memory(False), original, batches), original),
+        one_time_change=float((one_time - original).norm() / original.norm()),
+    )
+
+
+def _memories(editor: Editor, layer: int) -> Callable[[bool], AssociativeMemory]:
+    """Makes fresh memories of the method's rule, with history or without."""
+    moment = editor.statistics.matrices[layer].to(editor.engine.matrices[layer].current().device)
+    rule = editor.recipe.rule(editor.config)
+    return lambda history: AssociativeMemory(moment, replace(rule, history=history))

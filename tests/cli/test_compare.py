@@ -1,0 +1,54 @@
+"""``betaedit compare``: how methods and their settings are named, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from betaedit.cli.options import variants
+from betaedit.errors import ConfigError
+from betaedit.experiments.compare import Variant
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("", []),
+        ("memit, betaedit,", [Variant("memit"), Variant("betaedit")]),
+        ("alphaedit[lookup=last],alphaedit", [Variant("alphaedit", {"lookup": "last"}), Variant("alphaedit")]),
+        ("memit[ridge=3, layers=[4, 5]],rome", [Variant("memit", {"ridge": 3, "layers": [4, 5]}), Variant("rome")]),
+        ("memit[]", [Variant("memit")]),
+    ],
+)
+def test_settings_stand_in_brackets_behind_the_method(text: str, meant: list[Variant]) -> None:
+    assert variants(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["memit[ridge=3", "memit]", "[ridge=3]", "memit[ridge=3]x", "memit[ridge]", "memit[=3]"]
+)
+def test_brackets_that_say_nothing_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        variants(text)
+    assert "'alphaedit,alphaedit[lookup=last]'" in caught.value.mend
+
+
+def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_folder, tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
+    (tmp_path / "text.txt").write_text(
+        "\n\n".join("Ordinary words follow one another in the text. " * 3 for _ in range(6))
+    )
+    args = ["compare", "--model", tiny_folder, "--from", tmp_path / "facts.jsonl", "--text", tmp_path / "text.txt",
+            "--out", tmp_path / "runs", "--methods", "memit,memit[lookup=last]", "--set", "layers=[1, 2]",
+            "--set", 'context_templates=["{}"]', "--set", "value_steps=2", "--set", "statistics_tokens=200",
+            "--set", f"statistics_corpus={tmp_path / 'text.txt'}"]  # fmt: skip
+    found = json.loads(betaedit(*args, "--json").out)
+    assert {name: report["setup"]["config"]["lookup"] for name, report in found.items()} == {
+        "memit": "subject_last",
+        "memit-lookup-last": "last",
+    }
+    shown = betaedit(*args).out
+    assert "memit-lookup-last" in shown
+    assert "betaedit report" in shown
