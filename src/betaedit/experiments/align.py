@@ -62,25 +62,25 @@ def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
 
 def _align(editor: Editor, layer: int) -> LayerAlignment:
     matrix = editor.engine.matrices[layer]
-    current = matrix.current()
-    original = matrix.original().to(current.device, torch.float64)
+    change = matrix.change().double()  # values are kept beyond the unedited matrix, so all starts from nothing
+    nothing = torch.zeros_like(change)
     new_memory = _memories(editor, layer)
     batches = [
-        Associations.joined(held.written[layer] for held in batch).to(current.device)
+        Associations.joined(held.written[layer] for held in batch).to(change.device)
         for _, batch in groupby(editor.engine.live, key=lambda held: held.batch)
     ]
-    one_time = written_at_once(new_memory(False), original, Associations.joined(batches))
+    one_time = written_at_once(new_memory(False), nothing, Associations.joined(batches))
     return LayerAlignment(
         layer=layer,
-        written=distance_from(one_time, current, original),
-        with_history=distance_from(one_time, written_in_turn(new_memory(True), original, batches), original),
-        without_history=distance_from(one_time, written_in_turn(new_memory(False), original, batches), original),
-        one_time_change=float((one_time - original).norm() / original.norm()),
+        written=distance_from(one_time, change, nothing),
+        with_history=distance_from(one_time, written_in_turn(new_memory(True), nothing, batches), nothing),
+        without_history=distance_from(one_time, written_in_turn(new_memory(False), nothing, batches), nothing),
+        one_time_change=float(one_time.norm() / matrix.original().norm()),
     )
 
 
 def _memories(editor: Editor, layer: int) -> Callable[[bool], AssociativeMemory]:
     """Makes fresh memories of the method's rule, with history or without."""
-    moment = editor.statistics.matrices[layer].to(editor.engine.matrices[layer].current().device)
+    moment = editor.statistics.matrices[layer].to(editor.engine.matrices[layer].device)
     rule = editor.recipe.rule(editor.config)
     return lambda history: AssociativeMemory(moment, replace(rule, history=history))
