@@ -20,7 +20,7 @@ Form = Literal["model", "adapter", "factors", "facts"]
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A run folder or a workspace.")],
     to: Annotated[Form, typer.Option("--to", help="A Hugging Face folder, a LoRA adapter, raw factors, or JSONL.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of a model or adapter; file of factors or facts.")],
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of an adapter; what is needed by default.")] = None,
@@ -32,7 +32,7 @@ def export(
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
 ) -> None:
-    """Export the edits of a run: the whole model, an adapter for the unedited one, raw factors, or the facts."""
+    """Export the edits of a run or workspace: the model, an adapter for the unedited one, raw factors, or facts."""
     from rich.console import Console
 
     from betaedit.cli.render import Bars

@@ -1,4 +1,4 @@
-"""Whatever can be measured, as a model: a name, a folder, an adapter, or a run; and a run as an editor."""
+"""Whatever can be measured, as a model: a name, a folder, an adapter, a run, a workspace; the last two as editors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
+from betaedit.ledger.place import LEDGER
+from betaedit.ledger.workspace import Workspace
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.statistics.moments import Moments
 
@@ -25,7 +27,8 @@ def load_target(
 ) -> LanguageModel:
     """The model behind ``name``, with its edits in its weights.
 
-    A run folder's edits are put into the model it was made with; a PEFT adapter is merged into its base model.
+    The edits of a run folder or workspace are put into the model it was made with; a PEFT adapter is merged into its
+    base model.
 
     Args:
         name: Of a model, or a folder.
@@ -38,8 +41,11 @@ def load_target(
         MissingExtraError: An adapter is given and peft is not installed.
         StatisticsError: A run was made with statistics that its configuration does not give here.
         RunFolderError: A run folder is damaged.
+        LedgerError: A workspace is damaged, or belongs to another model.
     """
     folder = Path(name)
+    if (folder / LEDGER).is_file():
+        return Workspace.open(folder, device=device).language_model
     if (folder / "run.json").is_file():
         return editor_of(name, statistics=statistics, dtype=dtype, device=device).language_model
     if (folder / "adapter_config.json").is_file():
@@ -59,7 +65,7 @@ def editor_of(
     They are written again by their own engine: facts may have been replaced, and updates processed, on the way.
 
     Args:
-        name: A run folder.
+        name: A run folder or a workspace.
         statistics: As for ``load_target``.
         dtype: Type of the weights.
         device: Where the model goes.
@@ -69,6 +75,8 @@ def editor_of(
         ModelError: The model is not there, or has other weights than the run's.
         StatisticsError: The run was made with other statistics.
     """
+    if (Path(name) / LEDGER).is_file():
+        return Workspace.open(name, device=device).editor
     run = RunFolder(name)
     setup = run.setup
     model = load_language_model(setup.model["name"], dtype=dtype, device=device)
@@ -92,11 +100,13 @@ def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
     """The main figures of what is kept under ``name``: of the unedited model and when last measured.
 
     Args:
-        name: A run folder.
+        name: A run folder; nothing is measured in a workspace.
 
     Raises:
         RunFolderError: It is no run folder, or is damaged.
     """
+    if (Path(name) / LEDGER).is_file():
+        return {}
     run = RunFolder(name)
     counts = run.measured()
     if not counts or counts[-1] == 0:

@@ -382,16 +382,17 @@ class Store:
         query = "SELECT rank, lefts, rights FROM factors WHERE event = ? AND layer = ? ORDER BY step"
         return self._rows(query, event, layer)
 
-    def following(self, event: int) -> list[int] | None:
-        """The events whose factors lead from the weights after ``event`` to those of now; ``None``: none do."""
+    def following(self, event: int, last: int) -> list[int] | None:
+        """The events whose factors lead from the weights after ``event`` to those after ``last``; ``None``: none do."""
         parents = {row[0]: row[1:] for row in self._rows("SELECT id, parent, factors FROM events")}
+        kept = {row[0] for row in self._rows("SELECT DISTINCT event FROM factors")}
         found: list[int] = []
-        at: int | None = self.head
+        at: int | None = last
         while at is not None and at != event:
             parent, factors = parents[at]
-            if factors == _WHOLE:
-                return None
             if factors is not None:
+                if at not in kept:
+                    return None
                 found.append(at)
             at = parent
         return None if at is None else found[::-1]

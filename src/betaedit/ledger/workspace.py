@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, recording
 from betaedit.editors.recipes import find_recipe
@@ -162,14 +162,9 @@ class Workspace:
         """
         if self._model is None:
             self._model = self._unedited_model()
-            if self._lock is None:
-                projections = {layer: self._model.anatomy.projection(layer) for layer in self.store.identity.shapes}
-                self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-                self._come_to(self.store.head)
-            else:
-                self._editor = self._made_editor(self._model)
-                self._matrices = self._editor.engine.matrices
-                self._come_to_head()
+            projections = {layer: self._model.anatomy.projection(layer) for layer in self.store.layers}
+            self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
+            self._come_to(self.store.head)
         return self._model
 
     @property
@@ -180,16 +175,26 @@ class Workspace:
 
     @property
     def editor(self) -> Editor:
-        """The editor that writes; use the workspace's own methods, which remember what it does.
+        """An editor that holds what the ledger does; to change it, use the workspace, which remembers that.
 
         Raises:
-            LedgerError: The workspace is open for reading only.
+            IdentityError: Statistics or recipe are not those the workspace was made with, or as ``language_model``.
         """
+        if self._editor is None:
+            model = self.language_model
+            for matrix in self._matrices.values():
+                matrix.restore()
+            self._editor = self._made_editor(model)
+            self._matrices = self._editor.engine.matrices
+            self._come_to_head()
+        return self._editor
+
+    @property
+    def _engine(self) -> Engine:
+        """The engine, to write with."""
         if self._lock is None:
             raise LedgerError(f"{self.folder} is open for reading.", mend="Open it with write=True.")
-        _ = self.language_model
-        assert self._editor is not None
-        return self._editor
+        return self.editor.engine
 
     def write(
         self,
@@ -199,6 +204,7 @@ class Workspace:
         note: Mapping[str, Any] | None = None,
     ) -> Iterator[WrittenBatch]:
         """Write facts; each batch is in the ledger when it is yielded. See ``Editor.write`` for what is refused."""
+        _ = self._engine
         return self._commit_each(self.editor.write(facts, batch_size=batch_size), dict(note or {}))
 
     def edit(
@@ -239,7 +245,7 @@ class Workspace:
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
             raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")
-        engine = self.editor.engine
+        engine = self._engine
         with self._event("forget", "forgotten"):
             engine.forget([live for live, writing in self._written.items() if writing.id in chosen])
         return list(chosen.values())
@@ -269,7 +275,7 @@ class Workspace:
             LedgerError: There is no such event, or the arrays of its facts were purged.
         """
         then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
-        engine = self.editor.engine
+        engine = self._engine
         now = {writing.id for writing in self._written.values()}
         if not self.store.has_arrays(then):
             raise LedgerError(f"the facts of event {event} were purged.", mend="Restore a later event.")
@@ -293,6 +299,7 @@ class Workspace:
 
         Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``.
         """
+        _ = self._engine
         before = self.store.nbytes
         self.store.collect(self._snapshot(), purge=purge)
         return before - self.store.nbytes

@@ -1,0 +1,86 @@
+"""A model that a process serves while others edit it: brought up to date in place, without being loaded again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from betaedit.errors import LedgerError
+from betaedit.ledger.weights import advance, rebuild
+from betaedit.ledger.workspace import Workspace
+from betaedit.models.load import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+
+class Replica:
+    """The model of a workspace in a process that only reads it.
+
+    ``with replica.model() as model: ...`` answers with one state of the model from beginning to end; ``sync`` brings it
+    to the last event that any process has committed, between two answers.
+
+    Args:
+        folder: The workspace.
+        model: Its unedited model, when that is in memory already.
+        device: Where a loaded model goes.
+
+    Raises:
+        LedgerError: There is no workspace, or it belongs to another model.
+    """
+
+    def __init__(self, folder: str | Path, *, model: LanguageModel | None = None, device: str | None = None) -> None:
+        self._workspace = Workspace.open(folder, model=model, device=device)
+        self._lock = threading.RLock()
+        _ = self._workspace.matrices
+        self.event = self._workspace.store.head
+
+    @contextmanager
+    def model(self) -> Iterator[LanguageModel]:
+        """A context in which nobody changes the model."""
+        with self._lock:
+            yield self._workspace.language_model
+
+    def sync(self) -> int:
+        """Apply what was committed since; returns the event that the model is at.
+
+        Costs the updates that are new; after a restore, or where ``gc`` dropped them, the way from the last snapshot.
+        """
+        store = self._workspace.store
+        head = store.head
+        if head == self.event:
+            return head
+        following = store.following(self.event, head)
+        with self._lock:
+            if following is not None:
+                advance(store, following, self._workspace.matrices)
+            else:
+                rebuild(store, head, self._workspace.matrices)
+            self.event = head
+        return head
+
+    @contextmanager
+    def following(self, every: float = 1.0) -> Iterator[None]:
+        """A context in which a thread syncs ``every`` so many seconds."""
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.wait(every):
+                try:
+                    self.sync()
+                except LedgerError as error:
+                    logger.warning("the model stays at event %d: %s", self.event, error)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def close(self) -> None:
+        """Let go of the workspace; the model stays as it is."""
+        self._workspace.close()
