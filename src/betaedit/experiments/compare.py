@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from betaedit.editors.editor import Editor
-from betaedit.editors.presets import preset_for
+from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import BetaEditError
 from betaedit.experiments.run import RunReport, run_edits
@@ -22,6 +23,7 @@ def compare_methods(
     cases: Sequence[EvaluationCase],
     folder: Path | str,
     *,
+    preset: Preset | str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     progress: Progress | None = None,
     on_method: Callable[[str], None] | None = None,
@@ -37,22 +39,24 @@ def compare_methods(
         methods: Names of recipes.
         cases: The facts with the prompts they are measured on.
         folder: Where the runs are kept.
-        overrides: Hyper-parameters over each method's preset.
+        preset: A preset, its name or file; the model's own when not given.
+        overrides: Hyper-parameters over what the preset has for each method.
         progress: Where to draw.
         on_method: Hears of every method as it begins.
         options: Passed on to ``run_edits``.
 
     Raises:
         MethodError: A method is unknown; nothing has run then.
+        ConfigError: There is no such preset.
     """
     recipes = [find_recipe(name) for name in methods]
-    preset = preset_for(model.name, model.anatomy.n_layers)
+    chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
     found: dict[str, RunReport | BetaEditError] = {}
     for recipe in recipes:
         if on_method is not None:
             on_method(recipe.name)
-        config = preset.config(recipe).replace(**(overrides or {}))
-        editor = Editor(model, method=recipe.name, config=config, progress=progress)
+        config = chosen.config(recipe).replace(**(overrides or {}))
+        editor = Editor(model, method=recipe.name, config=config, preset=chosen, progress=progress)
         try:
             found[recipe.name] = run_edits(editor, cases, folder=Path(folder) / recipe.name, **options)
         except BetaEditError as error:
