@@ -12,7 +12,20 @@ from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 
-COMMANDS = ["edit", "demo", "eval", "compare", "report", "statistics", "bench", "methods", "models", "doctor", "env"]
+COMMANDS = [
+    "edit",
+    "demo",
+    "eval",
+    "compare",
+    "calibrate",
+    "report",
+    "statistics",
+    "bench",
+    "methods",
+    "models",
+    "doctor",
+    "env",
+]
 
 
 def test_the_commands_are_those_documented() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from betaedit import __version__
 from betaedit.cli.bench import bench
+from betaedit.cli.calibrate import calibrate
 from betaedit.cli.compare import compare
 from betaedit.cli.data import data
 from betaedit.cli.demo import demo
@@ -51,7 +52,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (edit, demo, evaluate, compare, report, statistics, bench, methods, models, doctor, env):
+for command in (edit, demo, evaluate, compare, calibrate, report, statistics, bench, methods, models, doctor, env):
     app.command(name="eval" if command is evaluate else None)(command)
 app.add_typer(data)
 

@@ -54,7 +54,7 @@ _MOVES = (
 )
 _FINEST = 0.25  # of the exponent of a step
 _WINDOWS = 3
-_TOKENS_PER_DIMENSION = 10
+_TOKENS_PER_DIMENSION = 4
 _NULL_SHARE = 0.93  # of the directions: what the smollm2 preset keeps
 _RIDGE_PER_ENERGY = 0.5  # the same
 _PASSAGES = 12

@@ -153,6 +153,22 @@ def _label_ends(axes: Axes, lines: tuple[Line, ...]) -> None:
         axes.text(right, place, f" {line.name}", color=_INK, va="center", fontsize=8.5)
 
 
+def need_matplotlib() -> Any:
+    """Matplotlib with its figures.
+
+    Raises:
+        MissingExtraError: It is absent.
+    """
+    try:
+        import matplotlib as mpl
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "Figures need the 'matplotlib' library.", mend="Install it: pip install betaedit[reports]."
+        ) from error
+    return mpl
+
+
 @contextmanager
 def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = _BOX) -> Iterator[tuple[Figure, Axes]]:
     """A figure and its axes, in the page's style.
@@ -160,15 +176,9 @@ def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = 
     Raises:
         MissingExtraError: matplotlib is absent.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Figures need the 'matplotlib' library.", mend="Install it: pip install betaedit[reports]."
-        ) from error
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stubs want literal keys
-        figure = Figure(figsize=size)
+    mpl = need_matplotlib()
+    with mpl.rc_context(_STYLE):
+        figure = mpl.figure.Figure(figsize=size)
         yield figure, figure.add_axes(box)
 
 
