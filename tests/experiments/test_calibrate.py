@@ -188,6 +188,21 @@ def test_an_interrupted_calibration_ends_as_one_that_was_not(model: LanguageMode
     assert figures(again) == figures(whole)
 
 
+def test_more_trials_are_added_to_those_made_and_a_new_best_is_checked_again(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = [{**START, "nullspace_threshold": 1e-30}, {**START, "nullspace_threshold": 0.3, "value_clamp": 0.01}]
+    starts.append({**START, "nullspace_threshold": 0.3, "value_clamp": 4.0})
+    monkeypatch.setattr("betaedit.experiments.calibrate._Bench.starts", lambda _: starts)
+    journal = tmp_path / "trials.jsonl"
+    first, _ = run(model, journal, n_trials=2)
+    more, new = run(model, journal, n_trials=3)
+    assert new == [3]
+    assert more.trials[:3] == first.trials
+    assert first.best.number == 2
+    assert more.check[1].values == more.best.values
+
+
 def test_a_calibration_of_something_else_is_not_continued(model: LanguageModel, tmp_path: Path) -> None:
     journal = tmp_path / "trials.jsonl"
     run(model, journal, n_trials=1, check=())

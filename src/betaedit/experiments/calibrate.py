@@ -155,7 +155,7 @@ def calibrate(
         check: Other facts, which the best setting writes at the end.
         method: A recipe.
         n_trials: Settings tried at most, those in the journal included.
-        minutes: No trial begins that would likely end later than this.
+        minutes: No trial begins after which this would likely be too short for it and the check.
         seed: Decides noise, contexts and sampled text.
         journal: Where trials are kept.
         source: The file of the facts, for the record.
@@ -178,14 +178,11 @@ def calibrate(
     bench = _Bench(model, method, seed, windows(kept.trace), progress or SilentProgress())
     if not kept.trials:
         kept.keep_trial(bench.unedited(cases))
-    _search(bench, cases, kept, n_trials, None if minutes is None else started + 60 * minutes, on_trial)
-    if check and not kept.check:
-        best = best_of(kept.trials)
-        before = bench.unedited(check)
-        found = bench.run(0, best.values, check)
-        for trial in (before, found):
-            kept.keep_check(trial)
-    return Calibration(setup, kept.trace, tuple(kept.trials), tuple(kept.check), time.perf_counter() - started)
+    deadline = None if minutes is None else started + 60 * minutes
+    _search(bench, cases, kept, n_trials, deadline, 1 + len(check) / len(cases), on_trial)
+    if check:
+        _check(bench, check, kept)
+    return Calibration(setup, kept.trace, tuple(kept.trials), tuple(kept.check[-2:]), time.perf_counter() - started)
 
 
 def windows(trace: Trace) -> list[tuple[int, ...]]:
@@ -252,9 +249,13 @@ def _search(
     kept: Journal,
     n_trials: int,
     deadline: float | None,
+    reserve: float,
     on_trial: Callable[[Trial, float], None] | None,
 ) -> None:
-    """Trials until they, the time or the ideas run out; those kept answer for themselves."""
+    """Trials until they, the time or the ideas run out; those kept answer for themselves.
+
+    ``reserve`` is the time to be left when a trial begins, in durations of the longest so far.
+    """
     known = kept.trials[1:]
     ideas = proposals(bench.starts())
     values = next(ideas)
@@ -264,7 +265,7 @@ def _search(
                 trial = known[number - 1]
             else:
                 longest = max(trial.seconds for trial in kept.trials)
-                if deadline is not None and time.perf_counter() + longest > deadline and number > 1:
+                if deadline is not None and time.perf_counter() + reserve * longest > deadline and number > 1:
                     return
                 trial = bench.run(number, values, cases)
                 kept.keep_trial(trial)
@@ -275,6 +276,14 @@ def _search(
                 values = ideas.send(score(kept.trials[0], trial))
             except StopIteration:
                 return
+
+
+def _check(bench: _Bench, cases: Sequence[EvaluationCase], kept: Journal) -> None:
+    """Measure the best setting on facts that the search did not see, unless that was done."""
+    best = best_of(kept.trials)
+    if not kept.check or kept.check[-1].values != best.values:
+        for trial in (bench.unedited(cases), bench.run(best.number, best.values, cases)):
+            kept.keep_check(trial)
 
 
 class _Bench:
