@@ -27,7 +27,7 @@ def calibrate(
         Path, typer.Option("--out", "-o", help="The preset file; its trials are kept beside it and continued.")
     ] = Path("preset.yaml"),
     source: Annotated[Path | None, typer.Option("--from", help="Facts to try on; the demo's by default.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of them every trial writes.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of them every trial writes.")] = 8,
     check: Annotated[
         int, typer.Option("--check", min=0, help="How many of the following facts the best setting writes at the end.")
     ] = 20,

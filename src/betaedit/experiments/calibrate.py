@@ -58,6 +58,7 @@ _TOKENS_PER_DIMENSION = 4
 _NULL_SHARE = 0.93  # of the directions: what the smollm2 preset keeps
 _RIDGE_PER_ENERGY = 0.5  # the same
 _PASSAGES = 12
+_LOOK_AHEAD = 8
 _NOTHING: Values = {
     **{name: EditFigure(probability=None, argmax=None) for name in METRICS},
     "perplexity": float("inf"),
@@ -282,7 +283,7 @@ def _check(bench: _Bench, cases: Sequence[EvaluationCase], kept: Journal) -> Non
     """Measure the best setting on facts that the search did not see, unless that was done."""
     best = best_of(kept.trials)
     if not kept.check or kept.check[-1].values != best.values:
-        for trial in (bench.unedited(cases), bench.run(best.number, best.values, cases)):
+        for trial in (bench.unedited(cases), bench.run(best.number, best.values, cases, look_ahead=1)):
             kept.keep_check(trial)
 
 
@@ -313,10 +314,13 @@ class _Bench:
         figures = self._measured(cases)
         return Trial(number=0, values={}, seconds=time.perf_counter() - started, **figures)
 
-    def run(self, number: int, values: Values, cases: Sequence[EvaluationCase]) -> Trial:
+    def run(
+        self, number: int, values: Values, cases: Sequence[EvaluationCase], *, look_ahead: int = _LOOK_AHEAD
+    ) -> Trial:
         """Write the cases with a setting, measure, and take them back."""
         started = time.perf_counter()
-        config = make_config({**values, "seed": self._seed, "context_templates": self._contexts})
+        shared = {"seed": self._seed, "context_templates": self._contexts, "value_look_ahead": look_ahead}
+        config = make_config({**values, **shared})
         editor = Editor(self._model, method=self._method, config=config, statistics=self._moments)
         try:
             with ExitStack() as undo:
