@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from betaedit import EvaluationCase, Probe
-from betaedit.editors import Editor, read_preset
+from betaedit.editors import Editor, find_recipe, read_preset
 from betaedit.errors import ConfigError, RunFolderError
 from betaedit.experiments.calibrate import Calibration, best_of, calibrate, proposals, windows
 from betaedit.experiments.trials import Trace, Trial, score
@@ -19,6 +19,7 @@ from support.runs import figure
 from support.tiny import tiny_llama
 
 CASES = [EvaluationCase(fact, (f"So {fact.text}",), (Probe("We saw the", "house"),)) for fact in NEAR]
+BETAEDIT = find_recipe("betaedit")
 START = {
     "layers": [1],
     "value_learning_rate": 0.5,
@@ -64,17 +65,23 @@ def test_the_layers_that_win_most_back_come_first_and_the_untuned_ones_are_tried
     effects = [0.0] * 32
     effects[10:15] = [0.1, 0.3, 0.5, 0.3, 0.1]
     effects[18] = 0.4
-    assert windows(traced(*effects)) == [(10, 11, 12, 13, 14), (4, 5, 6, 7, 8), (8, 9, 10, 11, 12)]
+    assert windows(traced(*effects), BETAEDIT) == [(10, 11, 12, 13, 14), (4, 5, 6, 7, 8), (8, 9, 10, 11, 12)]
 
 
 def test_layers_of_the_last_quarter_are_not_tried() -> None:
     effects = [0.0] * 28 + [0.9] * 4
-    assert max(layer for window in windows(traced(*effects)) for layer in window) < 24
+    assert max(layer for window in windows(traced(*effects), BETAEDIT) for layer in window) < 24
+
+
+def test_a_method_of_one_layer_has_single_layers_to_try() -> None:
+    effects = [0.0] * 32
+    effects[10:13] = [0.2, 0.9, 0.3]
+    assert windows(traced(*effects), find_recipe("rome")) == [(11,), (5,), (0,)]
 
 
 @pytest.mark.parametrize("depth", range(1, 13))
 def test_a_model_of_any_depth_has_layers_to_try(depth: int) -> None:
-    found = windows(traced(*[0.1] * depth))
+    found = windows(traced(*[0.1] * depth), BETAEDIT)
     assert found
     assert all(0 <= window[0] <= window[-1] < depth for window in found)
 

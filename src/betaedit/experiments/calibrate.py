@@ -18,7 +18,7 @@ from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
 from betaedit.editors.preset_file import PresetFile
 from betaedit.editors.presets import untuned
-from betaedit.editors.recipes import find_recipe
+from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.metrics import measure_edits
@@ -171,12 +171,13 @@ def calibrate(
     started = time.perf_counter()
     if not cases or n_trials < 1:
         raise ConfigError("there is nothing to try.", mend="Give facts, and one trial or more.")
-    setup = _setup(model, cases, check, find_recipe(method).name, seed, source)
+    recipe = find_recipe(method)
+    setup = _setup(model, cases, check, recipe.name, seed, source)
     kept = Journal(setup, journal)
     if kept.trace is None:
         kept.keep_trace(trace_layers(model, [case.fact for case in cases], seed=seed, progress=progress))
     assert kept.trace is not None
-    bench = _Bench(model, method, seed, windows(kept.trace), progress or SilentProgress())
+    bench = _Bench(model, recipe.name, seed, windows(kept.trace, recipe), progress or SilentProgress())
     if not kept.trials:
         kept.keep_trial(bench.unedited(cases))
     deadline = None if minutes is None else started + 60 * minutes
@@ -186,14 +187,14 @@ def calibrate(
     return Calibration(setup, kept.trace, tuple(kept.trials), tuple(kept.check[-2:]), time.perf_counter() - started)
 
 
-def windows(trace: Trace) -> list[tuple[int, ...]]:
+def windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
     """Runs of layers to try: those of the highest mean effect, no two beside each other, and the untuned one.
 
-    They are as wide as the published ones are for the depth, and lie in the first three quarters of it: what is written
-    later is hardly read.
+    They are as wide as the recipe's published ones are for the depth, and lie in the first three quarters of it: what
+    is written later is hardly read.
     """
     n_layers = len(trace.effects)
-    plain: tuple[int, ...] = tuple(untuned(n_layers).values["layers"])
+    plain = untuned(n_layers).config(recipe).layers
     width = len(plain)
     begins = range(max(3 * n_layers // 4 - width, 0) + 1)
     ranked = sorted(begins, key=lambda begin: -sum(trace.effects[begin : begin + width]))
