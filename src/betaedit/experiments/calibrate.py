@@ -52,6 +52,7 @@ _MOVES = (
     ("ridge", 4.0),
     ("nullspace_threshold", 3.0),
 )
+_NORMED_CLAMP = 0.2  # where a norm bounds what an MLP can add to the stream
 _FINEST = 0.25  # of the exponent of a step
 _WINDOWS = 3
 _TOKENS_PER_DIMENSION = 4
@@ -307,7 +308,9 @@ class _Bench:
 
     def starts(self) -> list[Values]:
         """A setting for every run of layers, its null space and ridge fitted to the statistics there."""
-        return [{"layers": list(span), **_START, **self._fitted(span)} for span in self._spans]
+        first = self._spans[0][0]
+        clamp = {} if self._model.anatomy.norm_after_mlp(first) is None else {"value_clamp": _NORMED_CLAMP}
+        return [{"layers": list(span), **_START, **clamp, **self._fitted(span)} for span in self._spans]
 
     def unedited(self, cases: Sequence[EvaluationCase]) -> Trial:
         """The figures of the model as it is."""
