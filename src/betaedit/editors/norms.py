@@ -26,12 +26,13 @@ def before_norm(norm: nn.Module, outputs: Tensor, residuals: Tensor) -> Tensor:
     normed = norm(outputs.T).T.double()
     gain = torch.where(before == 0, 0.0, normed / before)
     squared, pull = gain**2, gain * (normed + wanted)
-    length, scale = before.norm(dim=0), (gain**2).mean(dim=0)
+    length, scale = before.norm(dim=0), squared.mean(dim=0)
+    above_least = squared - squared.min(dim=0).values  # mu begins at minus the least: wanted may lie within reach
     low, high = torch.full_like(length, -_WIDEST), torch.full_like(length, _WIDEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        too_long = (pull / (squared + scale * 10**middle)).norm(dim=0) > length
+        too_long = (pull / (above_least + scale * 10**middle)).norm(dim=0) > length
         low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
-    found = pull / (squared + scale * 10**high)
+    found = pull / (above_least + scale * 10**high)
     change: Tensor = found * (length / found.norm(dim=0)) - before
     return change.to(residuals)
