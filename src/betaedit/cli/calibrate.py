@@ -15,9 +15,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from betaedit.experiments.calibrate import Calibration
-    from betaedit.experiments.trials import Trial
+    from betaedit.experiments.record import EditFigure
 
 _BAR = 40
+_SETTINGS = {
+    "layers": "layers",
+    "value_learning_rate": "rate",
+    "value_clamp": "clamp",
+    "leakage_weight": "leak",
+    "ridge": "ridge",
+    "nullspace_threshold": "null",
+}
 _PLOTS = (".png", ".svg", ".pdf")
 
 
@@ -32,7 +40,7 @@ def calibrate(
         int, typer.Option("--check", min=0, help="How many of the following facts the best setting writes at the end.")
     ] = 20,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Settings tried at most.")] = 12,
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Begin no trial that ends later.")] = None,
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="Time for all of it, the check included.")] = 18,
     method: options.MethodOption = "betaedit",
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw layers and trials: a .png, .svg or .pdf.")] = None,
     seed: options.SeedOption = None,
@@ -125,38 +133,39 @@ def _bars(title: str, rows: list[tuple[str, float, bool]]) -> Table:
 
 
 def _trials_table(found: Calibration) -> Table:
+    """Every trial in a line of eighty letters."""
+    from rich import box
     from rich.table import Table
 
-    names = [name for name in found.best.values if name not in ("statistics_tokens", "value_decay", "value_stop_loss")]
-    table = Table("trial", *(name.removeprefix("value_").replace("_", " ") for name in names))
-    for name in ("efficacy", "generality", "specificity", "perplexity", "s/edit", "score"):
+    table = Table("#", *_SETTINGS.values(), box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for name in ("eff.", "gen.", "spec.", "ppl", "score"):
         table.add_column(name, justify="right")
-    table.caption = "efficacy, generality, specificity: probability / argmax; trial 0 is the unedited model"
+    table.caption = "efficacy, generality, specificity: probability/argmax in percent; # 0 is the unedited model"
     for trial, score in zip(found.trials, [None, *found.scores()], strict=True):
-        settings = [_setting(trial.values.get(name)) for name in names]
+        settings = [_setting(trial.values.get(name)) for name in _SETTINGS]
+        figures = [trial.efficacy, trial.generality, trial.specificity]
         style = "bold green" if trial is found.best else None
-        table.add_row(str(trial.number), *settings, *_figures(trial), _plain(score), style=style)
+        row = [*map(_percent, figures), f"{trial.perplexity:.2f}", _plain(score)]
+        table.add_row(str(trial.number), *settings, *row, style=style)
     return table
 
 
 def _check_table(found: Calibration) -> Table:
     from rich.table import Table
 
+    from betaedit.cli.render import both_forms
+
     table = Table(title=f"the best setting on {found.setup.data['check']} other facts")
     for name in ("", "efficacy", "generality", "specificity", "perplexity", "s/edit"):
         table.add_column(name, justify="right")
     for name, trial in zip(("before", "after"), found.check, strict=True):
-        table.add_row(name, *_figures(trial))
+        figures = (trial.efficacy, trial.generality, trial.specificity)
+        table.add_row(name, *map(both_forms, figures), f"{trial.perplexity:.2f}", f"{trial.seconds_per_edit:.1f}")
     return table
 
 
-def _figures(trial: Trial) -> list[str]:
-    if trial.error is not None:
-        return [trial.error, "-", "-", "-", "-"]
-    from betaedit.cli.render import both_forms
-
-    figures = (trial.efficacy, trial.generality, trial.specificity)
-    return [*map(both_forms, figures), f"{trial.perplexity:.2f}", f"{trial.seconds_per_edit:.1f}"]
+def _percent(figure: EditFigure) -> str:
+    return "/".join("-" if mean is None else f"{100 * mean.mean:.0f}" for mean in (figure.probability, figure.argmax))
 
 
 def _setting(value: Any) -> str:
