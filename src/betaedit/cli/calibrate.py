@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BAR = 40
 _SETTINGS = {
-    "layers": "layers",
+    "layers": "layer",
     "value_learning_rate": "rate",
     "value_clamp": "clamp",
     "leakage_weight": "leak",
@@ -145,7 +145,7 @@ def _trials_table(found: Calibration) -> Table:
         settings = [_setting(trial.values.get(name)) for name in _SETTINGS]
         figures = [trial.efficacy, trial.generality, trial.specificity]
         style = "bold green" if trial is found.best else None
-        row = [*map(_percent, figures), f"{trial.perplexity:.2f}", _plain(score)]
+        row = [*map(_percent, figures), f"{trial.perplexity:.1f}", _plain(score)]
         table.add_row(str(trial.number), *settings, *row, style=style)
     return table
 

@@ -35,4 +35,6 @@ def plot_calibration(found: Calibration, path: Path) -> None:
     trials.plot(*zip(*tried, strict=True), "o", color=_OTHER)
     trials.step(numbers, list(accumulate(scores, max, initial=-inf))[1:], where="post", color=_CHOSEN)
     trials.set(title="score of every trial (line: the best so far)", xlabel="trial", ylabel="score")
+    for axes in (layers, trials):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=150)
