@@ -13,22 +13,9 @@ from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 
 COMMANDS = [
-    *("edit", "demo", "eval", "compare", "align", "report", "export", "statistics", "bench", "methods", "models"),
-    *(
-        "doctor",
-        "env",
-        "init",
-        "log",
-        "show",
-        "status",
-        "diff",
-        "forget",
-        "replace",
-        "restore",
-        "check",
-        "verify",
-        "gc",
-    ),
+    *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
+    *("models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore", "check"),
+    *("verify", "gc"),
 ]
 
 

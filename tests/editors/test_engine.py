@@ -34,7 +34,7 @@ def assert_same_changes(
         assert relative(change, expected) < tolerance
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "qwen3"])
 @pytest.mark.parametrize("look_ahead", [1, 3])
 @pytest.mark.parametrize("lookup", ["subject_last", "last"])
 def test_five_edits_leave_the_weights_of_the_official_procedure(family: str, look_ahead: int, lookup: str) -> None:

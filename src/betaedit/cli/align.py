@@ -24,6 +24,7 @@ def align(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
     seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     statistics: options.StatisticsOption = None,
@@ -53,6 +54,7 @@ def align(
         device_map=device_map,
         values=options.overrides(config, set_, seed),
         statistics=statistics,
+        preset=preset,
         progress=Bars(console),
     )
     editor.edit(cases, batch_size=batch_size)

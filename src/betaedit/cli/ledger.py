@@ -26,6 +26,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The new workspace.")],
     model: options.ModelOption = "smollm2",
     method: options.MethodOption = "betaedit",
+    preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     seed: options.SeedOption = None,
@@ -57,6 +58,7 @@ def init(
         device_map=None,
         values=options.overrides(config, set_, seed),
         statistics=statistics,
+        preset=preset,
         progress=Bars(console),
     )
     with Workspace.create(folder, editor, storage=storage) as made:

@@ -12,6 +12,7 @@ import typer
 from betaedit import __version__
 from betaedit.cli.align import align
 from betaedit.cli.bench import bench
+from betaedit.cli.calibrate import calibrate
 from betaedit.cli.compare import compare
 from betaedit.cli.data import data
 from betaedit.cli.demo import demo
@@ -57,7 +58,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-_MEASURED = (edit, demo, evaluate, compare, align, report, export, statistics, bench, methods, models, doctor, env)
+_MEASURED = (
+    edit,
+    demo,
+    evaluate,
+    compare,
+    align,
+    calibrate,
+    report,
+    export,
+    statistics,
+    bench,
+    methods,
+    models,
+    doctor,
+    env,
+)
 _KEPT = (init, log, show, status, diff, forget, replace, restore, check, verify, gc)
 for measured in _MEASURED:
     app.command(name="eval" if measured is evaluate else None)(measured)

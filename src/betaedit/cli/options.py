@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="smollm2 (bundled), a folder, or a Hugging Face id.")]
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="smollm2, gemma3-270m, a folder, a .gguf file, or a Hugging Face id."),
+]
 MethodOption = Annotated[str, typer.Option("--method", help="An editing method; see `betaedit methods`.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto keeps the checkpoint's.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one.")]
@@ -34,6 +37,10 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One hyper-parameter, over all else. Repeatable.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="A preset by name, or a file of `betaedit calibrate`; the model's own by default."),
 ]
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
@@ -151,6 +158,7 @@ def load_editor(
     dtype: Dtype,
     device: str | None,
     device_map: str | None,
+    preset: str | None,
     values: dict[str, Any],
     statistics: Path | None,
     progress: Progress,
@@ -165,6 +173,7 @@ def load_editor(
         dtype=dtype,
         device=device,
         device_map=device_map,
+        preset=preset,
         statistics=statistics,
         progress=progress,
         **values,

@@ -164,6 +164,11 @@ def _forms(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(name, value)] if whole else [(f"{name}, {part.replace('_', ' ')}", held) for part, held in value.items()]
 
 
+def both_forms(figure: EditFigure) -> str:
+    """An edit metric in few letters: probability / argmax."""
+    return " / ".join("-" if mean is None else f"{mean.mean:.2f}" for mean in (figure.probability, figure.argmax))
+
+
 def _add_figure(table: Table, name: str, before: EditFigure, after: EditFigure, meaning: str) -> None:
     table.add_row(f"{name}, probability", _share(before.probability), _share(after.probability), meaning)
     table.add_row(f"{name}, argmax", _share(before.argmax), _share(after.argmax), "every token the most probable one")

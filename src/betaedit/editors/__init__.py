@@ -4,6 +4,7 @@ from betaedit.editors.anchor import measure_norm_anchor
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.editor import Editor, PlannedEdit
 from betaedit.editors.engine import EditResult, Engine
+from betaedit.editors.preset_file import PresetFile, choose_preset, read_preset
 from betaedit.editors.presets import PRESETS, Preset, find_preset, preset_for
 from betaedit.editors.recipes import RECIPES, Recipe, find_recipe
 
@@ -16,10 +17,13 @@ __all__ = [
     "Engine",
     "PlannedEdit",
     "Preset",
+    "PresetFile",
     "Recipe",
+    "choose_preset",
     "find_preset",
     "find_recipe",
     "make_config",
     "measure_norm_anchor",
     "preset_for",
+    "read_preset",
 ]

@@ -15,7 +15,8 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import find
-from betaedit.editors.presets import preset_for
+from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
 from betaedit.facts.fact import EvaluationCase, Fact
@@ -71,7 +72,8 @@ class Editor:
     Args:
         model: The model to change.
         method: A recipe's name; ``betaedit methods`` lists them.
-        config: Hyper-parameters; the model's preset when not given.
+        config: Hyper-parameters; those of the preset when not given.
+        preset: A preset, the name of one, or a file that ``betaedit calibrate`` wrote; the model's own when not given.
         statistics: Second moments, or a file of them; collected when not given.
         progress: Where long work draws itself.
 
@@ -80,6 +82,7 @@ class Editor:
         AnatomyError: A layer to be edited does not exist.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
         StatisticsError: The statistics do not fit the model.
+        ConfigError: There is no such preset, or its file is broken.
     """
 
     def __init__(
@@ -88,12 +91,13 @@ class Editor:
         *,
         method: str = "betaedit",
         config: EditConfig | None = None,
+        preset: Preset | str | Path | None = None,
         statistics: Moments | str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
-        self.preset = preset_for(model.name, model.anatomy.n_layers)
+        self.preset = choose_preset(preset, model.name, model.anatomy.n_layers)
         self.config = self.recipe.settings(config or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
         self._engine: Engine | None = None
@@ -111,6 +115,7 @@ class Editor:
         tokenizer: PreTrainedTokenizerBase | None = None,
         method: str = "betaedit",
         config: EditConfig | None = None,
+        preset: Preset | str | Path | None = None,
         statistics: Moments | str | Path | None = None,
         dtype: DtypeName = "float32",
         device: str | None = None,
@@ -120,11 +125,11 @@ class Editor:
     ) -> Editor:
         """An editor for a model by name or folder, or for a live model with its tokenizer.
 
-        ``overrides`` are hyper-parameters by name, on top of ``config`` or the model's preset.
+        ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset.
 
         Raises:
             ModelError: The model cannot be loaded (see ``load_language_model``).
-            ConfigError: An override is unknown or impossible.
+            ConfigError: An override is unknown or impossible, or there is no such preset.
         """
         find_recipe(method)
         if isinstance(name, str):
@@ -135,8 +140,9 @@ class Editor:
             raise ConfigError("a live model stays where it is.", mend="Move it before, without device or device_map.")
         else:
             model = LanguageModel.wrap(name, tokenizer)
-        base = config or preset_for(model.name, model.anatomy.n_layers).config(find_recipe(method))
-        return cls(model, method=method, config=base.replace(**overrides), statistics=statistics, progress=progress)
+        chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
+        base = (config or chosen.config(find_recipe(method))).replace(**overrides)
+        return cls(model, method=method, config=base, preset=chosen, statistics=statistics, progress=progress)
 
     @property
     def model(self) -> PreTrainedModel:

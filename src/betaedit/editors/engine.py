@@ -16,6 +16,7 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
 from betaedit.editors.matrix import EditedMatrix, set_aside
+from betaedit.editors.norms import before_norm
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.values import Value, optimize_values
@@ -372,8 +373,9 @@ class Engine:
                 share = self.recipe.share(len(self.config.layers) - step)
 
                 def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
-                    residual = ((targets.to(output) - output) / share).to(key.device)
-                    update, matrix = self._solve(layer, key, residual, walk.bare_keys), self.matrices[layer]
+                    matrix = self.matrices[layer]
+                    residual = self._behind_norm(layer, key, ((targets.to(output) - output) / share).to(key.device))
+                    update = self._solve(layer, key, residual, walk.bare_keys)
                     written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
                     before[layer] = matrix.snapshot()
                     norms[layer] = self._add(layer, update)
@@ -385,6 +387,11 @@ class Engine:
                 self.matrices[layer].restore(snapshot)
             raise
         return written, updates, norms
+
+    def _behind_norm(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
+        """The residuals of the projection's output that move the stream by ``residuals`` ``(d_out, b)``."""
+        norm = self.model.anatomy.norm_after_mlp(layer)
+        return residuals if norm is None else before_norm(norm, self.matrices[layer].current() @ keys, residuals)
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from betaedit.editors.editor import Editor
-from betaedit.editors.presets import preset_for
+from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import BetaEditError, ConfigError
 from betaedit.experiments.run import RunReport, run_edits
@@ -43,6 +44,7 @@ def compare_methods(
     cases: Sequence[EvaluationCase],
     folder: Path | str,
     *,
+    preset: Preset | str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     progress: Progress | None = None,
     on_method: Callable[[str], None] | None = None,
@@ -58,29 +60,31 @@ def compare_methods(
         methods: Names of recipes, or variants of them; the result and the folders have their names.
         cases: The facts with the prompts they are measured on.
         folder: Where the runs are kept.
-        overrides: Hyper-parameters over each method's preset.
+        preset: A preset, its name or file; the model's own when not given.
+        overrides: Hyper-parameters over what the preset has for each method.
         progress: Where to draw.
         on_method: Hears of every method as it begins.
         options: Passed on to ``run_edits``.
 
     Raises:
         MethodError: A method is unknown; nothing has run then.
-        ConfigError: A setting is unknown or impossible, or two variants have one name; nothing has run then.
+        ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name;
+            nothing has run then.
     """
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = [variant.name for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
-    preset = preset_for(model.name, model.anatomy.n_layers)
+    chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
     configs = [
-        preset.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
+        chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants
     ]
     found: dict[str, RunReport | BetaEditError] = {}
     for name, variant, config in zip(names, variants, configs, strict=True):
         if on_method is not None:
             on_method(name)
-        editor = Editor(model, method=variant.method, config=config, progress=progress)
+        editor = Editor(model, method=variant.method, config=config, preset=chosen, progress=progress)
         try:
             found[name] = run_edits(editor, cases, folder=Path(folder) / name, **options)
         except BetaEditError as error:

@@ -38,7 +38,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} is no run folder: it has no run.json.", mend="Give a folder that a measured run wrote."
             )
-        self.setup = _parse(RunSetup, _checked_format(file), str(file))
+        self.setup = parse(RunSetup, _checked_format(file), str(file))
 
     @classmethod
     def create(cls, path: Path | str, setup: RunSetup) -> RunFolder:
@@ -68,7 +68,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} has no checkpoint after {edits} edits.", mend=f"It has {self.measured() or 'none'}."
             )
-        return _parse(Checkpoint, _loaded(file.read_bytes(), str(file)), str(file))
+        return parse(Checkpoint, _loaded(file.read_bytes(), str(file)), str(file))
 
     def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint, by number of edits."""
@@ -76,12 +76,12 @@ class RunFolder:
 
     def outcomes(self, edits: int) -> Iterator[Outcome]:
         """The prompts measured after ``edits`` edits, one by one; none where there is no such file."""
-        for place, line in _lines(self._outcomes_file(edits)):
-            yield _parse(Outcome, line, place)
+        for place, line in read_lines(self._outcomes_file(edits)):
+            yield parse(Outcome, line, place)
 
     def edits(self) -> Iterator[dict[str, Any]]:
         """Every edit made, one by one."""
-        for place, line in _lines(self.path / "edits.jsonl"):
+        for place, line in read_lines(self.path / "edits.jsonl"):
             if not isinstance(line, dict):
                 raise RunFolderError(f"{place}: an edit is an object.", mend="Remove the line.")
             yield line
@@ -94,9 +94,7 @@ class RunFolder:
 
     def append_edit(self, edit: dict[str, Any]) -> None:
         """Add a line to ``edits.jsonl``."""
-        with (self.path / "edits.jsonl").open("ab+") as file:
-            _cut_unfinished_line(file)
-            file.write(f"{json.dumps(edit, ensure_ascii=False)}\n".encode())
+        append_line(self.path / "edits.jsonl", edit)
 
     def _checkpoint_file(self, edits: int) -> Path:
         return self.path / "checkpoints" / f"{edits:08d}.json"
@@ -128,6 +126,13 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def append_line(path: Path, data: dict[str, Any]) -> None:
+    """Add ``data`` as a line of JSON, in place of one that was left unfinished."""
+    with path.open("ab+") as file:
+        _cut_unfinished_line(file)
+        file.write(f"{json.dumps(data, ensure_ascii=False)}\n".encode())
+
+
 def _cut_unfinished_line(file: Any) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
@@ -138,7 +143,7 @@ def _cut_unfinished_line(file: Any) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Place and value of every finished line; nothing where there is no file."""
     if not path.is_file():
         return
@@ -169,7 +174,12 @@ def _loaded(text: bytes, place: str) -> Any:
         raise RunFolderError(f"{place}: no UTF-8.", mend="Run it again.") from error
 
 
-def _parse(kind: type[Stored], values: Any, place: str) -> Stored:
+def parse(kind: type[Stored], values: Any, place: str) -> Stored:
+    """``values`` read at ``place`` as what they should be.
+
+    Raises:
+        RunFolderError: They are not; the first wrong field is named.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:

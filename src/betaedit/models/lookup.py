@@ -102,7 +102,7 @@ def find_lookup_token(
     """
     if strategy == "last":
         return len(tokenize(tokenizer, prompt.text)) - 1
-    covered, n_tokens = _subject_tokens(tokenizer, prompt)
+    covered, n_tokens = subject_tokens(tokenizer, prompt)
     if not covered:
         raise LookupTokenError(
             f"the subject {prompt.text[prompt.subject_start : prompt.subject_end]!r} has no token of its own in "
@@ -116,7 +116,7 @@ def find_lookup_token(
     return covered[-1]
 
 
-def _subject_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], int]:
+def subject_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], int]:
     """Indices of the tokens that cover the subject, and the number of tokens of the whole prompt."""
     ids = tokenize(tokenizer, prompt.text)
     if not tokenizer.is_fast:

@@ -153,6 +153,17 @@ def _label_ends(axes: Axes, lines: tuple[Line, ...]) -> None:
         axes.text(right, place, f" {line.name}", color=_INK, va="center", fontsize=8.5)
 
 
+def need_matplotlib() -> Any:
+    """Matplotlib with its figures.
+
+    Raises:
+        MissingExtraError: It is absent.
+    """
+    mpl = import_extra("matplotlib", "reports", "a figure")
+    import_extra("matplotlib.figure", "reports", "a figure")
+    return mpl
+
+
 @contextmanager
 def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = _BOX) -> Iterator[tuple[Figure, Axes]]:
     """A figure and its axes, in the page's style.
@@ -160,9 +171,9 @@ def _canvas(size: tuple[float, float], box: tuple[float, float, float, float] = 
     Raises:
         MissingExtraError: matplotlib is absent.
     """
-    mpl, drawing = (import_extra(name, "reports", "a figure") for name in ("matplotlib", "matplotlib.figure"))
+    mpl = need_matplotlib()
     with mpl.rc_context(_STYLE):
-        figure = drawing.Figure(figsize=size)
+        figure = mpl.figure.Figure(figsize=size)
         yield figure, figure.add_axes(box)
 
 

@@ -1,0 +1,111 @@
+"""Presets in files: what ``betaedit calibrate`` writes and ``--preset`` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from betaedit.editors.presets import PRESETS, Preset, find_preset, preset_for
+from betaedit.editors.recipes import find_recipe
+from betaedit.errors import ConfigError, MethodError
+
+_HEADING = "# Written by `betaedit calibrate`; use it with --preset.\n"
+_MEND = "Write the file again with `betaedit calibrate`."
+
+
+class PresetFile(BaseModel):
+    """A preset with where it comes from.
+
+    Args:
+        format: Version of the file's format.
+        name: What to call it.
+        model: The model it was made for.
+        source: How.
+        values: What differs from ``EditConfig``'s defaults.
+        by_method: What differs further for one recipe.
+        measured: The figures that speak for it.
+        versions: Of the libraries it was made with.
+        seed: That of the search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    name: str
+    model: str
+    source: str
+    values: dict[str, Any]
+    by_method: dict[str, dict[str, Any]] = {}
+    measured: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    seed: int = 0
+
+    @property
+    def preset(self) -> Preset:
+        """The settings alone."""
+        return Preset(
+            name=self.name,
+            models=(self.model.lower(),),
+            source=self.source,
+            parameters=0.0,
+            mlp_size=0,
+            values=self.values,
+            by_method=self.by_method,
+        )
+
+    def to_yaml(self) -> str:
+        """The file's text."""
+        return _HEADING + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_preset(path: Path) -> PresetFile:
+    """A preset file, every setting in it checked.
+
+    Raises:
+        ConfigError: The file is missing, no YAML or JSON, or a key or value in it is not possible; it is named.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", mend=_MEND) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no preset.", mend=_MEND)
+    try:
+        found = PresetFile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: [{'.'.join(map(str, first['loc']))}] {first['msg']}.", mend=_MEND) from error
+    _check(path, found)
+    return found
+
+
+def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers: int) -> Preset:
+    """The preset of that name or file, or itself; the model's own when none is wanted.
+
+    Raises:
+        ConfigError: There is no preset of that name and no such file, or the file is broken.
+    """
+    if wanted is None:
+        return preset_for(model_name, n_layers)
+    if isinstance(wanted, Preset):
+        return wanted
+    known = find_preset(str(wanted))
+    if known is not None:
+        return known
+    if not Path(wanted).is_file():
+        names = ", ".join(preset.name for preset in PRESETS)
+        raise ConfigError(f"there is no preset {str(wanted)!r}.", mend=f"Name a file, or one of {names}.")
+    return read_preset(Path(wanted)).preset
+
+
+def _check(path: Path, found: PresetFile) -> None:
+    """Refuse settings that no editor could use, under the key at which they stand."""
+    for method in ("betaedit", *found.by_method):
+        key = f"by_method.{method}" if method in found.by_method else "values"
+        try:
+            found.preset.config(find_recipe(method))
+        except (ConfigError, MethodError) as error:
+            raise ConfigError(f"{path}: [{key}] {error.message}", mend=error.mend) from error

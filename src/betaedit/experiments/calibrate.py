@@ -1,0 +1,408 @@
+"""Settings for a new model: layers by causal tracing, then a bounded search by trial edits on a few facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from betaedit.editors.config import make_config
+from betaedit.editors.contexts import context_templates
+from betaedit.editors.editor import Editor
+from betaedit.editors.preset_file import PresetFile
+from betaedit.editors.presets import untuned
+from betaedit.editors.recipes import Recipe, find_recipe
+from betaedit.errors import ConfigError, NumericalError
+from betaedit.evaluation.drift import held_out_prose, perplexity
+from betaedit.evaluation.metrics import measure_edits
+from betaedit.experiments.evaluate import case_name
+from betaedit.experiments.figures import edit_figures
+from betaedit.experiments.record import METRICS, EditFigure
+from betaedit.experiments.tracing import trace_layers
+from betaedit.experiments.trials import CalibrationSetup, Journal, Trace, Trial, score
+from betaedit.facts.fact import EvaluationCase
+from betaedit.memory.projector import build_null_space
+from betaedit.models.anatomy import projection_shape
+from betaedit.models.load import LanguageModel
+from betaedit.progress import Progress, SilentProgress
+from betaedit.statistics.collect import collect_moments
+from betaedit.statistics.corpus import SampledText
+from betaedit.statistics.moments import Moments
+
+Values = dict[str, Any]
+
+_START: Values = {
+    "value_learning_rate": 0.5,
+    "value_clamp": 1.5,
+    "value_decay": 0.1,
+    "value_stop_loss": 0.1,
+    "leakage_weight": 1000.0,
+}
+_MOVES = (
+    ("value_learning_rate", 2.5),
+    ("value_clamp", 1.5),
+    ("leakage_weight", 4.0),
+    ("ridge", 4.0),
+    ("nullspace_threshold", 3.0),
+)
+_NORMED_CLAMP = 0.2  # where a norm bounds what an MLP can add to the stream
+_FINEST = 0.25  # of the exponent of a step
+_WINDOWS = 3
+_TOKENS_PER_DIMENSION = 4
+_NULL_SHARE = 0.93  # of the directions: what the smollm2 preset keeps
+_RIDGE_PER_ENERGY = 0.5  # the same
+_PASSAGES = 12
+_LOOK_AHEAD = 8
+_NOTHING: Values = {
+    **{name: EditFigure(probability=None, argmax=None) for name in METRICS},
+    "perplexity": float("inf"),
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
+
+    Args:
+        setup: Model, facts, seed.
+        trace: Of the layers.
+        trials: The unedited model first.
+        check: The unedited model and the best setting on facts that the search did not see; empty without such facts.
+        seconds: Of this call; what an earlier one had done is not in it.
+    """
+
+    setup: CalibrationSetup
+    trace: Trace
+    trials: tuple[Trial, ...]
+    check: tuple[Trial, ...]
+    seconds: float
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the highest score, the earlier where two are equal.
+
+        Raises:
+            ConfigError: No setting could be tried, or none could write.
+        """
+        return best_of(self.trials)
+
+    def scores(self) -> list[float]:
+        """The score of every trial but that of the unedited model."""
+        return [score(self.trials[0], trial) for trial in self.trials[1:]]
+
+    def preset_file(self, name: str) -> PresetFile:
+        """The best setting as a file for ``--preset``."""
+        best, setup = self.best, self.setup
+        middle = max(best.values["layers"], key=lambda layer: self.trace.effects[layer])
+        return PresetFile(
+            name=name,
+            model=setup.model["name"],
+            source=f"betaedit calibrate: {setup.method}, {len(self.trials) - 1} trials, {setup.data['records']} facts",
+            values=best.values,
+            by_method={rule: {"layers": [middle]} for rule in ("rome", "r-rome")},
+            measured={
+                "weights": setup.model["weights"],
+                "data": setup.data,
+                "score": round(score(self.trials[0], best), 4),
+                "search": _change(self.trials[0], best),
+                **({"check": _change(*self.check)} if self.check else {}),
+            },
+            versions=setup.versions,
+            seed=setup.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, as ``--json`` prints it."""
+        return {
+            "setup": self.setup.model_dump(mode="json"),
+            "trace": self.trace.model_dump(mode="json"),
+            "trials": [
+                {**trial.model_dump(mode="json"), "score": found if found > float("-inf") else None}
+                for trial, found in zip(self.trials, [float("-inf"), *self.scores()], strict=True)
+            ],
+            "best": self.best.number,
+            "check": [trial.model_dump(mode="json") for trial in self.check],
+            "seconds": self.seconds,
+        }
+
+
+def calibrate(
+    model: LanguageModel,
+    cases: Sequence[EvaluationCase],
+    *,
+    check: Sequence[EvaluationCase] = (),
+    method: str = "betaedit",
+    n_trials: int = 12,
+    minutes: float | None = None,
+    seed: int = 0,
+    journal: Path | None = None,
+    source: str | None = None,
+    progress: Progress | None = None,
+    on_trial: Callable[[Trial, float], None] | None = None,
+) -> Calibration:
+    """Seek settings for ``model``, trial by trial, each on the unedited model; it is unedited again at the end.
+
+    The same call continues a calibration that was interrupted, when it has a journal.
+
+    Args:
+        model: The unedited model.
+        cases: The few facts that every trial writes in sequence.
+        check: Other facts, which the best setting writes at the end.
+        method: A recipe.
+        n_trials: Settings tried at most, those in the journal included.
+        minutes: No trial begins after which this would likely be too short for it and the check.
+        seed: Decides noise, contexts and sampled text.
+        journal: Where trials are kept.
+        source: The file of the facts, for the record.
+        progress: Where to draw.
+        on_trial: Hears of every new trial and its score.
+
+    Raises:
+        MethodError: The method is unknown.
+        ConfigError: There is nothing to try, or no setting could write.
+        RunFolderError: The journal holds another calibration, or is damaged.
+    """
+    started = time.perf_counter()
+    if not cases or n_trials < 1:
+        raise ConfigError("there is nothing to try.", mend="Give facts, and one trial or more.")
+    recipe = find_recipe(method)
+    setup = _setup(model, cases, check, recipe.name, seed, source)
+    kept = Journal(setup, journal)
+    if kept.trace is None:
+        kept.keep_trace(trace_layers(model, [case.fact for case in cases], seed=seed, progress=progress))
+    assert kept.trace is not None
+    bench = _Bench(model, recipe.name, seed, windows(kept.trace, recipe), progress or SilentProgress())
+    if not kept.trials:
+        kept.keep_trial(bench.unedited(cases))
+    deadline = None if minutes is None else started + 60 * minutes
+    _search(bench, cases, kept, n_trials, deadline, 1 + len(check) / len(cases), on_trial)
+    if check:
+        _check(bench, check, kept)
+    return Calibration(setup, kept.trace, tuple(kept.trials), tuple(kept.check[-2:]), time.perf_counter() - started)
+
+
+def windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
+    """Runs of layers to try: those of the highest mean effect, no two beside each other, and the untuned one.
+
+    They are as wide as the recipe's published ones are for the depth, and lie in the first three quarters of it: what
+    is written later is hardly read.
+    """
+    n_layers = len(trace.effects)
+    plain = untuned(n_layers).config(recipe).layers
+    width = len(plain)
+    begins = range(max(3 * n_layers // 4 - width, 0) + 1)
+    ranked = sorted(begins, key=lambda begin: -sum(trace.effects[begin : begin + width]))
+    chosen: list[int] = []
+    for begin in [*ranked[:1], plain[0], *ranked[1:]]:
+        if len(chosen) < _WINDOWS and all(abs(begin - other) > 1 for other in chosen):
+            chosen.append(begin)
+    return [tuple(range(begin, begin + width)) for begin in chosen]
+
+
+def proposals(starts: Sequence[Values]) -> Generator[Values, float, None]:
+    """Settings to try, one after another; each is answered with its score.
+
+    First every start, then one value of the best so far is moved at a time, up or else down; when no move has helped,
+    the steps are halved. Ends when they are too fine to matter.
+    """
+    best: Values = {}
+    record = float("-inf")
+    seen: list[Values] = []
+    for values in starts:
+        seen.append(values)
+        if (found := (yield values)) > record or not best:
+            best, record = values, found
+    step = 1.0
+    while step >= _FINEST:
+        helped = False
+        for name, factor in _MOVES:
+            for exponent in (step, -step):
+                values = {**best, name: float(f"{best[name] * factor**exponent:.3g}")}
+                if values in seen:
+                    continue
+                seen.append(values)
+                if (found := (yield values)) > record:
+                    best, record, helped = values, found, True
+                    break
+        step = step if helped else step / 2
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial of the highest score.
+
+    Raises:
+        ConfigError: None of them has one.
+    """
+    ranked = sorted(trials[1:], key=lambda trial: -score(trials[0], trial))
+    if not ranked or score(trials[0], ranked[0]) == float("-inf"):
+        raise ConfigError("no setting could be tried to its end.", mend="Allow more trials or minutes, or other facts.")
+    return ranked[0]
+
+
+def _search(
+    bench: _Bench,
+    cases: Sequence[EvaluationCase],
+    kept: Journal,
+    n_trials: int,
+    deadline: float | None,
+    reserve: float,
+    on_trial: Callable[[Trial, float], None] | None,
+) -> None:
+    """Trials until they, the time or the ideas run out; those kept answer for themselves.
+
+    ``reserve`` is the time to be left when a trial begins, in durations of the longest so far.
+    """
+    known = kept.trials[1:]
+    ideas = proposals(bench.starts())
+    values = next(ideas)
+    with bench.progress.task("calibrating", n_trials, "trials") as task:
+        for number in range(1, n_trials + 1):
+            if number <= len(known):
+                trial = known[number - 1]
+            else:
+                longest = max(trial.seconds for trial in kept.trials)
+                if deadline is not None and time.perf_counter() + reserve * longest > deadline and number > 1:
+                    return
+                trial = bench.run(number, values, cases)
+                kept.keep_trial(trial)
+                if on_trial is not None:
+                    on_trial(trial, score(kept.trials[0], trial))
+            task.advance()
+            try:
+                values = ideas.send(score(kept.trials[0], trial))
+            except StopIteration:
+                return
+
+
+def _check(bench: _Bench, cases: Sequence[EvaluationCase], kept: Journal) -> None:
+    """Measure the best setting on facts that the search did not see, unless that was done."""
+    best = best_of(kept.trials)
+    if not kept.check or kept.check[-1].values != best.values:
+        for trial in (bench.unedited(cases), bench.run(best.number, best.values, cases, look_ahead=1)):
+            kept.keep_check(trial)
+
+
+class _Bench:
+    """The unedited model with what all trials share: statistics of all layers in question, and contexts."""
+
+    def __init__(
+        self, model: LanguageModel, method: str, seed: int, spans: list[tuple[int, ...]], progress: Progress
+    ) -> None:
+        self.progress = progress
+        self._model, self._method, self._seed, self._spans = model, method, seed, spans
+        self._texts = held_out_prose()[:_PASSAGES]
+        self._contexts = context_templates(model, make_config({"seed": seed}))
+        layers = sorted({layer for span in spans for layer in span})
+        width = max(projection_shape(model.anatomy.projection(layer))[1] for layer in layers)
+        self._tokens = _TOKENS_PER_DIMENSION * width
+        self._moments: Moments = collect_moments(
+            model, layers, SampledText(seed), n_tokens=self._tokens, progress=progress
+        )
+
+    def starts(self) -> list[Values]:
+        """A setting for every run of layers, its null space and ridge fitted to the statistics there."""
+        first = self._spans[0][0]
+        clamp = {} if self._model.anatomy.norm_after_mlp(first) is None else {"value_clamp": _NORMED_CLAMP}
+        return [{"layers": list(span), **_START, **clamp, **self._fitted(span)} for span in self._spans]
+
+    def unedited(self, cases: Sequence[EvaluationCase]) -> Trial:
+        """The figures of the model as it is."""
+        started = time.perf_counter()
+        figures = self._measured(cases)
+        return Trial(number=0, values={}, seconds=time.perf_counter() - started, **figures)
+
+    def run(
+        self, number: int, values: Values, cases: Sequence[EvaluationCase], *, look_ahead: int = _LOOK_AHEAD
+    ) -> Trial:
+        """Write the cases with a setting, measure, and take them back."""
+        started = time.perf_counter()
+        shared = {"seed": self._seed, "context_templates": self._contexts, "value_look_ahead": look_ahead}
+        config = make_config({**values, **shared})
+        editor = Editor(self._model, method=self._method, config=config, statistics=self._moments)
+        try:
+            with ExitStack() as undo:
+                undo.callback(editor.engine.restore)
+                with self.progress.task(f"trial {number}", len(cases), "facts") as task:
+                    editor.edit([case.fact for case in cases], on_edit=lambda _: task.advance())
+                    results = editor.results
+                figures = self._measured(cases)
+        except NumericalError as error:
+            results, figures = [], {**_NOTHING, "error": str(error)}
+        per_edit = sum(result.seconds for result in results) / max(len(results), 1)
+        return Trial(
+            number=number,
+            values=values,
+            seconds=time.perf_counter() - started,
+            seconds_per_edit=per_edit,
+            **figures,
+        )
+
+    def _measured(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
+        found = edit_figures(measure_edits(self._model, cases, progress=self.progress, label="measuring"))
+        return {**found, "perplexity": perplexity(self._model, self._texts)}
+
+    def _fitted(self, span: Sequence[int]) -> Values:
+        """Threshold and ridge by the eigenvalues of ``C0``, whose scale is another in every model.
+
+        The threshold is the one under which a fixed share of the directions lies; the ridge is in proportion to the
+        energy that an ordinary key has there.
+        """
+        thresholds, energies = [], []
+        for layer in span:
+            eigenvalues = build_null_space(self._moments.matrices[layer], None).eigenvalues
+            kept = int(_NULL_SHARE * len(eigenvalues))
+            thresholds.append(float(eigenvalues[kept]))
+            energies.append(float(eigenvalues[:kept].sum()))
+        return {
+            "ridge": float(f"{_RIDGE_PER_ENERGY * sum(energies) / len(energies):.2g}"),
+            "nullspace_threshold": float(f"{sum(thresholds) / len(thresholds):.2g}"),
+            "statistics_tokens": self._tokens,
+        }
+
+
+def _setup(
+    model: LanguageModel,
+    cases: Sequence[EvaluationCase],
+    check: Sequence[EvaluationCase],
+    method: str,
+    seed: int,
+    source: str | None,
+) -> CalibrationSetup:
+    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
+    return CalibrationSetup(
+        method=method,
+        model={"name": model.name, "weights": model.fingerprint()},
+        data={
+            "source": source,
+            "facts_sha256": hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest(),
+            "records": len(cases),
+            "check": len(check),
+        },
+        seed=seed,
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("betaedit", "torch", "transformers")},
+        },
+    )
+
+
+def _change(before: Trial, after: Trial) -> dict[str, Any]:
+    """The figures of two trials, before and after, as a preset file lists them."""
+    rows: dict[str, Any] = {
+        f"{name}, {form}": [round(old.mean, 4), round(new.mean, 4)]
+        for name in METRICS
+        for form in ("probability", "argmax")
+        if (old := getattr(getattr(before, name), form)) and (new := getattr(getattr(after, name), form))
+    }
+    return {
+        **rows,
+        "perplexity": [round(before.perplexity, 3), round(after.perplexity, 3)],
+        "seconds_per_edit": round(after.seconds_per_edit, 2),
+    }

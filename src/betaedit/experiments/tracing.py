@@ -1,0 +1,142 @@
+"""Causal tracing: which layers' MLPs bring a subject back to mind (ROME: Meng et al., 2022).
+
+The subject's embeddings are blurred with noise until the model has lost its answer. Then the MLP output of one layer at
+the lookup token is put back as it was; what of the answer's probability returns is that layer's indirect effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from betaedit.editors.config import SLOT
+from betaedit.experiments.trials import Trace
+from betaedit.facts.fact import Fact
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, subject_tokens
+from betaedit.models.partial import hooks
+from betaedit.progress import Progress, SilentProgress
+
+_NOISE = 3.0
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Prompts, each repeated once per draw of noise.
+
+    Args:
+        prompts: ``n * samples`` rows.
+        noise: ``(n * samples, length, hidden_size)`` added to the embeddings.
+        answers: ``(n * samples,)`` the unblurred model's own next token.
+        outputs: ``(n * samples, hidden_size)`` of every layer's MLP at the lookup token, without noise.
+    """
+
+    prompts: EncodedPrompts
+    noise: Tensor
+    answers: Tensor
+    outputs: dict[int, Tensor]
+
+
+def trace_layers(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    *,
+    samples: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trace:
+    """The mean indirect effect of every layer on the answer that the model itself gives to the facts' prompts.
+
+    Args:
+        model: The unedited model.
+        facts: Only their prompts and subjects are used: what counts as the answer is the most probable next token.
+        samples: Draws of noise a prompt.
+        seed: Decides the noise.
+        progress: Hears of every layer.
+
+    Raises:
+        LookupTokenError: A subject covers no token.
+    """
+    traced, intact = _blur(model, facts, samples, torch.Generator().manual_seed(seed))
+    blurred = float(_answer_probabilities(model, traced).mean())
+    effects = []
+    layers = range(model.anatomy.n_layers)
+    with (progress or SilentProgress()).task("tracing", len(layers), "layers") as task:
+        for layer in layers:
+            effects.append(float(_answer_probabilities(model, traced, layer).mean()) - blurred)
+            task.advance()
+    return Trace(effects=effects, intact=intact, blurred=blurred, prompts=len(facts), samples=samples)
+
+
+@torch.inference_mode()
+def _blur(
+    model: LanguageModel, facts: Sequence[Fact], samples: int, generator: torch.Generator
+) -> tuple[_Traced, float]:
+    """The prompts with their noise, and the mean probability of the answers without it."""
+    prompts = [Prompt.fill(SLOT, fact.prompt, fact.subject) for fact in facts]
+    encoded = encode_prompts(model.tokenizer, prompts, device=model.device)
+    embedded: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
+
+    def look(_: nn.Module, __: Any, output: Tensor) -> None:
+        embedded.append(output)
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            outputs[layer] = output[torch.arange(len(prompts)), encoded.lookup.to(output.device)]
+
+        return hook
+
+    projections = [model.anatomy.projection(layer) for layer in range(model.anatomy.n_layers)]
+    handles = [model.model.get_input_embeddings().register_forward_hook(look)]
+    handles += [projection.register_forward_hook(keep(layer)) for layer, projection in enumerate(projections)]
+    with hooks(handles):
+        probabilities = _next_token(model, encoded)
+    highest, answers = probabilities.max(dim=1)
+    inside = torch.zeros(encoded.input_ids.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        inside[row, subject_tokens(model.tokenizer, prompt)[0]] = True
+    clean = embedded[0].float().cpu()
+    drawn = torch.randn(samples, *clean.shape, generator=generator).transpose(0, 1).flatten(0, 1)
+    noise = _NOISE * clean[inside].std() * drawn * inside.repeat_interleave(samples, dim=0)[..., None]
+    traced = _Traced(
+        EncodedPrompts(*(part.repeat_interleave(samples, dim=0) for part in vars(encoded).values())),
+        noise.to(embedded[0]),
+        answers.repeat_interleave(samples),
+        {layer: output.repeat_interleave(samples, dim=0) for layer, output in outputs.items()},
+    )
+    return traced, float(highest.mean())
+
+
+@torch.inference_mode()
+def _answer_probabilities(model: LanguageModel, traced: _Traced, restored: int | None = None) -> Tensor:
+    """``(n * samples,)`` probability of the answers under noise, one layer's MLP output put back."""
+    rows = torch.arange(len(traced.answers))
+
+    def blur(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output + traced.noise
+
+    def restore(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        assert restored is not None
+        output = output.clone()
+        output[rows, traced.prompts.lookup.to(output.device)] = traced.outputs[restored].to(output)
+        return output
+
+    handles = [model.model.get_input_embeddings().register_forward_hook(blur)]
+    if restored is not None:
+        handles.append(model.anatomy.projection(restored).register_forward_hook(restore))
+    with hooks(handles):
+        return _next_token(model, traced.prompts)[rows, traced.answers]
+
+
+def _next_token(model: LanguageModel, prompts: EncodedPrompts) -> Tensor:
+    """``(n, vocabulary)`` probabilities of the token after each prompt."""
+    hidden = model.anatomy.body(
+        input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, use_cache=False
+    ).last_hidden_state
+    last = hidden[torch.arange(len(hidden)), prompts.lengths.to(hidden.device) - 1]
+    return model.anatomy.head_logits(last).float().softmax(dim=-1)

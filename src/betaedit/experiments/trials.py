@@ -1,0 +1,160 @@
+"""What a calibration leaves on disk: one JSONL file with its setup, the trace of the layers, and every trial."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from betaedit.errors import RunFolderError
+from betaedit.experiments.folder import append_line, parse, read_lines, write_text
+from betaedit.experiments.record import EditFigure, Kept
+
+_MEND = "Repeat that calibration's command, or name a new file."
+_PERPLEXITY_WEIGHT = 5.0
+
+
+class Trace(Kept):
+    """Causal tracing of every layer.
+
+    Args:
+        effects: Mean indirect effect of each layer, in probability of the answer.
+        intact: Mean probability of the answers without noise.
+        blurred: The same with the subject blurred.
+        prompts: How many.
+        samples: Draws of noise a prompt.
+    """
+
+    effects: list[float]
+    intact: float
+    blurred: float
+    prompts: int
+    samples: int
+
+
+class Trial(Kept):
+    """One setting, measured after it wrote all facts into the unedited model.
+
+    Args:
+        number: 0 is the unedited model.
+        values: The setting.
+        efficacy: The edit prompt says the new target.
+        generality: Paraphrases do.
+        specificity: Neighbors keep their own answer.
+        perplexity: On the first passages of held-out prose.
+        seconds: Of the trial, its measurement included.
+        seconds_per_edit: Mean over its facts.
+        error: Why it wrote nothing, if it could not.
+    """
+
+    number: int
+    values: dict[str, Any]
+    efficacy: EditFigure
+    generality: EditFigure
+    specificity: EditFigure
+    perplexity: float
+    seconds: float
+    seconds_per_edit: float = 0.0
+    error: str | None = None
+
+
+class CalibrationSetup(Kept):
+    """What is calibrated, on what; a calibration is continued only with the same.
+
+    Args:
+        method: Recipe.
+        model: Name and fingerprint.
+        data: The facts' file, hash and number.
+        seed: Of noise, contexts and sampled text.
+        versions: Of the libraries.
+    """
+
+    method: str
+    model: dict[str, str]
+    data: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+
+
+class Journal:
+    """The trials so far: in a file, where each is kept as it is made, or in memory alone.
+
+    Args:
+        setup: Of this calibration.
+        path: The file; it is continued when it holds the same calibration.
+
+    Raises:
+        RunFolderError: The file holds another calibration, or is damaged.
+    """
+
+    def __init__(self, setup: CalibrationSetup, path: Path | None = None) -> None:
+        self._path = path
+        self.trace: Trace | None = None
+        self.trials: list[Trial] = []
+        self.check: list[Trial] = []
+        lines = [] if path is None else list(read_lines(path))
+        if lines:
+            self._read(setup, lines)
+        elif path is not None:
+            write_text(path, "")
+            append_line(path, {"setup": setup.model_dump()})
+
+    def keep_trace(self, trace: Trace) -> None:
+        """Keep the trace."""
+        self.trace = trace
+        self._append("trace", trace)
+
+    def keep_trial(self, trial: Trial) -> None:
+        """Keep a trial of the search."""
+        self.trials.append(trial)
+        self._append("trial", trial)
+
+    def keep_check(self, trial: Trial) -> None:
+        """Keep a measurement on the facts that the search did not see: the unedited model's, then the edited one's."""
+        self.check.append(trial)
+        self._append("check", trial)
+
+    def _append(self, kind: str, kept: Kept) -> None:
+        if self._path is not None:
+            append_line(self._path, {kind: kept.model_dump()})
+
+    def _read(self, setup: CalibrationSetup, lines: list[tuple[str, Any]]) -> None:
+        for number, (place, line) in enumerate(lines):
+            kind, values = next(iter(line.items())) if isinstance(line, dict) and len(line) == 1 else ("", line)
+            if number == 0:
+                found = parse(CalibrationSetup, values, place)
+                self._compare(setup, found)
+            elif kind == "trace":
+                self.trace = parse(Trace, values, place)
+            elif kind in ("trial", "check"):
+                (self.trials if kind == "trial" else self.check).append(parse(Trial, values, place))
+            else:
+                raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", mend=_MEND)
+
+    def _compare(self, setup: CalibrationSetup, found: CalibrationSetup) -> None:
+        for name in CalibrationSetup.model_fields:
+            if getattr(found, name) != getattr(setup, name):
+                raise RunFolderError(f"{self._path} holds a calibration with another {name}.", mend=_MEND)
+
+
+def score(before: Trial, trial: Trial) -> float:
+    """How good a trial is; minus infinity where it failed.
+
+    ``0.5 efficacy + 0.3 generality + 0.2 min(1, specificity / specificity before) - 5 ln(perplexity / perplexity
+    before)``. Efficacy and generality are the means of their forms; specificity is that by probability. Figures that
+    the facts do not have count as 1, and perplexity that falls as unchanged.
+    """
+    if trial.error is not None or not math.isfinite(trial.perplexity):
+        return -math.inf
+    was, now = _share(before.specificity, "probability"), _share(trial.specificity, "probability")
+    kept = min(1.0, now / was) if was else 1.0
+    said, rephrased = _share(trial.efficacy), _share(trial.generality)
+    growth = max(math.log(trial.perplexity / before.perplexity), 0.0)
+    return 0.5 * said + 0.3 * rephrased + 0.2 * kept - _PERPLEXITY_WEIGHT * growth
+
+
+def _share(figure: EditFigure, *forms: str) -> float:
+    """The mean over the forms that were measured; 1 where none was."""
+    found = [getattr(figure, form) for form in forms or ("probability", "argmax")]
+    known = [form.mean for form in found if form is not None]
+    return sum(known) / len(known) if known else 1.0

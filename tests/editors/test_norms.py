@@ -1,0 +1,66 @@
+"""Behind a norm, the stream is moved as nearly as the norm lets it be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from betaedit.editors.norms import before_norm
+from support.edits import FACTS, editor_for, settings_of
+from support.families import FAMILY_NAMES, language_model
+from support.procedure import read_output
+
+WIDTH = 24
+
+
+def normed(outputs: torch.Tensor) -> torch.Tensor:
+    return NORM(outputs.T).T
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+NORM = nn.RMSNorm(WIDTH, eps=1e-6).requires_grad_(False)
+NORM.weight.copy_(draw(WIDTH, seed=9).exp())
+
+
+def test_a_move_that_the_norm_allows_is_made_exactly() -> None:
+    before, aim = draw(WIDTH, 5), draw(WIDTH, 5, seed=1)
+    aim = aim * before.norm(dim=0) / aim.norm(dim=0)
+    change = before_norm(NORM, before, normed(aim) - normed(before))
+    assert torch.allclose(before + change, aim, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_no_other_output_of_the_same_length_comes_nearer(size: float) -> None:
+    before, residual = draw(WIDTH, 1), size * draw(WIDTH, 1, seed=2)
+    found = before + before_norm(NORM, before, residual)
+    assert float(found.norm()) == pytest.approx(float(before.norm()), rel=1e-5)
+    wanted = normed(before) + residual
+    distance = float((normed(found) - wanted).norm())
+    for step in (0.001, 0.03, 1.0):
+        others = found + step * draw(WIDTH, 500, seed=3)
+        assert float((normed(others) - wanted).norm(dim=0).min()) >= distance * (1 - 1e-5)
+
+
+def test_the_families_with_a_norm_behind_the_mlp_are_known() -> None:
+    known = {name for name in FAMILY_NAMES if language_model(name).anatomy.norm_after_mlp(1) is not None}
+    assert known == {"gemma2", "gemma3", "olmo2"}
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2"])
+def test_a_write_brings_the_stream_to_a_value_behind_a_norm(family: str) -> None:
+    """A value that is the present output and a small move: one layer, written as exactly as a ridge of nothing can."""
+    model = language_model(family)
+    editor = editor_for(
+        model, layers=(1,), context_templates=("{}",), value_clamp=0.05, ridge=1e-6, leakage_weight=0.0,
+        nullspace_threshold=1e6,
+    )  # fmt: skip
+    settings = settings_of(model, editor.config)
+    before = read_output(model.model, model.tokenizer, FACTS[0], settings)
+    (batch,) = editor.write(FACTS[0])
+    after = read_output(model.model, model.tokenizer, FACTS[0], settings)
+    moved = float((after - before).norm() / before.norm())
+    assert moved == pytest.approx(batch.results[0].value_length, rel=0.1)
