@@ -24,6 +24,7 @@ from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
+from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.statistics.collect import Sums, add_rows, batches
@@ -268,7 +269,13 @@ def _rule(config: EditConfig) -> MemoryRule:
 
 
 def _changes(engine: Engine) -> dict[int, Tensor]:
-    return {layer: matrix.change() for layer, matrix in engine.matrices.items()}
+    """How far the model's own weights are from the original ones, whoever changed them."""
+    changes = {}
+    for layer, matrix in engine.matrices.items():
+        projection = engine.model.anatomy.projection(layer)
+        weight = projection.get_parameter("weight").detach()
+        changes[layer] = (weight.T if is_transposed(projection) else weight) - matrix.original()
+    return changes
 
 
 def _timed_updates(

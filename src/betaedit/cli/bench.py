@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from betaedit.benchmarks.peak import Peak
     from betaedit.benchmarks.rows import Row
 
-NAMES = ("solve", "value", "edit", "statistics", "growth", "memory")
+NAMES = ("solve", "value", "edit", "statistics", "growth", "memory", "ledger")
 _MIB = 2**20
 
 
@@ -29,6 +29,7 @@ def bench(
         Path | None, typer.Option("--from", help="Facts for value and edit; the demo's by default.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 5,
+    n_edits: Annotated[int, typer.Option("--edits", min=200, help="How many edits the ledger holds.")] = 10_000,
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -43,6 +44,7 @@ def bench(
     from rich.console import Console
 
     from betaedit.benchmarks import measure
+    from betaedit.benchmarks.ledger import ledger
     from betaedit.benchmarks.peak import measure_peak
     from betaedit.benchmarks.rows import machine
     from betaedit.cli.render import Bars
@@ -62,7 +64,7 @@ def bench(
             rows += measure.solve(width, device=device or "cpu")
     if "growth" in wanted:
         rows += measure.growth(all_widths[0], device=device or "cpu")
-    if {"value", "edit", "statistics", "memory"} & set(wanted):
+    if {"value", "edit", "statistics", "memory", "ledger"} & set(wanted):
         editor = options.load_editor(
             model,
             "betaedit",
@@ -81,6 +83,8 @@ def bench(
                 rows += work(editor, facts)
         if "statistics" in wanted:
             rows += measure.statistics(editor)
+        if "ledger" in wanted:
+            rows += ledger(editor, n_edits=n_edits)
         if "memory" in wanted:
             peak = measure_peak(model, limit)
     if json_:

@@ -210,7 +210,8 @@ class Engine:
         """
         self.live[:] = live
         self._n_batches = max((held.batch for held in live), default=0)
-        self.memories = self._new_memories()
+        if any(memory.n_written for memory in self.memories.values()):
+            self.memories = self._new_memories()
         for layer, memory in self.memories.items():
             device = self.matrices[layer].device
             memory.recall(batch.to(device) for batch in keys[layer])

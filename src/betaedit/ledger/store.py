@@ -145,7 +145,7 @@ class Writing:
         batch: Number of the batch it was written with.
         at: When, in UTC.
         fact: The fact.
-        figures: What writing it took.
+        figured: What writing it took, as JSON.
         state: Whether the model holds it, or why not.
         until: The event that took it out.
     """
@@ -156,9 +156,15 @@ class Writing:
     batch: int
     at: str
     fact: Fact
-    figures: dict[str, Any]
+    figured: str
     state: State
     until: int | None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What writing it took; read when asked for, because a log of thousands asks for few."""
+        found: dict[str, Any] = json.loads(self.figured)
+        return found
 
 
 @dataclass(frozen=True)
@@ -586,7 +592,7 @@ def _writing(row: tuple[Any, ...]) -> Writing:
     written, number, event, batch, at, prompt, subject, new, true, name, figures, until, why = row
     state: State = "live" if until is None else "replaced" if why == "rewritten" else why
     fact = Fact(prompt, subject, new, true, name)
-    return Writing(written, number, event, batch, at, fact, json.loads(figures), state, until)
+    return Writing(written, number, event, batch, at, fact, figures, state, until)
 
 
 def _plain(values: Mapping[str, Any]) -> str:

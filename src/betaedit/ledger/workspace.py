@@ -246,7 +246,7 @@ class Workspace:
         if not chosen:
             raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")
         engine = self._engine
-        with self._event("forget", "forgotten"):
+        with self.event("forget", "forgotten"):
             engine.forget([live for live, writing in self._written.items() if writing.id in chosen])
         return list(chosen.values())
 
@@ -349,15 +349,15 @@ class Workspace:
 
     def _commit_each(self, batches: Iterator[WrittenBatch], note: dict[str, Any]) -> Iterator[WrittenBatch]:
         while True:
-            with self._event("edit", "replaced", note):
+            with self.event("edit", "replaced", note):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     @contextmanager
-    def _event(self, kind: Kind, why: Reason, note: dict[str, Any] | None = None) -> Iterator[None]:
-        """A context in which the engine works; at its end what it did is committed, or undone."""
+    def event(self, kind: Kind, why: Reason, note: dict[str, Any] | None = None) -> Iterator[None]:
+        """A context in which the editor's engine works; at its end what it did is committed, or undone."""
         with recording(self.editor.engine.matrices) as changes:
             try:
                 yield
