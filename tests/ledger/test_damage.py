@@ -147,6 +147,20 @@ def test_a_full_disk_loses_the_edit_in_flight_only(folder: Path, small_disk: Cal
         workspace.edit(FACTS[0])
 
 
+def test_a_workspace_on_a_read_only_disk_is_read_and_refused_for_writing(
+    folder: Path, small_disk: Callable[[str], Path]
+):
+    disk = small_disk("2m")
+    there = Path(shutil.copytree(folder, disk / "w"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with Workspace.open(there, model=tiny_llama()) as workspace:
+        assert [fact.fact for fact in workspace.store.live()] == FACTS[:3]
+        assert workspace.verify() == []
+    with pytest.raises(LedgerError, match="unable to open") as refused:
+        Workspace.open(there, write=True, model=tiny_llama())
+    assert refused.value.mend
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_the_right_to_write_is_refused_for_writing(folder: Path):
     folder.chmod(0o500)

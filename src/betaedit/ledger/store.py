@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -563,9 +564,11 @@ _ERRORS = {
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    # A reader shares memory with writers through a file beside the ledger; where none can be made, nobody writes.
+    alone = mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
     with _translated(path):
         return sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode={mode}",
+            f"{path.resolve().as_uri()}?mode={mode}" + ("&immutable=1" if alone else ""),
             uri=True,
             timeout=_BUSY_SECONDS,
             isolation_level=None,
