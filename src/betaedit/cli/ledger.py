@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from betaedit.ledger.workspace import Workspace
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="FACT...", help="A number, an id, a subject, or a text of the prompt.")
+    list[str] | None, typer.Argument(metavar="FACT", help="A number, an id, a subject, or a text of the prompt.")
 ]
 
 
@@ -72,7 +72,7 @@ def init(
 
 def forget(
     facts: Names = None,
-    last: Annotated[int, typer.Option("--last", min=1, help="The facts that were written last.")] = 0,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="So many of those written last.")] = None,
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
@@ -85,7 +85,7 @@ def forget(
         raise ConfigError("there is nothing to forget.", mend="Name a fact, or give --last N.")
     with _opened(workspace, device, json_=json_) as (opened, console):
         before = opened.store.head
-        gone = opened.forget(*(facts or []), last=last)
+        gone = opened.forget(*(facts or []), last=last or 0)
         live = len(opened.store.live())
     if json_:
         options.print_json({"forgotten": [to_dict(fact) for fact in gone], "live": live})

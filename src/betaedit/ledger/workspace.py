@@ -229,9 +229,9 @@ class Workspace:
         return written
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
-        """Those of a file that were not written yet: whose fact is neither live nor replaced by a later one."""
-        known = {held.fact for held in self.store.facts() if held.state in ("live", "replaced")}
-        return [case for case in cases if case.fact not in known]
+        """Those that were not written yet: that are neither live nor replaced by a later answer, whatever their ids."""
+        known = {_words(held.fact) for held in self.store.facts() if held.state in ("live", "replaced")}
+        return [case for case in cases if _words(case.fact) not in known]
 
     def forget(self, *names: str, last: int = 0) -> list[Writing]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
@@ -513,6 +513,11 @@ def _identity(editor: Editor, storage: Storage | None) -> Identity:
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _words(fact: Fact) -> tuple[str, str, str]:
+    """What writing a fact depends on."""
+    return fact.prompt, fact.subject, fact.target_new
 
 
 def _fingerprint(moments: Moments) -> str:
