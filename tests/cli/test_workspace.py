@@ -311,7 +311,7 @@ def test_an_empty_workspace_is_well_and_holds_nothing(betaedit, told, empty) -> 
 def test_verify_leaves_with_1_when_somebody_altered_the_file(betaedit, told, filled) -> None:
     told("forget", "#1", "--workspace", filled)
     assert told("verify", "--replay", "--workspace", filled) == {"events": 5, "problems": []}
-    assert "5 events: as committed" in betaedit("verify", "--workspace", filled).out
+    assert "5 events, each as it was committed" in betaedit("verify", "--workspace", filled).out
     with sqlite3.connect(filled / "ledger.sqlite") as file:
         file.execute("UPDATE writings SET target_new = 'Berlin' WHERE id = 2")
     ran = betaedit("verify", "--json", "--workspace", filled)

@@ -185,7 +185,7 @@ def verify(
     if problems:
         raise typer.Exit(1)
     if not json_:
-        say(console, f"{counted(head, 'event')}: as committed, every one, and leading to these weights")
+        say(console, f"{counted(head, 'event')}, each as it was committed; they lead to these weights")
 
 
 def gc(

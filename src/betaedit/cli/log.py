@@ -109,7 +109,7 @@ def diff(
     with closing(_store(workspace)) as store:
         end = store.head if after is None else after
         found, moved = compare(store, before, end), distances(store, before, end)
-    measured = _drift(store.path.parent, before, end, text, device) if drift else None
+    measured = _drift(store.path.parent, before, end, text, device, json_=json_) if drift else None
     if json_:
         layers = None if moved is None else {str(layer): distance for layer, distance in moved.items()}
         facts = {name: [to_dict(fact) for fact in getattr(found, name)] for name in ("gained", "lost")}
@@ -138,14 +138,17 @@ def _two_points(drift: Drift) -> dict[str, Any]:
     return {"perplexity": {"before": plain.pop("unedited_perplexity"), "after": plain.pop("perplexity")}, **plain}
 
 
-def _drift(folder: Path, before: int, after: int, text: Path | None, device: str | None) -> Drift:
+def _drift(folder: Path, before: int, after: int, text: Path | None, device: str | None, *, json_: bool) -> Drift:
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
     from betaedit.ledger.health import drift_between
     from betaedit.ledger.workspace import Workspace
     from betaedit.statistics.corpus import TextFiles
 
     options.quiet_libraries()
     texts = None if text is None else list(TextFiles((text,)).texts())
-    with Workspace.open(folder, device=device) as workspace:
+    with Workspace.open(folder, device=device, progress=Bars(Console(stderr=json_))) as workspace:
         return drift_between(workspace, before, after, texts=texts)
 
 
