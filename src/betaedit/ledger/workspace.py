@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -192,9 +193,12 @@ class Workspace:
     @property
     def _engine(self) -> Engine:
         """The engine, to write with."""
+        self._check_writable()
+        return self.editor.engine
+
+    def _check_writable(self) -> None:
         if self._lock is None:
             raise LedgerError(f"{self.folder} is open for reading.", mend="Open it with write=True.")
-        return self.editor.engine
 
     def write(
         self,
@@ -314,11 +318,10 @@ class Workspace:
         Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``. A history
         that is smaller than the matrices it leads to is kept.
         """
-        _ = self._engine
-        before = self.store.nbytes
-        matrices = sum(matrix.change().nbytes for matrix in self.matrices.values())
-        smaller = self.store.weight_bytes > matrices
-        self.store.collect(self._snapshot() if smaller else None, purge=purge)
+        self._check_writable()
+        before, identity = self.store.nbytes, self.store.identity
+        matrices = getattr(torch, identity.exact).itemsize * sum(map(math.prod, identity.shapes.values()))
+        self.store.collect(self._snapshot() if self.store.weight_bytes > matrices else None, purge=purge)
         return before - self.store.nbytes
 
     def verify(self, *, replay: bool = False) -> list[str]:
