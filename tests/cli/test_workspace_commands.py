@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -175,6 +178,16 @@ def test_a_log_on_a_narrow_terminal_keeps_numbers_states_and_times_whole(betaedi
     shown = betaedit("log", "--workspace", filled).out
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.count("│ live  │") == 3
+
+
+def test_a_terminal_without_the_letters_of_a_fact_shows_it_all_the_same(filled) -> None:
+    def run(*args: str) -> str:
+        command = [sys.executable, "-m", "betaedit", *args, "--workspace", str(filled)]
+        plain = os.environ | {"PYTHONIOENCODING": "ascii"}
+        return subprocess.run(command, env=plain, capture_output=True, check=True).stdout.decode("ascii")
+
+    assert r"Zo\xeb" in run("log", "--last", "1")
+    assert json.loads(run("log", "--last", "1", "--json"))["edits"][0]["subject"] == "Zoë"
 
 
 def test_show_tells_every_writing_of_a_fact(betaedit, told, filled) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -102,6 +103,9 @@ def _root(
 
 def main() -> None:
     """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
     try:
         app()
     except BetaEditError as error:
