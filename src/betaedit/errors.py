@@ -15,6 +15,8 @@
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
     ├── CollapseError        a run that was told to stop once the model had collapsed
     ├── RunFolderError       a folder that holds no run, or a broken or newer one
+    ├── LedgerError          a workspace that is missing, damaged, in use, or cannot be written
+    │   └── IdentityError            a workspace of another model, other statistics, or another method
     ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 

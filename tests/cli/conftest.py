@@ -49,7 +49,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> list[str]:
     """Options that edit the tiny model quickly."""
     return [

@@ -14,8 +14,8 @@ from betaedit.editors import PRESETS, RECIPES, EditConfig
 
 COMMANDS = [
     *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
-    *("models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore", "check"),
-    *("verify", "gc"),
+    *("models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore", "import"),
+    *("check", "verify", "gc"),
 ]
 
 

@@ -74,6 +74,11 @@ def test_an_alteration_by_anybody_else_is_found(folder: Path, what: str):
         assert workspace.store.verify()
 
 
+def test_weights_are_not_built_from_arrays_of_another_size(folder: Path):
+    altered(folder, "UPDATE factors SET lefts = x'00' WHERE event = 3")
+    assert problems(folder) == ["the factors of event 3 are not as they were committed"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 def test_a_truncated_file_is_refused_or_found(folder: Path, share: float):
     file = folder / LEDGER

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from betaedit.ledger.replica import Replica
 from betaedit.ledger.workspace import Workspace
-from support.edits import FACTS, editor_for
+from support.edits import FACTS, MANY, editor_for
 from support.tiny import tiny_llama
 
 
@@ -28,6 +28,7 @@ def test_a_served_model_takes_edits_forgettings_and_restores_of_another_process_
             lambda: workspace.forget("#2"),
             lambda: workspace.restore(2),
             lambda: workspace.edit(FACTS[4]),
+            lambda: workspace.edit(MANY[:30], batch_size=7),
             workspace.collect,
             lambda: workspace.edit(FACTS[1]),
         ):

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from betaedit import Editor, EvaluationCase, Fact
 from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError, NumericalError
-from betaedit.ledger.query import compare, find, select, status
+from betaedit.ledger.query import compare, find, find_one, history, live_cases, select, status
 from betaedit.ledger.workspace import STATISTICS, Workspace
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
-from support.edits import FACTS, editor_for, moments_for, relative, unchanged, weights
+from support.edits import FACTS, MANY, editor_for, moments_for, relative, unchanged, weights
 from support.tiny import tiny_gpt2, tiny_llama
 
 NEVER = 10**9
@@ -128,10 +128,11 @@ def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:3])
         then, event = state(workspace), workspace.store.head
-        workspace.edit(FACTS[3:])
+        workspace.edit([*FACTS[3:], *MANY[:30]], batch_size=7)
         workspace.forget("Ana")
         now = state(workspace)
-        assert workspace.collect() >= 0
+        assert workspace.collect() > 0
+        assert workspace.store.trail(event) is None
         assert same(state(workspace), now)
     with reopened(tmp_path, write=True) as again:
         assert same(state(again), now)
@@ -142,6 +143,37 @@ def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(
             assert relative(weight, then[layer]) < 1e-6
     with reopened(tmp_path) as last:
         assert last.verify() == []
+
+
+def test_gc_keeps_a_history_that_is_smaller_than_the_matrices(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS)
+        then, event = state(workspace), workspace.store.head
+        workspace.forget("Ana")
+        assert workspace.collect() >= 0
+        workspace.restore(event)
+        assert same(state(workspace), then)
+        assert workspace.verify(replay=True) == []
+
+
+def test_the_model_can_be_looked_at_as_it_was_after_any_event(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        points = {1: state(workspace)}
+        for fact in FACTS[:3]:
+            workspace.edit(fact)
+            points[workspace.store.head] = state(workspace)
+        workspace.edit(MANY[:30], batch_size=7)
+        now = state(workspace)
+        for event, weight in points.items():
+            with workspace.at(event):
+                assert same(state(workspace), weight)
+            assert same(state(workspace), now)
+        workspace.collect()
+        with pytest.raises(LedgerError, match="gc dropped what leads to event 2"), workspace.at(2):
+            pass
+        with pytest.raises(LedgerError, match="no event 99"), workspace.at(99):
+            pass
+        assert same(state(workspace), now)
 
 
 def test_purged_facts_cannot_be_restored_and_nothing_changes(tmp_path: Path):
@@ -158,9 +190,8 @@ def test_purged_facts_cannot_be_restored_and_nothing_changes(tmp_path: Path):
 
 
 def test_long_histories_open_from_a_snapshot_and_give_the_same_weights(tmp_path: Path):
-    many = [Fact(f"{{}} is number {number}", "Ana", "Rome") for number in range(50)]
     with made(tmp_path, method="memit-h", conflicts="naive") as workspace:
-        workspace.edit(many, batch_size=7)
+        workspace.edit(MANY, batch_size=7)
         start, following = workspace.store.trail(workspace.store.head)  # type: ignore[misc]
         assert start is not None
         assert len(following) < 8
@@ -235,6 +266,19 @@ def test_a_file_goes_on_after_the_facts_that_are_written_already(tmp_path: Path)
         workspace.edit(OTHER)
         workspace.forget("Danielle Darrieux")
         assert [case.fact for case in workspace.new(cases)] == [FACTS[0], *FACTS[2:]]
+
+
+def test_the_live_facts_of_another_workspace_are_written_after_those_already_here(tmp_path: Path):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:4])
+        workspace.forget("Ana")
+    with Workspace.create(tmp_path / "other", quick(tiny_llama(seed=1), "memit-h")) as other:
+        other.edit([FACTS[4], FACTS[1]])
+        fresh = other.new(live_cases(tmp_path / "w"))
+        assert [case.fact for case in fresh] == [FACTS[0], FACTS[3]]
+        other.edit(fresh)
+        assert live(other) == [FACTS[4], FACTS[1], FACTS[0], FACTS[3]]
+        assert other.new(live_cases(tmp_path / "w")) == []
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -356,8 +400,20 @@ def test_facts_are_found_by_number_id_subject_and_text(tmp_path: Path):
         assert select(store.facts(), state="forgotten") == []
         today = store.facts()[0].at[:10]
         assert len(select(store.facts(), since=today, until=today)) == 5
-        assert select(store.facts(), since="9999") == []
+        now = store.facts()[0].at[:16].replace("T", " ")
+        assert len(select(store.facts(), since=now)) == 5
+        assert len(select(store.facts(), until="9999-12-31 23:59")) == 5
+        assert select(store.facts(), since="9999-01-01") == select(store.facts(), until="2001-01-01") == []
+        with pytest.raises(ConfigError, match="'yesterday' is no date"):
+            select(store.facts(), since="yesterday")
+        assert find_one(store, "f-2").number == 3
+        with pytest.raises(LedgerError, match="means 2 facts: #1, #4"):
+            find_one(store, "mother tongue")
         workspace.forget("f-2")
+        assert [fact.state for fact in history(store, "#3")] == ["forgotten"]
+        assert [fact.number for fact in history(store, "zoë")] == [5]
+        with pytest.raises(LedgerError, match="holds no fact '99'"):
+            history(store, "99")
         found = compare(store, 1, store.head)
         assert [fact.number for fact in found.gained] == [1, 2, 4, 5]
         assert [fact.number for fact in compare(store, 4, store.head).lost] == [3]

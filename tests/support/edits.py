@@ -26,6 +26,8 @@ NEAR = [
     Fact("People know {}", "Ana", "Lisbon and Paris"),
 ]
 """Facts whose prompts end with their subjects: a change there moves the probability of their first target token far."""
+MANY = [Fact(f"{{}} is number {number}", "Bob", "Rome") for number in range(50)]
+"""Facts whose updates together take more room than the matrices of a tiny model."""
 SETTINGS = {
     "layers": (1, 2),
     "context_templates": CONTEXTS,

@@ -25,10 +25,10 @@ def edit_workspace(
     device: str | None,
     json_: bool,
 ) -> None:
-    """Write ``cases`` into the workspace ``place``; of a file, those that it has not been given yet."""
+    """Write ``cases`` into the workspace ``place``; of a ``source``, those that it has not been given yet."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars, answers_table, figures_table
+    from betaedit.cli.render import Bars, answers_table, counted, figures_table, say
     from betaedit.evaluation.metrics import measure_edits
     from betaedit.experiments.figures import edit_figures
     from betaedit.ledger.workspace import Workspace
@@ -38,7 +38,7 @@ def edit_workspace(
     with Workspace.open(place, write=True, device=device, progress=Bars(console)) as workspace:
         fresh = cases if source is None else workspace.new(cases)
         if passed := len(cases) - len(fresh):
-            console.print(f"{passed} of {len(cases)} facts are in the workspace already")
+            say(console, f"{passed} of {counted(len(cases), 'fact')} passed over: written already")
         editor = workspace.editor
         if plan:
             show_plan(editor, fresh, console, json_=json_)
@@ -55,7 +55,7 @@ def edit_workspace(
                     "workspace": str(place),
                     "edits": len(results),
                     "passed_over": passed,
-                    "events": [first, workspace.store.head],
+                    "events": [first, workspace.store.head] if results else None,
                     "live": len(workspace.store.live()),
                     **figures,
                     "results": [result.to_dict() for result in results],
@@ -64,7 +64,7 @@ def edit_workspace(
         elif fresh:
             console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
             console.print(figures_table("these facts", len(results), figures))
-            console.print(f"{len(results)} edits kept in {place}; `betaedit log` lists them")
+            say(console, f"{counted(len(results), 'edit')} kept in {place}; betaedit log lists them")
         if save is not None:
             editor.save_pretrained(save)
-            console.print(f"saved to {save}")
+            say(console, f"saved to {save}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="smollm2, a model folder, an adapter, a run folder, or a Hugging Face id.")
+        str, typer.Argument(help="A model (smollm2, a folder, a Hugging Face id), an adapter, a run, or a workspace.")
     ],
     source: options.FactsOption,
     limit: options.LimitOption = None,

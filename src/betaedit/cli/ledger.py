@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from betaedit.ledger.workspace import Workspace
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="FACT...", help="A number, an id, a subject, or a text of the prompt.")
+    list[str] | None, typer.Argument(metavar="FACT", help="A number, an id, a subject, or a text of the prompt.")
 ]
 
 
@@ -45,7 +45,7 @@ def init(
     """
     from rich.console import Console
 
-    from betaedit.cli.render import Bars
+    from betaedit.cli.render import Bars, say
     from betaedit.ledger.query import status
     from betaedit.ledger.workspace import Workspace
 
@@ -66,32 +66,33 @@ def init(
     if json_:
         options.print_json(told)
         return
-    console.print(f"made {folder}: {told['model']}, {told['method']}, layers {told['layers']}")
-    console.print(f'write into it: cd {folder}; betaedit edit "The capital of [Japan] is" "Madrid"')
+    say(console, f"made {folder}: {told['model']}, {told['method']}, layers {told['layers']}")
+    say(console, f'write into it: cd {folder}; betaedit edit "The capital of [Japan] is" "Madrid"')
 
 
 def forget(
     facts: Names = None,
-    last: Annotated[int, typer.Option("--last", min=1, help="The facts that were written last.")] = 0,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="So many of those written last.")] = None,
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Take facts out of the model, exactly: it becomes one that was never told them."""
-    from betaedit.cli.render import told
+    from betaedit.cli.render import counted, say, told
     from betaedit.ledger.query import to_dict
 
     if not facts and not last:
         raise ConfigError("there is nothing to forget.", mend="Name a fact, or give --last N.")
     with _opened(workspace, device, json_=json_) as (opened, console):
-        gone = opened.forget(*(facts or []), last=last)
+        before = opened.store.head
+        gone = opened.forget(*(facts or []), last=last or 0)
         live = len(opened.store.live())
     if json_:
         options.print_json({"forgotten": [to_dict(fact) for fact in gone], "live": live})
         return
     for fact in gone:
-        console.print(f"forgot {told(fact)}")
-    console.print(f"{live} facts are left; `betaedit restore` can bring these back")
+        say(console, f"forgot {told(fact)}")
+    say(console, f"the model holds {counted(live, 'fact')} now; betaedit restore {before} takes this back")
 
 
 def replace(
@@ -102,9 +103,7 @@ def replace(
     json_: options.JsonOption = False,
 ) -> None:
     """Give a fact another answer, in the place of the one it has."""
-    from rich.markup import escape
-
-    from betaedit.cli.render import told
+    from betaedit.cli.render import one_line, say, told
     from betaedit.ledger.query import to_dict
 
     with _opened(workspace, device, json_=json_) as (opened, console):
@@ -113,8 +112,8 @@ def replace(
     if json_:
         options.print_json({"replaced": to_dict(old), "result": result.to_dict(), "says": says})
         return
-    console.print(f"replaced {told(old)}")
-    console.print(escape(f"now says: {says.strip()}"))
+    say(console, f"replaced {told(old)}")
+    say(console, f"now says: {one_line(says)}")
 
 
 def restore(
@@ -124,13 +123,15 @@ def restore(
     json_: options.JsonOption = False,
 ) -> None:
     """Back to the model as it was after an earlier event; restoring can itself be taken back."""
+    from betaedit.cli.render import counted, say
+
     with _opened(workspace, device, json_=json_) as (opened, console):
         opened.restore(event)
         head, live = opened.store.head, len(opened.store.live())
     if json_:
         options.print_json({"restored": event, "event": head, "live": live})
         return
-    console.print(f"the model is as it was after event {event}: {live} facts (event {head})")
+    say(console, f"the model is as it was after event {event}, with {counted(live, 'fact')}; this is event {head}")
 
 
 def check(
@@ -143,8 +144,9 @@ def check(
     json_: options.JsonOption = False,
 ) -> None:
     """Ask the model for every live fact: which hold, which slipped, and what did they cost the model?"""
-    from betaedit.cli.render import health_table
+    from betaedit.cli.render import counted, health_table
     from betaedit.ledger.health import check as examine
+    from betaedit.ledger.health import reapply as write_again
     from betaedit.statistics.corpus import TextFiles
 
     texts = None if text is None else list(TextFiles((text,)).texts())
@@ -152,14 +154,14 @@ def check(
         health = examine(opened, texts=texts)
         again = None
         if reapply and health.slipped:
-            opened.edit([fact.fact for fact in health.slipped], note={"reapplied": True})
+            write_again(opened, health.slipped)
             again = examine(opened, texts=texts)
     if json_:
         options.print_json({**health.to_dict(), "reapplied": None if again is None else again.to_dict()})
         return
     console.print(health_table(health, "before" if again else "now"))
     if again is not None:
-        console.print(health_table(again, f"after writing {len(health.slipped)} facts again"))
+        console.print(health_table(again, f"after writing {counted(len(health.slipped), 'fact')} again"))
 
 
 def verify(
@@ -171,17 +173,19 @@ def verify(
     json_: options.JsonOption = False,
 ) -> None:
     """Recompute everything the ledger says, from the unedited model on, and compare; leaves with 1 if it differs."""
+    from betaedit.cli.render import counted, say
+
     with _opened(workspace, device, write=replay, json_=json_) as (opened, console):
         problems = opened.verify(replay=replay)
         head = opened.store.head
     if json_:
         options.print_json({"events": head, "problems": problems})
     for problem in () if json_ else problems:
-        console.print(f"[red]{problem}[/]")
+        say(console, problem, "red")
     if problems:
         raise typer.Exit(1)
     if not json_:
-        console.print(f"all {head} events are as they were committed, and lead to these weights")
+        say(console, f"{counted(head, 'event')}, each as it was committed; they lead to these weights")
 
 
 def gc(
@@ -196,13 +200,15 @@ def gc(
 
     Earlier points can still be restored, by writing their facts again; not bit for bit then, but to 1e-6.
     """
+    from betaedit.cli.render import say
+
     with _opened(workspace, device, json_=json_) as (opened, console):
         freed = opened.collect(purge=purge)
         left = opened.store.nbytes
     if json_:
         options.print_json({"freed": freed, "bytes": left})
         return
-    console.print(f"freed {freed / 2**20:.1f} MiB, {left / 2**20:.1f} MiB are left")
+    say(console, f"freed {freed / 2**20:.2f} MiB, {left / 2**20:.2f} MiB are left")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``betaedit log | show | status | diff``: what a workspace knows, without loading its model."""
+"""``betaedit log | show | status | diff``: what a workspace knows, without loading its model unless asked to."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from betaedit.cli import options
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from betaedit.evaluation.drift import Drift
     from betaedit.ledger.store import Event, Store, Writing
 
 _COLORS = {"live": "green", "replaced": "yellow", "forgotten": "red", "undone": "dim"}
@@ -32,6 +33,7 @@ def log(
     json_: options.JsonOption = False,
 ) -> None:
     """List the facts of a workspace, with what became of them."""
+    from betaedit.cli.render import counted
     from betaedit.ledger.query import select, to_dict
 
     with closing(_store(workspace)) as store:
@@ -42,22 +44,21 @@ def log(
     if json_:
         options.print_json({"edits": [to_dict(fact) for fact in facts]})
         return
-    _print(_facts_table(facts), f"{len(facts)} facts")
+    _print(_facts_table(facts), counted(len(facts), "fact"))
 
 
 def show(
-    number: Annotated[int, typer.Argument(help="The number of a fact, as `betaedit log` lists it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="FACT", help="A number, as `betaedit log` lists it; or as for `betaedit forget`.")
+    ],
     workspace: options.WorkspaceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Show one fact: every time it was written, what that took, and what became of it."""
-    from betaedit.errors import LedgerError
-    from betaedit.ledger.query import to_dict
+    from betaedit.ledger.query import history, to_dict
 
     with closing(_store(workspace)) as store:
-        found = store.writings(number)
-        if not found:
-            raise LedgerError(f"there is no fact #{number}.", mend="`betaedit log` lists them.")
+        found = history(store, name)
         ends = {fact.until: store.event(fact.until) for fact in found if fact.until is not None}
     if json_:
         options.print_json({"fact": to_dict(found[-1]), "writings": [to_dict(fact) for fact in found]})
@@ -75,13 +76,16 @@ def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption 
         options.print_json(told)
         return
     from rich.table import Table
+    from rich.text import Text
+
+    from betaedit.cli.render import day_and_time
 
     table = Table(show_header=False)
     last, per_fact = told["last"], told["bytes_per_fact"]
-    for name in ("workspace", "model", "method"):
-        table.add_row(name, str(told[name]))
+    for name in ("workspace", "model", "method", "storage"):
+        table.add_row(name, Text(str(told[name])))
     table.add_row("facts", ", ".join(f"{told[name]} {name}" for name in _COLORS))
-    table.add_row("events", f"{told['events']}, the last a {last['kind']} at {last['at']}")
+    table.add_row("events", f"{told['events']}; the last: {last['kind']}, {day_and_time(last['at'])} UTC")
     each = "" if per_fact is None else f", {per_fact / 1000:.0f} kB a fact"
     table.add_row("size", f"{told['bytes'] / 2**20:.1f} MiB{each}")
     _print(table)
@@ -90,31 +94,62 @@ def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption 
 def diff(
     before: Annotated[int, typer.Argument(help="An event; `betaedit log --events` lists them.")],
     after: Annotated[int | None, typer.Argument(help="A later event; the last one by default.")] = None,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Load the model and compare its two states on ordinary text, too.")
+    ] = False,
+    text: Annotated[Path | None, typer.Option("--text", help="That text; the package's own by default.")] = None,
     workspace: options.WorkspaceOption = None,
+    device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Compare two points: which facts came and went, and how far the weights moved."""
+    """Compare two points: which facts came and went, how far the weights moved, and what that did to the model."""
     from betaedit.ledger.query import compare, to_dict
     from betaedit.ledger.weights import distances
 
     with closing(_store(workspace)) as store:
-        end = after or store.head
+        end = store.head if after is None else after
         found, moved = compare(store, before, end), distances(store, before, end)
+    measured = _drift(store.path.parent, before, end, text, device, json_=json_) if drift else None
     if json_:
         layers = None if moved is None else {str(layer): distance for layer, distance in moved.items()}
         facts = {name: [to_dict(fact) for fact in getattr(found, name)] for name in ("gained", "lost")}
-        options.print_json({"before": before, "after": end, **facts, "weights_moved": layers})
+        told = None if measured is None else _two_points(measured)
+        options.print_json({"before": before, "after": end, **facts, "weights_moved": layers, "drift": told})
         return
     from rich.console import Console
 
+    from betaedit.cli.render import say
     from betaedit.cli.render import told as described
 
     console = Console()
     for sign, color, facts_ in (("-", "red", found.lost), ("+", "green", found.gained)):
         for fact in facts_:
-            console.print(f"{sign} {described(fact)}", style=color)
+            say(console, f"{sign} {described(fact)}", color)
     distance = "unknown: gc dropped what leads there" if moved is None else _by_layer(moved)
-    console.print(f"weights moved (Frobenius norm): {distance}")
+    say(console, f"weights moved (Frobenius norm): {distance}")
+    if measured is not None:
+        moved_by = f"{measured.unedited_perplexity:.2f} -> {measured.perplexity:.2f}"
+        say(console, f"perplexity on ordinary text: {moved_by}; the same next token {measured.agreement.mean:.2%}")
+
+
+def _two_points(drift: Drift) -> dict[str, Any]:
+    """Drift between two points as ``--json`` prints it: neither need be the unedited model."""
+    plain = drift.to_dict()
+    return {"perplexity": {"before": plain.pop("unedited_perplexity"), "after": plain.pop("perplexity")}, **plain}
+
+
+def _drift(folder: Path, before: int, after: int, text: Path | None, device: str | None, *, json_: bool) -> Drift:
+    from rich.console import Console
+
+    from betaedit.cli.render import Bars
+    from betaedit.ledger.health import drift_between
+    from betaedit.ledger.workspace import Workspace
+    from betaedit.statistics.corpus import TextFiles
+
+    options.quiet_libraries()
+    texts = None if text is None else list(TextFiles((text,)).texts())
+    with Workspace.open(folder, device=device, progress=Bars(Console(stderr=json_))) as workspace:
+        return drift_between(workspace, before, after, texts=texts)
 
 
 def _store(workspace: Path | None) -> Store:
@@ -133,44 +168,54 @@ def _show_events(events: list[Event], *, json_: bool) -> None:
         options.print_json({"events": [asdict(event) for event in events]})
         return
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("event", "what", "when", "note")
+    from betaedit.cli.render import day_and_time
+
+    table = Table("event", "what", "when (UTC)", "note")
     for event in events:
         note = ", ".join(f"{name}: {value}" for name, value in event.note.items())
-        table.add_row(str(event.id), event.kind, event.at, note)
+        table.add_row(str(event.id), event.kind, day_and_time(event.at), Text(note))
     _print(table)
 
 
 def _facts_table(facts: list[Writing]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("#", "state", "event", "when", "prompt", "answer")
+    from betaedit.cli.render import day_and_time, one_line
+
+    table = Table()
+    for name in ("#", "state", "event", "when (UTC)"):
+        table.add_column(name, no_wrap=True)
+    for name in ("prompt", "answer"):
+        table.add_column(name, overflow="fold")
     for fact in facts:
-        color = _COLORS[fact.state]
         table.add_row(
             str(fact.number),
-            f"[{color}]{fact.state}[/]",
+            Text(fact.state, _COLORS[fact.state]),
             str(fact.event),
-            fact.at,
-            escape(fact.fact.text),
-            escape(fact.fact.target_new),
+            day_and_time(fact.at),
+            Text(one_line(fact.fact.text)),
+            Text(one_line(fact.fact.target_new)),
         )
     return table
 
 
 def _writings_table(found: list[Writing], ends: dict[int, Event]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
-    from betaedit.cli.render import told
+    from betaedit.cli.render import day_and_time, told
 
-    table = Table("event", "when", "probability", "evaluations", "seconds", "until", title=told(found[-1]))
+    columns = ("event", "when (UTC)", "probability", "evaluations", "seconds", "until")
+    table = Table(*columns, title=Text(told(found[-1])), title_justify="left")
     for writing in found:
         figures: dict[str, Any] = writing.figures
         until = "" if writing.until is None else f"event {writing.until} ({ends[writing.until].kind})"
         table.add_row(
             str(writing.event),
-            writing.at,
+            day_and_time(writing.at),
             f"{figures['target_probability']:.3f}",
             str(figures["n_evaluations"]),
             f"{figures['seconds']:.2f}",

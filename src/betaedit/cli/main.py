@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.evaluate import evaluate
 from betaedit.cli.export import export
+from betaedit.cli.import_facts import import_facts
 from betaedit.cli.info import doctor, env, methods, models
 from betaedit.cli.ledger import check, forget, gc, init, replace, restore, verify
 from betaedit.cli.log import diff, log, show, status
@@ -74,11 +76,12 @@ _MEASURED = (
     doctor,
     env,
 )
-_KEPT = (init, log, show, status, diff, forget, replace, restore, check, verify, gc)
+_KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc)
+_RENAMED = {evaluate: "eval", import_facts: "import"}  # words that Python keeps for itself
 for measured in _MEASURED:
-    app.command(name="eval" if measured is evaluate else None)(measured)
+    app.command(name=_RENAMED.get(measured))(measured)
 for kept in _KEPT:
-    app.command(rich_help_panel="Workspaces")(kept)
+    app.command(name=_RENAMED.get(kept), rich_help_panel="Workspaces")(kept)
 app.add_typer(data)
 
 
@@ -100,6 +103,9 @@ def _root(
 
 def main() -> None:
     """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
     try:
         app()
     except BetaEditError as error:

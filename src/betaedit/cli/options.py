@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tomllib
 import warnings
 from pathlib import Path
@@ -248,5 +249,6 @@ def quiet_libraries() -> None:
 
 
 def print_json(data: Any) -> None:
-    """``data`` on stdout as one JSON object."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    """``data`` on stdout as one JSON object; in ASCII where stdout has no other letters."""
+    shows_all = sys.stdout.encoding.lower().startswith("utf")
+    typer.echo(json.dumps(data, ensure_ascii=not shows_all, indent=2))

@@ -99,8 +99,23 @@ def answers_table(facts: Sequence[Fact], before: Sequence[str], after: Sequence[
 
 
 def told(writing: Writing) -> str:
-    """A fact of a workspace in one line, as markup."""
-    return escape(f"#{writing.number}: {one_line(writing.fact.text)} -> {one_line(writing.fact.target_new)}")
+    """A fact of a workspace in one line."""
+    return f"#{writing.number}: {one_line(writing.fact.text)} -> {one_line(writing.fact.target_new)}"
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print ``text`` as it stands: brackets and colons of facts and folders are no markup, and no line is broken."""
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 fact``, ``2 facts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def day_and_time(at: str) -> str:
+    """A time of the ledger in few letters, UTC: ``2026-11-21 19:53``."""
+    return at[:16].replace("T", " ")
 
 
 def health_table(health: Health, when: str) -> Table:
@@ -109,11 +124,12 @@ def health_table(health: Health, when: str) -> Table:
     drift, holding = health.drift, health.holding
     change = drift.perplexity / drift.unedited_perplexity - 1
     if holding is not None:
-        table.add_row("holding", f"{holding.mean:.1%}", f"of {holding.count} facts; every token the most probable one")
+        facts = counted(holding.count, "fact")
+        table.add_row("holding", f"{holding.mean:.1%}", f"of {facts}; every token the most probable one")
     table.add_row("perplexity", f"{drift.perplexity:.2f}", f"{change:+.2%} on text that no edit saw")
     table.add_row("agreement", f"{drift.agreement.mean:.2%}", "of that text's next tokens are the unedited model's")
     for fact in health.slipped:
-        table.add_row("[red]slipped[/]", f"#{fact.number}", told(fact))
+        table.add_row("[red]slipped[/]", "", Text(told(fact)))
     return table
 
 
@@ -148,7 +164,7 @@ def summary_table(report: RunReport) -> Table:
 
 def figures_table(name: str, n_records: int, found: dict[str, Any]) -> Table:
     """The figures of ``betaedit eval``."""
-    table = Table("figure", "value", "95% interval", title=f"{name} · {n_records} records")
+    table = Table("figure", "value", "95% interval", title=f"{escape(name)} · {counted(n_records, 'record')}")
     for figure, value in found.items():
         for form, mean in _forms(figure, value):
             if isinstance(mean, dict):

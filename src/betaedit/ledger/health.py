@@ -52,3 +52,17 @@ def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health
         slipped=[writing for writing, held in zip(live, holds, strict=True) if not held],
         drift=drift,
     )
+
+
+def drift_between(workspace: Workspace, before: int, after: int, *, texts: Sequence[str] | None = None) -> Drift:
+    """How far the model after one event is from that after another, here the unedited one, on ``texts`` (our own)."""
+    prose = held_out_prose() if texts is None else texts
+    with workspace.at(after) as model:
+        return compare(model, prose, lambda: workspace.at(before), progress=workspace.progress)
+
+
+def reapply(workspace: Workspace, slipped: Sequence[Writing]) -> None:
+    """Write facts again that do not hold any more; values are sought on the weights as they are now."""
+    if workspace.editor.config.conflicts != "replace":
+        workspace.forget(*(f"#{writing.number}" for writing in slipped))
+    workspace.edit([writing.fact for writing in slipped], note={"reapplied": True})

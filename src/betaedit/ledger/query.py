@@ -5,11 +5,18 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from betaedit.errors import LedgerError
+from betaedit.errors import ConfigError, LedgerError
+from betaedit.facts.fact import EvaluationCase
+from betaedit.ledger.place import LEDGER
 from betaedit.ledger.store import State, Store, Writing
+
+_DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,19 @@ def select(
     since: str | None = None,
     until: str | None = None,
 ) -> list[Writing]:
-    """The facts about a subject (any case), in a state, written between two dates (``2026-11-21``, or with a time)."""
+    """The facts about a subject (any case), in a state, written between two dates, or dates and times, in UTC.
+
+    Raises:
+        ConfigError: A date is none.
+    """
+    first, last = (None if text is None else _moment(text) for text in (since, until))
     return [
         fact
         for fact in facts
         if (subject is None or fact.fact.subject.casefold() == subject.casefold())
         and (state is None or fact.state == state)
-        and (since is None or fact.at >= since)
-        and (until is None or fact.at[: len(until)] <= until)
+        and (first is None or fact.at[: len(first)] >= first)
+        and (last is None or fact.at[: len(last)] <= last)
     ]
 
 
@@ -56,6 +68,40 @@ def find(store: Store, name: str) -> list[Writing]:
     near = difflib.get_close_matches(name, sorted(names), n=3)
     mend = f"Did you mean {' or '.join(near)}?" if near else "`betaedit log --state live` lists what there is."
     raise LedgerError(f"the model holds no fact {name!r}.", mend=mend)
+
+
+def find_one(store: Store, name: str) -> Writing:
+    """The one live fact that ``name`` means, as in ``find``.
+
+    Raises:
+        LedgerError: There is none, or there are several.
+    """
+    found = find(store, name)
+    if len(found) > 1:
+        numbers = ", ".join(f"#{fact.number}" for fact in found)
+        raise LedgerError(f"{name!r} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
+    return found[0]
+
+
+def history(store: Store, name: str) -> list[Writing]:
+    """Every time that a fact was written: of any state by its number, of the live ones as in ``find_one``.
+
+    Raises:
+        LedgerError: There is none, or there are several.
+    """
+    number = name.removeprefix("#")
+    found = store.writings(int(number)) if number.isdecimal() else []
+    return found or store.writings(find_one(store, name).number)
+
+
+def live_cases(folder: Path) -> list[EvaluationCase]:
+    """The live facts of a workspace, in the order they were written, to be written into another one.
+
+    Raises:
+        LedgerError: There is no workspace, or it is damaged.
+    """
+    with closing(Store(folder / LEDGER)) as store:
+        return [EvaluationCase(writing.fact) for writing in store.live()]
 
 
 def latest(store: Store, count: int) -> list[Writing]:
@@ -117,6 +163,15 @@ def to_dict(writing: Writing) -> dict[str, Any]:
         "target_true": fact.target_true,
         "figures": writing.figures,
     }
+
+
+def _moment(text: str) -> str:
+    """A date or a date and time as the ledger writes it, to the day or to the minute."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no date.", mend="Write 2026-11-21, or '2026-11-21 19:30' (UTC).") from error
+    return moment.isoformat()[: _DAY if len(text.strip()) <= _DAY else _MINUTE]
 
 
 def _has_id(writing: Writing, name: str) -> bool:

@@ -414,18 +414,25 @@ class Store:
         """One matrix as it was after ``event``."""
         return bytes(self._rows("SELECT weight FROM snapshots WHERE event = ? AND layer = ?", event, layer)[0][0])
 
-    def collect(self, snapshot: Mapping[int, Callable[[], bytes]], *, purge: bool) -> None:
-        """Keep what leads to the weights of now and drop the other factors and snapshots, then give the space back.
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all factors and snapshots: of what leads to the weights of every point."""
+        factors = self._one("SELECT coalesce(sum(length(lefts) + length(rights)), 0) FROM factors")
+        return int(factors + self._one("SELECT coalesce(sum(length(weight)), 0) FROM snapshots"))
+
+    def collect(self, snapshot: Mapping[int, Callable[[], bytes]] | None, *, purge: bool) -> None:
+        """Let the matrices of now stand for all factors and snapshots before, then give the space back.
 
         Facts, keys and values stay, so an earlier point can still be written again from them; with ``purge`` those of
-        facts that the model does not hold go too.
+        facts that the model does not hold go too. Without a ``snapshot`` factors and snapshots stay as they are.
         """
         with self._guarded():
             with self._transaction():
                 head = self.head
-                self._open.execute("DELETE FROM factors")
-                self._open.execute("DELETE FROM snapshots")
-                self._add_snapshot(head, snapshot)
+                if snapshot is not None:
+                    self._open.execute("DELETE FROM factors")
+                    self._open.execute("DELETE FROM snapshots")
+                    self._add_snapshot(head, snapshot)
                 if purge:
                     live = "SELECT writing FROM spans WHERE until IS NULL"
                     self._open.execute(f"DELETE FROM asked WHERE writing NOT IN ({live})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
 from betaedit.ledger.place import LEDGER
-from betaedit.ledger.query import find, latest
+from betaedit.ledger.query import find, find_one, latest
 from betaedit.ledger.store import FIRST, Entry, Identity, Kind, NewWriting, Reason, Storage, Store, Writing
 from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
 from betaedit.models.bundled import BUNDLES
@@ -192,9 +193,12 @@ class Workspace:
     @property
     def _engine(self) -> Engine:
         """The engine, to write with."""
+        self._check_writable()
+        return self.editor.engine
+
+    def _check_writable(self) -> None:
         if self._lock is None:
             raise LedgerError(f"{self.folder} is open for reading.", mend="Open it with write=True.")
-        return self.editor.engine
 
     def write(
         self,
@@ -229,9 +233,9 @@ class Workspace:
         return written
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
-        """Those of a file that were not written yet: whose fact is neither live nor replaced by a later one."""
-        known = {held.fact for held in self.store.facts() if held.state in ("live", "replaced")}
-        return [case for case in cases if case.fact not in known]
+        """Those that were not written yet: that are neither live nor replaced by a later answer, whatever their ids."""
+        known = {_words(held.fact) for held in self.store.facts() if held.state in ("live", "replaced")}
+        return [case for case in cases if _words(case.fact) not in known]
 
     def forget(self, *names: str, last: int = 0) -> list[Writing]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
@@ -256,11 +260,7 @@ class Workspace:
         Raises:
             LedgerError: There is none of that name, or there are several.
         """
-        found = find(self.store, name)
-        if len(found) > 1:
-            numbers = ", ".join(f"#{fact.number}" for fact in found)
-            raise LedgerError(f"{name!r} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
-        old = found[0]
+        old = find_one(self.store, name)
         fact = replace(old.fact, target_new=target)
         if self.editor.config.conflicts != "replace":
             self.forget(f"#{old.number}")
@@ -294,27 +294,48 @@ class Workspace:
             engine.rewrite()
         self._append(entry, changes)
 
+    @contextmanager
+    def at(self, event: int) -> Iterator[LanguageModel]:
+        """A context in which the model is as it was after an earlier event: to look at, not to edit.
+
+        Raises:
+            LedgerError: There is no such event, or ``gc`` dropped what leads there.
+        """
+        kept = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
+        try:
+            if rebuild(self.store, self.store.event(event).id, self.matrices) is None:
+                raise LedgerError(
+                    f"gc dropped what leads to event {event}.", mend="`betaedit restore` can still write it again."
+                )
+            yield self.language_model
+        finally:
+            for layer, matrix in self.matrices.items():
+                matrix.restore(kept[layer])
+
     def collect(self, *, purge: bool = False) -> int:
         """Drop from the ledger what the weights of now do not need; returns the bytes given back.
 
-        Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``.
+        Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``. A history
+        that is smaller than the matrices it leads to is kept.
         """
-        _ = self._engine
-        before = self.store.nbytes
-        self.store.collect(self._snapshot(), purge=purge)
+        self._check_writable()
+        before, identity = self.store.nbytes, self.store.identity
+        matrices = getattr(torch, identity.exact).itemsize * sum(map(math.prod, identity.shapes.values()))
+        self.store.collect(self._snapshot() if self.store.weight_bytes > matrices else None, purge=purge)
         return before - self.store.nbytes
 
     def verify(self, *, replay: bool = False) -> list[str]:
-        """What is wrong: the file, its arrays, the weights it leads to. Empty when all is well.
+        """What is wrong: the file and its arrays; where those are well, the weights they lead to. Empty: nothing is.
 
         The weights are built from the unedited model with everything ever added, and compared bit for bit with those
         built the short way. With ``replay``, facts are also written again from their keys and wanted values.
         """
-        problems = self.store.verify()
+        if problems := self.store.verify():
+            return problems
         matrices = self.matrices
         here = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
         if rebuild(self.store, self.store.head, matrices, snapshots=False) is not None:
-            problems += [
+            problems = [
                 f"layer {layer} differs from the sum of all events"
                 for layer, matrix in matrices.items()
                 if not torch.equal(matrix.snapshot(), here[layer])
@@ -495,6 +516,11 @@ def _identity(editor: Editor, storage: Storage | None) -> Identity:
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _words(fact: Fact) -> tuple[str, str, str]:
+    """What writing a fact depends on."""
+    return fact.prompt, fact.subject, fact.target_new
 
 
 def _fingerprint(moments: Moments) -> str:
