@@ -46,7 +46,9 @@ class EditConfig(BaseModel):
     context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
     context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
 
-    value_steps: int = Field(25, ge=1, description="Evaluations of the value's loss at most; one step fewer.")
+    value_steps: int = Field(
+        25, ge=1, description="Evaluations of the value's loss at most, for each fact that shares it; one step fewer."
+    )
     value_optimizer: Optimizer = Field(
         "adam", description="adam: as published; spectral: projected gradient with Barzilai-Borwein steps."
     )

@@ -7,6 +7,7 @@ same. Facts of a batch share each pass; those that are done leave it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,8 +61,8 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     one in every context but the bare one (ENCORE, methods.md B.10). The evaluation that ends a search takes no step: at
     most ``value_steps - 1`` steps.
     Facts of one group share ``delta`` (MEMIT-Merge, methods.md B.10): it lowers their mean loss, stays within the clamp
-    of the first one's ``h0``, and is done when it is for each of them. Groups do not influence one another: the batch
-    changes the cost only.
+    of the first one's ``h0``, and is done when it is for each of them. With ``shared_subjects=together`` a group of
+    ``n`` facts has ``n`` times the evaluations. Groups do not influence one another: the batch changes the cost only.
     With ``value_norm_anchor`` each value is scaled when its search is over (NAS, methods.md B.10).
     """
     found: dict[int, Value] = {}
@@ -287,7 +288,9 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
     stop = _Stop(config, len(groups), initial.device)
     values: dict[int, Value] = {}
     rows = torch.arange(len(initial), device=initial.device)
-    for evaluation in range(1, config.value_steps + 1):
+    # One vector for the answers to several questions takes longer to find; MEMIT-Merge does not wait for it.
+    share = torch.bincount(member) if config.shared_subjects == "together" else torch.ones_like(groups)
+    for evaluation in itertools.count(1):
         place = torch.searchsorted(groups, member[rows])
         points = search.points(groups).requires_grad_()
         found, before = problem.evaluate(points[place])
@@ -303,12 +306,13 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
                 values[row] = replace(values[row], n_evaluations=evaluation)
             else:
                 values[row] = Value(targets[at], initial[row], height, probability, evaluation)
-        going = (~done).nonzero()[:, 0]
-        if len(going) == 0 or evaluation == config.value_steps:
+        goes_on = ~done & (evaluation < config.value_steps * share[groups])
+        going = goes_on.nonzero()[:, 0]
+        if len(going) == 0:
             break
         (gradient,) = torch.autograd.grad(loss.sum(), points)
         search.step(groups[going], loss.detach()[going], gradient[going])
-        staying = (~done[place]).nonzero()[:, 0]
+        staying = goes_on[place].nonzero()[:, 0]
         problem, rows, groups = problem.take(staying), rows[staying], groups[going]
     return [values[row] for row in range(len(initial))]
 
