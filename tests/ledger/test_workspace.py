@@ -63,6 +63,18 @@ def test_a_reopened_workspace_has_the_same_weights_bit_for_bit(
             assert live(again) == [FACTS[0], FACTS[3], FACTS[4], OTHER]
 
 
+def test_a_fact_that_a_restore_brought_back_is_live_whatever_was_written_since(tmp_path: Path):
+    about = [Fact("{} was born in", "Ana", "Lima"), Fact("{} works as an", "Ana", "artist")]
+    with made(tmp_path, shared_subjects="together") as workspace:
+        workspace.edit(about[0])
+        before = workspace.store.head
+        workspace.edit(about[1])  # writes the first one again
+        workspace.restore(before)
+        assert [fact.state for fact in workspace.store.facts()] == ["live", "undone"]
+        assert workspace.store.states() == {"live": 1, "replaced": 0, "forgotten": 0, "undone": 1}
+        assert [fact.number for fact in workspace.store.facts(last=1)] == [2]
+
+
 @pytest.mark.parametrize(("method", "refresh_every"), RULES)
 def test_a_reopened_workspace_goes_on_as_if_it_had_never_been_closed(tmp_path: Path, method: str, refresh_every: int):
     with made(tmp_path, method, refresh_every=refresh_every) as workspace:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from betaedit.evaluation.drift import Drift
     from betaedit.ledger.store import Event, Store, Writing
 
+_SHOWN = 50  # of a long log, where nobody asks for more
 _COLORS = {"live": "green", "replaced": "yellow", "forgotten": "red", "undone": "dim"}
 
 
@@ -40,11 +41,16 @@ def log(
         if events:
             _show_events(store.events()[-(last or 0) :], json_=json_)
             return
-        facts = select(store.facts(), subject=subject, state=state, since=since, until=until)[-(last or 0) :]
+        filtered = any(value is not None for value in (subject, state, since, until))
+        shown = last or (None if json_ else _SHOWN)
+        known = store.facts(None if filtered else shown)
+        facts = select(known, subject=subject, state=state, since=since, until=until)[-(shown or 0) :]
+        total = sum(store.states().values())
     if json_:
         options.print_json({"edits": [to_dict(fact) for fact in facts]})
         return
-    _print(_facts_table(facts), counted(len(facts), "fact"))
+    told = counted(len(facts), "fact") if filtered or len(facts) == total else f"the last {len(facts)} of {total} facts"
+    _print(_facts_table(facts), told)
 
 
 def show(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -125,8 +124,8 @@ def compare(store: Store, before: int, after: int) -> FactChanges:
 
 def status(store: Store) -> dict[str, Any]:
     """Model, method, how many facts in which state, and the size of the file."""
-    facts = store.facts()
-    states = Counter(fact.state for fact in facts)
+    states = store.states()
+    n_facts = sum(states.values())
     last = store.event(store.head)
     identity = store.identity
     return {
@@ -143,7 +142,7 @@ def status(store: Store) -> dict[str, Any]:
         "created": identity.created,
         "storage": identity.storage,
         "bytes": store.nbytes,
-        "bytes_per_fact": store.nbytes / len(facts) if facts else None,
+        "bytes_per_fact": store.nbytes / n_facts if n_facts else None,
     }
 
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -318,13 +318,24 @@ class Store:
         """All events, in order."""
         return [_event(row) for row in self._rows("SELECT * FROM events ORDER BY id")]
 
-    def facts(self) -> list[Writing]:
-        """Every fact, as it was written last, in order of its number."""
-        newest: dict[int, Writing] = {}
-        for row in self._rows(f"{_WRITINGS} ORDER BY w.id, s.since"):
-            writing = _writing(row)
-            newest[writing.number] = writing
-        return [newest[number] for number in sorted(newest)]
+    def facts(self, last: int | None = None) -> list[Writing]:
+        """Every fact, or those with the ``last`` numbers, as it came into the model last, in order of its number."""
+        numbers = "SELECT DISTINCT number FROM writings ORDER BY number DESC LIMIT ?"
+        rows = self._rows(f"{_WRITINGS} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
+        newest = {row[1]: row for row in rows}
+        return [_writing(row) for row in newest.values()]
+
+    def states(self) -> dict[State, int]:
+        """How many facts are in which state."""
+        rows = self._rows(
+            "SELECT s.until IS NULL, s.why, count(*) FROM (SELECT w.number AS number, max(s.since) AS since "
+            "FROM writings w JOIN spans s ON s.writing = w.id GROUP BY w.number) n "
+            "JOIN writings w ON w.number = n.number JOIN spans s ON s.writing = w.id AND s.since = n.since GROUP BY 1, 2"
+        )
+        found: dict[State, int] = dict.fromkeys(get_args(State), 0)
+        for live, why, count in rows:
+            found[_state(bool(live), why)] += count
+        return found
 
     def writings(self, number: int) -> list[Writing]:
         """Every time the fact of that number was written, in order."""
@@ -600,9 +611,15 @@ def _event(row: tuple[Any, ...]) -> Event:
 
 def _writing(row: tuple[Any, ...]) -> Writing:
     written, number, event, batch, at, prompt, subject, new, true, name, figures, until, why = row
-    state: State = "live" if until is None else "replaced" if why == "rewritten" else why
     fact = Fact(prompt, subject, new, true, name)
-    return Writing(written, number, event, batch, at, fact, figures, state, until)
+    return Writing(written, number, event, batch, at, fact, figures, _state(until is None, why), until)
+
+
+def _state(live: bool, why: str | None) -> State:
+    if live:
+        return "live"
+    state: State = "replaced" if why == "rewritten" else cast(State, why)
+    return state
 
 
 def _plain(values: Mapping[str, Any]) -> str:
