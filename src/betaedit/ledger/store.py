@@ -328,9 +328,10 @@ class Store:
     def states(self) -> dict[State, int]:
         """How many facts are in which state."""
         rows = self._rows(
-            "SELECT s.until IS NULL, s.why, count(*) FROM (SELECT w.number AS number, max(s.since) AS since "
-            "FROM writings w JOIN spans s ON s.writing = w.id GROUP BY w.number) n "
-            "JOIN writings w ON w.number = n.number JOIN spans s ON s.writing = w.id AND s.since = n.since GROUP BY 1, 2"
+            "SELECT s.until IS NULL, s.why, count(*) FROM ("
+            "SELECT w.number AS number, max(s.since) AS since FROM writings w JOIN spans s ON s.writing = w.id "
+            "GROUP BY w.number) n JOIN writings w ON w.number = n.number "
+            "JOIN spans s ON s.writing = w.id AND s.since = n.since GROUP BY 1, 2"
         )
         found: dict[State, int] = dict.fromkeys(get_args(State), 0)
         for live, why, count in rows:
