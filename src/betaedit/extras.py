@@ -20,6 +20,7 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
         MissingExtraError: It is not installed.
     """
     try:
+        importlib.import_module(module.partition(".")[0])
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(

@@ -134,7 +134,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return place
 
     yield mount
-    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
 
 
 def test_a_full_disk_loses_the_edit_in_flight_only(folder: Path, small_disk: Callable[[str], Path]):

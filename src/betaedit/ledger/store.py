@@ -222,12 +222,16 @@ class Store:
         if not path.is_file():
             raise LedgerError(f"there is no workspace in {path.parent}.", mend="Make one: betaedit init DIR.")
         self._open = _connect(path, "rw" if write else "ro")
-        with self._guarded():
-            self._check_kind()
-            if write:
-                self._open.execute("PRAGMA journal_mode = WAL")
-                self._open.execute("PRAGMA synchronous = FULL")
-            self.identity = self._identity()
+        try:
+            with self._guarded():
+                self._check_kind()
+                if write:
+                    self._open.execute("PRAGMA journal_mode = WAL")
+                    self._open.execute("PRAGMA synchronous = FULL")
+                self.identity = self._identity()
+        except LedgerError:
+            self._open.close()
+            raise
 
     @classmethod
     def create(cls, path: Path, identity: Identity) -> Store:
