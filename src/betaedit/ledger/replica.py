@@ -35,7 +35,7 @@ class Replica:
         self._workspace = Workspace.open(folder, model=model, device=device)
         self._lock = threading.RLock()
         _ = self._workspace.matrices
-        self.event = self._workspace.store.head
+        self.event = self._workspace.position
 
     @contextmanager
     def model(self) -> Iterator[LanguageModel]:
@@ -48,16 +48,14 @@ class Replica:
 
         Costs the updates that are new; after a restore, or where ``gc`` dropped them, the way from the last snapshot.
         """
-        store = self._workspace.store
-        head = store.head
-        if head == self.event:
-            return head
-        following = store.following(self.event, head)
-        with self._lock:
-            if following is not None:
-                advance(store, following, self._workspace.matrices)
+        store, matrices = self._workspace.store, self._workspace.matrices
+        with self._lock, store.view():
+            head = store.head
+            following = store.following(self.event, head)
+            if following is None:
+                rebuild(store, head, matrices)
             else:
-                rebuild(store, head, self._workspace.matrices)
+                advance(store, following, matrices)
             self.event = head
         return head
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,7 +68,7 @@ CREATE TABLE factors (
     rank INTEGER NOT NULL, lefts BLOB NOT NULL, rights BLOB NOT NULL, PRIMARY KEY (event, layer, step)
 );
 CREATE TABLE snapshots (
-    event INTEGER NOT NULL REFERENCES events (id), layer INTEGER NOT NULL, weight BLOB NOT NULL, hash TEXT NOT NULL,
+    event INTEGER NOT NULL REFERENCES events (id), layer INTEGER NOT NULL, change BLOB NOT NULL, hash TEXT NOT NULL,
     PRIMARY KEY (event, layer)
 );
 """
@@ -191,7 +191,7 @@ class Entry:
         revived: Writings of before that come back in.
         parent: The event whose weights are added to; the last one when not given.
         factors: By layer, the (rank, lefts, rights) that were added, in order.
-        snapshot: By layer, the whole matrix afterwards.
+        snapshot: By layer, all that was added to the matrix until then.
         whole: Whether the snapshot stands for the factors.
     """
 
@@ -382,23 +382,25 @@ class Store:
 
         Without ``snapshots``, those that only save adding factors are passed over.
         """
-        parents = {row[0]: (row[1], row[2]) for row in self._rows("SELECT id, parent, factors FROM events")}
-        kept = {row[0] for row in self._rows("SELECT DISTINCT event FROM factors")}
         taken = {row[0] for row in self._rows("SELECT DISTINCT event FROM snapshots")}
         if not snapshots:
-            taken = {event for event in taken if parents[event][1] == _WHOLE}
-        following: list[int] = []
+            taken = {row[0] for row in self._rows("SELECT id FROM events WHERE factors = ?", _WHOLE)} & taken
+        return self._walk(event, taken)
+
+    def _walk(self, event: int, ends: Collection[int]) -> tuple[int | None, list[int]] | None:
+        """Back along parents to one of ``ends`` or the unedited model (``None``), and the events that added factors."""
+        parents = {row[0]: row[1:] for row in self._rows("SELECT id, parent, factors FROM events")}
+        kept = {row[0] for row in self._rows("SELECT DISTINCT event FROM factors")}
+        passed: list[int] = []
         at: int | None = event
-        while at is not None and at not in taken:
+        while at is not None and at not in ends:
             parent, factors = parents[at]
-            if factors == _WHOLE:
-                return None
             if factors is not None:
                 if at not in kept:
                     return None
-                following.append(at)
+                passed.append(at)
             at = parent
-        return at, following[::-1]
+        return at, passed[::-1]
 
     def factors(self, event: int, layer: int) -> list[tuple[int, bytes, bytes]]:
         """The (rank, lefts, rights) that ``event`` added to one layer, in order."""
@@ -407,18 +409,8 @@ class Store:
 
     def following(self, event: int, last: int) -> list[int] | None:
         """The events whose factors lead from the weights after ``event`` to those after ``last``; ``None``: none do."""
-        parents = {row[0]: row[1:] for row in self._rows("SELECT id, parent, factors FROM events")}
-        kept = {row[0] for row in self._rows("SELECT DISTINCT event FROM factors")}
-        found: list[int] = []
-        at: int | None = last
-        while at is not None and at != event:
-            parent, factors = parents[at]
-            if factors is not None:
-                if at not in kept:
-                    return None
-                found.append(at)
-            at = parent
-        return None if at is None else found[::-1]
+        found = self._walk(last, {event})
+        return None if found is None or found[0] != event else found[1]
 
     def ranks(self, events: Sequence[int]) -> int:
         """How many rank-one updates ``events`` added to a layer."""
@@ -427,14 +419,14 @@ class Store:
         return sum(known.get(event, 0) for event in events)
 
     def snapshot(self, event: int, layer: int) -> bytes:
-        """One matrix as it was after ``event``."""
-        return bytes(self._rows("SELECT weight FROM snapshots WHERE event = ? AND layer = ?", event, layer)[0][0])
+        """All that was added to one matrix until ``event``."""
+        return bytes(self._rows("SELECT change FROM snapshots WHERE event = ? AND layer = ?", event, layer)[0][0])
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all factors and snapshots: of what leads to the weights of every point."""
         factors = self._one("SELECT coalesce(sum(length(lefts) + length(rights)), 0) FROM factors")
-        return int(factors + self._one("SELECT coalesce(sum(length(weight)), 0) FROM snapshots"))
+        return int(factors + self._one("SELECT coalesce(sum(length(change)), 0) FROM snapshots"))
 
     def collect(self, snapshot: Mapping[int, Callable[[], bytes]] | None, *, purge: bool) -> None:
         """Let the matrices of now stand for all factors and snapshots before, then give the space back.
@@ -511,8 +503,8 @@ class Store:
         )
 
     def _add_snapshot(self, event: int, snapshot: Mapping[int, Callable[[], bytes]]) -> None:
-        for layer, weight in snapshot.items():
-            data = weight()
+        for layer, change in snapshot.items():
+            data = change()
             self._open.execute(
                 "INSERT INTO snapshots VALUES (?, ?, ?, ?)", (event, layer, data, _hash_arrays([(data,)]))
             )
@@ -546,6 +538,19 @@ class Store:
                 f"{self.path} has format {version}, this version reads up to {FORMAT}.",
                 mend="Install a newer betaedit.",
             )
+
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """A context in which all questions are answered by one state of the file, whatever others commit meanwhile."""
+        if self._open.in_transaction:
+            yield
+            return
+        with self._guarded():
+            self._open.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._open.execute("ROLLBACK")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -631,7 +636,7 @@ def _plain(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
 
-def _hash_arrays(arrays: Any) -> str:
+def _hash_arrays(arrays: Iterable[tuple[bytes, ...]]) -> str:
     digest = hashlib.sha256()
     for parts in arrays:
         for part in parts:

@@ -21,18 +21,15 @@ def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, s
     Without ``snapshots`` everything is added again from the unedited weights on. Returns how many rank-one updates
     each matrix was given.
     """
-    found = store.trail(event, snapshots=snapshots)
-    if found is None:
-        return None
-    start, following = found
-    for layer, matrix in matrices.items():
-        if start is None:
-            matrix.restore()
-        else:
-            shape = store.identity.shapes[layer]
-            matrix.restore(from_bytes(store.snapshot(start, layer), store.identity.exact, *shape))
-    advance(store, following, matrices)
-    return store.ranks(following)
+    with store.view():
+        found = store.trail(event, snapshots=snapshots)
+        if found is None:
+            return None
+        start, following = found
+        for layer, matrix in matrices.items():
+            matrix.restore(None if start is None else _snapshot(store, start, layer))
+        advance(store, following, matrices)
+        return store.ranks(following)
 
 
 def advance(store: Store, events: Sequence[int], matrices: Mapping[int, EditedMatrix]) -> None:
@@ -44,25 +41,27 @@ def advance(store: Store, events: Sequence[int], matrices: Mapping[int, EditedMa
 
 def distances(store: Store, before: int, after: int) -> dict[int, float] | None:
     """Frobenius norm of what lies between the matrices after two events, by layer; ``None`` when ``gc`` dropped it."""
-    trails = [store.trail(event) for event in (before, after)]
-    if None in trails:
-        return None
-    return {
-        layer: float((_change(store, after, layer) - _change(store, before, layer)).norm()) for layer in store.layers
-    }
+    with store.view():
+        first, second = store.trail(before), store.trail(after)
+        if first is None or second is None:
+            return None
+        return {
+            layer: float((_change(store, *second, layer) - _change(store, *first, layer)).norm())
+            for layer in store.layers
+        }
 
 
-def _change(store: Store, event: int, layer: int) -> Tensor:
-    """All that was added to a matrix until ``event``."""
-    start, following = store.trail(event) or (None, [])
-    d_out, d_in = store.identity.shapes[layer]
-    dtype = store.identity.exact
-    change = torch.zeros(d_out, d_in, dtype=getattr(torch, dtype))
-    if start is not None:
-        change = from_bytes(store.snapshot(start, layer), dtype, d_out, d_in)
+def _change(store: Store, start: int | None, following: Sequence[int], layer: int) -> Tensor:
+    """All that was added to a matrix until the end of a trail."""
+    dtype = getattr(torch, store.identity.exact)
+    change = torch.zeros(store.identity.shapes[layer], dtype=dtype) if start is None else _snapshot(store, start, layer)
     for update in _updates(store, following, layer):
         change.addmm_(update.left, update.right.T)
     return change
+
+
+def _snapshot(store: Store, event: int, layer: int) -> Tensor:
+    return from_bytes(store.snapshot(event, layer), store.identity.exact, *store.identity.shapes[layer])
 
 
 def _updates(store: Store, events: Sequence[int], layer: int) -> Iterator[Update]:

@@ -54,6 +54,9 @@ class Workspace:
         store: Its open ledger.
         model: Gives the unedited model.
         progress: Where long work draws itself.
+        lock: The right to write, held.
+
+    ``position`` is the event that the model's weights are at.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Workspace:
         self._editor: Editor | None = None
         self._written: dict[LiveFact, Writing] = {}
         self._rank = 0
+        self.position = FIRST
 
     @classmethod
     def create(cls, folder: str | Path, editor: Editor, *, storage: Storage | None = None) -> Workspace:
@@ -182,10 +186,11 @@ class Workspace:
             IdentityError: Statistics or recipe are not those the workspace was made with, or as ``language_model``.
         """
         if self._editor is None:
-            model = self.language_model
+            if self._model is None:
+                self._model = self._unedited_model()
             for matrix in self._matrices.values():
                 matrix.restore()
-            self._editor = self._made_editor(model)
+            self._editor = self._made_editor(self._model)
             self._matrices = self._editor.engine.matrices
             self._come_to_head()
         return self._editor
@@ -274,9 +279,9 @@ class Workspace:
         Raises:
             LedgerError: There is no such event, or the arrays of its facts were purged.
         """
+        self._check_writable()
         then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
-        engine = self._engine
-        now = {writing.id for writing in self._written.values()}
+        now = {writing.id for writing in self.store.live()}
         if not self.store.has_arrays(then):
             raise LedgerError(f"the facts of event {event} were purged.", mend="Restore a later event.")
         entry = Entry(
@@ -285,13 +290,25 @@ class Workspace:
             ended=dict.fromkeys(sorted(now - set(then)), "undone"),
             revived=sorted(set(then) - now),
         )
-        if self.store.trail(event) is not None:
-            self.store.append(replace(entry, parent=event))
-            self._come_to_head()
+        if self.store.trail(event) is None:
+            self._write_again(then.values(), entry)
             return
-        self._hold(then.values())
-        with recording(engine.matrices) as changes:
-            engine.rewrite()
+        self.store.append(replace(entry, parent=event))
+        if self._editor is not None:
+            self._come_to_head()
+        elif self._model is not None:
+            self._come_to(self.store.head)
+
+    def _write_again(self, writings: Iterable[Writing], entry: Entry) -> None:
+        """Make the model one that was told ``writings`` alone, and commit that."""
+        engine = self._engine
+        try:
+            self._hold(writings)
+            with recording(engine.matrices) as changes:
+                engine.rewrite()
+        except BaseException:
+            self._come_to_head()
+            raise
         self._append(entry, changes)
 
     @contextmanager
@@ -353,10 +370,10 @@ class Workspace:
     def replay_errors(self) -> dict[int, float]:
         """How far each matrix is from what the live facts make of it when they are written again, relative to it."""
         engine = self.editor.engine
-        here = {layer: matrix.change().double() for layer, matrix in engine.matrices.items()}
+        here = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
         try:
             engine.rewrite()
-            there = {layer: matrix.change().double() for layer, matrix in engine.matrices.items()}
+            there = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
         finally:
             self._come_to_head()
         return {
@@ -403,7 +420,7 @@ class Workspace:
             note=note,
             written=[
                 NewWriting(
-                    numbers.get(fact.fact),
+                    numbers.pop(fact.fact, None),
                     fact.batch,
                     fact.fact,
                     _figures(fact.result),
@@ -433,7 +450,7 @@ class Workspace:
         except BaseException:
             self._come_to_head()
             raise
-        self._rank = 0 if full else carried
+        self._rank, self.position = 0 if full else carried, self.store.head
 
     def _rank_limit(self) -> float:
         """From so many rank-one updates on, a whole matrix takes no more bytes than their factors."""
@@ -461,7 +478,7 @@ class Workspace:
         added = rebuild(self.store, event, self._matrices)
         if added is None:
             raise LedgerError(f"{self.store.path} lacks what leads to event {event}.", mend="Use the last copy of it.")
-        self._rank = added
+        self._rank, self.position = added, event
 
     def _hold(self, writings: Iterable[Writing]) -> None:
         """Let the engine hold ``writings``."""

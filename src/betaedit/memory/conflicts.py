@@ -101,7 +101,7 @@ def forget(
     b = len(facts)
     reach = torch.eye(b).to(solved.right) - facts.keys.to(solved.right).T @ solved.right
     unreached, info = torch.linalg.inv_ex(reach)
-    if int(info) != 0 or not float(unreached.norm()) <= amplification:
+    if int(info) != 0 or not float(torch.linalg.matrix_norm(unreached, 1)) <= amplification:
         memory.remember(facts.keys)
         raise NumericalError(
             "these facts cannot be taken out of the sum exactly enough.",
