@@ -8,8 +8,9 @@ same. Facts of a batch share each pass; those that are done leave it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
+from betaedit.models.lean import lean_layers
 from betaedit.models.linear import narrow_linears
 from betaedit.models.load import LanguageModel
 from betaedit.models.pack import Pack, PriorState, keep_state
-from betaedit.models.partial import LayerCall, run_layers, take_rows
+from betaedit.models.partial import LayerCall, take_rows
 
 _ENTRIES_PER_PASS = {"cpu": 512, "cuda": 4096}
 _TOO_LONG = 2.0
@@ -209,6 +211,11 @@ class _Problem:
             kl_entry=suffix.starts[:, -1],
         )
 
+    @cached_property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        """From the hidden states entering ``layers`` to those after them."""
+        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers)
+
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
         target_logs, highest_logs, kl_logs = self._log_probabilities(delta)
@@ -253,10 +260,10 @@ class _Problem:
         """
         anatomy, targets = self.model.anatomy, self.targets
         changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
-        with narrow_linears([*anatomy.layers[self.layers.start : self.layers.stop], anatomy.head]):
-            hidden = run_layers(anatomy, self.calls, changed, self.layers.start, self.layers.stop - 1)
-            rows = torch.arange(len(hidden), device=hidden.device)
-            read = torch.cat([hidden[targets.fact, targets.entry], hidden[rows, self.kl_entry]])
+        hidden = self._run(changed)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        read = torch.cat([hidden[targets.fact, targets.entry], hidden[rows, self.kl_entry]])
+        with narrow_linears([anatomy.head]):
             logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
         e = len(targets.token)
         return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]
@@ -294,7 +301,8 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
         place = torch.searchsorted(groups, member[rows])
         points = search.points(groups).requires_grad_()
         found, before = problem.evaluate(points[place])
-        problem = replace(problem, kl_before=before)
+        if problem.kl_before is None:
+            problem = replace(problem, kl_before=before)
         loss = _group_means(found.loss, place, len(groups))
         done = stop.done(found, place, groups)
         targets = initial[rows] + points.detach()[place]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from betaedit.models.partial import replaced_forwards
 
-_NARROW = 64
+NARROW = 64
+"""Rows from which on torch is quick by itself."""
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def _narrow_forward(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
 
     def forward(x: Tensor) -> Tensor:
-        if x.numel() >= _NARROW * x.shape[-1]:
+        if x.numel() >= NARROW * x.shape[-1]:
             return nn.functional.linear(x, weight, bias)
         product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias

@@ -1,0 +1,159 @@
+"""Layers of the Llama kind run with few operations give what the model's own modules give, and the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GraniteConfig, LlamaConfig, PreTrainedModel
+
+from betaedit.models import Anatomy, find_anatomy, lean
+from betaedit.models.lean import lean_layers
+from betaedit.models.pack import Pack, keep_state
+from betaedit.models.partial import LayerCall, record, run_layers
+from support.families import FAMILIES_AND_ATTENTION, N_LAYERS, family, model_of, shared_model, tiny_model
+from support.recordings import random_prompts
+
+LAYERS = range(1, N_LAYERS)
+KIND = {"llama", "mistral", "qwen2", "qwen3"}
+ROWS = {"one": ((0, 1, 2),), "three": ((0, 1), (2, 3), (4, 5)), "many": tuple((row % 6,) for row in range(24))}
+
+
+def problem(anatomy: Anatomy, rows: str = "three") -> tuple[dict[int, LayerCall], Tensor]:
+    """Packed prompts from their lookup tokens on: the layers' arguments, and the hidden states entering the first."""
+    prompts = random_prompts((12, 9, 11, 7, 5, 10), (5, 0, 8, 6, 2, 9))
+    recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
+    chosen = torch.tensor(ROWS[rows])
+    prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
+    suffix = Pack.of(chosen, prompts.lookup, prompts.lengths)
+    state = keep_state(anatomy, recording, prefix, LAYERS)
+    return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start])
+
+
+def output_and_gradient(run: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = hidden.detach().clone().requires_grad_()
+    output = run(hidden)
+    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    (gradient,) = torch.autograd.grad(output, hidden, slope)
+    return output.detach(), gradient
+
+
+def assert_the_same(model: PreTrainedModel, rows: str, tolerance: float) -> None:
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(anatomy, rows)
+    ours = output_and_gradient(lean_layers(anatomy, calls, hidden, LAYERS), hidden)
+    theirs = output_and_gradient(lambda x: run_layers(anatomy, calls, x, LAYERS.start, LAYERS.stop - 1), hidden)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
+        assert float((found - expected).double().norm() / expected.double().norm()) < tolerance
+
+
+def runs_leanly(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether none of the model's own modules takes part in the result."""
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(anatomy)
+    run = lean_layers(anatomy, calls, hidden, LAYERS)
+    ran: list[bool] = []
+    monkeypatch.setattr(lean, "run_layers", lambda *args: ran.append(True) or run_layers(*args))
+    run(hidden)
+    return not ran
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
+def test_every_family_gives_the_same_states_and_gradients(name: str, attention: str, rows: str):
+    assert_the_same(shared_model(name, attention), rows, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
+def test_families_of_the_kind_run_leanly_and_others_by_their_modules(
+    name: str, attention: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert runs_leanly(shared_model(name, attention), monkeypatch) == (name in KIND)
+
+
+@pytest.mark.parametrize("name", sorted(KIND))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.05)], ids=str)
+def test_the_type_of_the_weights_is_that_of_the_computation(
+    name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model(name).to(dtype).requires_grad_(False)
+    assert_the_same(model, "three", tolerance)
+    assert runs_leanly(model, monkeypatch)
+
+
+def test_projections_with_biases_are_of_the_kind(monkeypatch: pytest.MonkeyPatch):
+    settings = {**family("llama").settings, "attention_bias": True, "mlp_bias": True}
+    model = model_of(LlamaConfig(**settings)).requires_grad_(False)
+    assert_the_same(model, "many", 1e-5)
+    assert runs_leanly(model, monkeypatch)
+
+
+DECEPTIVE = {
+    "residuals scaled": lambda: GraniteConfig(**family("llama").settings, residual_multiplier=0.5),
+    "scores scaled": lambda: GraniteConfig(
+        **family("llama").settings, attention_multiplier=0.5, residual_multiplier=0.9
+    ),
+    "another activation": lambda: LlamaConfig(**family("llama").settings, hidden_act="gelu"),
+}
+
+
+@pytest.mark.parametrize("name", DECEPTIVE)
+def test_a_model_with_the_same_parts_that_computes_something_else_runs_by_its_modules(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = model_of(DECEPTIVE[name]()).requires_grad_(False)
+    assert_the_same(model, "three", 1e-5)
+    assert not runs_leanly(model, monkeypatch)
+
+
+def hook(model: PreTrainedModel) -> None:
+    model.get_submodule("model.layers.2.mlp").register_forward_hook(lambda *_: None)
+
+
+def pre_hook(model: PreTrainedModel) -> None:
+    model.get_submodule("model.layers.2.self_attn.q_proj").register_forward_pre_hook(lambda *_: None)
+
+
+def replace_forward(model: PreTrainedModel) -> None:
+    linear = model.get_submodule("model.layers.2.mlp.up_proj")
+    linear.__dict__["forward"] = linear.forward
+
+
+def replace_linear(model: PreTrainedModel) -> None:
+    class Half(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    mlp = model.get_submodule("model.layers.2.mlp")
+    half = Half(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False).requires_grad_(False)
+    half.load_state_dict(mlp.up_proj.state_dict())
+    mlp.up_proj = half
+
+
+def add_a_part(model: PreTrainedModel) -> None:
+    model.get_submodule("model.layers.2").adapter = nn.Linear(2, 2).requires_grad_(False)
+
+
+def thaw(model: PreTrainedModel) -> None:
+    model.get_submodule("model.layers.2.mlp.up_proj").requires_grad_(True)
+
+
+@pytest.mark.parametrize("change", [hook, pre_hook, replace_forward, replace_linear, add_a_part, thaw])
+def test_layers_that_somebody_watches_or_has_changed_run_by_their_modules(
+    change: Callable[[PreTrainedModel], None], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("llama").requires_grad_(False)
+    assert runs_leanly(model, monkeypatch)
+    change(model)
+    assert_the_same(model, "three", 1e-5)
+    assert not runs_leanly(model, monkeypatch)
+
+
+def test_no_layers_leave_the_states_as_they_are():
+    anatomy = find_anatomy(shared_model("llama"))
+    calls, hidden = problem(anatomy)
+    assert lean_layers(anatomy, calls, hidden, range(2, 2))(hidden) is hidden
