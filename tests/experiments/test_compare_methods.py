@@ -9,6 +9,7 @@ import pytest
 
 from betaedit.errors import ConfigError, MethodError
 from betaedit.experiments.compare import Variant, compare_methods
+from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.run import RunReport
@@ -80,3 +81,28 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path: Path)
         with pytest.raises(error, match=text):
             compared(tmp_path, wrong)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_unedited_model_is_measured_once_and_counts_for_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    checkpoint = Evaluator.checkpoint
+
+    def counted(self: Evaluator, edits: int, *args: Any) -> Any:
+        measured.append(edits)
+        return checkpoint(self, edits, *args)
+
+    monkeypatch.setattr(Evaluator, "checkpoint", counted)
+    methods = ["memit", Variant("memit", {"layers": (2,)})]
+    found = compared(tmp_path, methods)
+    assert measured == [0, 3, 3]
+    one, two = (report.before for report in found.values())
+    assert (one.perplexity, one.efficacy) == (two.perplexity, two.efficacy)
+    assert [list(each.layers) for each in (one, two)] == [[1, 2], [2]]
+    folders = [RunFolder(tmp_path / "runs" / name) for name in found]
+    assert list(folders[0].outcomes(0)) == list(folders[1].outcomes(0)) != []
+    assert folders[1].checkpoint(0) == two
+    again = compared(tmp_path, methods)
+    assert measured == [0, 3, 3]
+    assert [report.checkpoints for report in again.values()] == [report.checkpoints for report in found.values()]

@@ -78,6 +78,10 @@ class Evaluator:
         )
         return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes
 
+    def taken_over(self, unedited: Checkpoint) -> Checkpoint:
+        """``unedited``, measured for another method on the same cases; only the edited layers are this editor's own."""
+        return unedited.model_copy(update={"layers": layer_states(self._editor), "seconds_evaluating": 0.0})
+
     def _drift(self, edits: int) -> tuple[float, float, float]:
         """Perplexity, agreement and divergence; the unedited model is not compared with itself."""
         model, texts, progress = self._editor.language_model, self._measures.texts, self._editor.progress

@@ -116,6 +116,7 @@ def run_edits(
     source: str | None = None,
     on_collapse: OnCollapse = "warn",
     on_edit: Callable[[EditResult], None] | None = None,
+    unedited: RunFolder | None = None,
 ) -> RunReport:
     """Measure, write every case's fact, measure at each count of ``evaluate_at`` and at the end.
 
@@ -133,6 +134,7 @@ def run_edits(
         source: The file of the facts, for the record.
         on_collapse: What to do when a checkpoint finds the model collapsed (``experiments.verdict``).
         on_edit: Hears of every edit as it is made.
+        unedited: A run of the same model and cases with the same measures, whose first checkpoint this one has too.
 
     Raises:
         ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
@@ -159,7 +161,7 @@ def run_edits(
                 if on_edit is not None:
                     for result in batch.results:
                         on_edit(result)
-        _measure(evaluator, kept, point, done)
+        _measure(evaluator, kept, point, done, unedited)
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
@@ -209,12 +211,15 @@ def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: 
     return done
 
 
-def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Done) -> None:
+def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Done, unedited: RunFolder | None) -> None:
     """The checkpoint at ``point``: from the folder when it is there, else measured and kept."""
     if kept is not None and point in kept.measured():
         checkpoint, outcomes = kept.checkpoint(point), list(kept.outcomes(point)) if point == 0 else []
     else:
-        checkpoint, outcomes = evaluator.checkpoint(point, done.before, done.seconds_editing)
+        if point == 0 and unedited is not None:
+            checkpoint, outcomes = evaluator.taken_over(unedited.checkpoint(0)), list(unedited.outcomes(0))
+        else:
+            checkpoint, outcomes = evaluator.checkpoint(point, done.before, done.seconds_editing)
         if kept is not None:
             kept.write_checkpoint(checkpoint, outcomes)
     if point == 0:
