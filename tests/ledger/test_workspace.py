@@ -136,6 +136,26 @@ def test_restoring_gives_the_weights_of_then_bit_for_bit(tmp_path: Path):
         assert unchanged(weights(tiny_llama()), weights(again.language_model))
 
 
+def test_restoring_what_leads_back_bit_for_bit_does_not_load_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:2])
+        then, event = state(workspace), workspace.store.head
+        workspace.edit(FACTS[2:])
+    loaded: list[str] = []
+
+    def load(name: str, **_: object) -> LanguageModel:
+        loaded.append(name)
+        return tiny_llama()
+
+    monkeypatch.setattr("betaedit.ledger.workspace.load_language_model", load)
+    with Workspace.open(tmp_path / "w", write=True) as again:
+        again.restore(event)
+        assert loaded == []
+        assert live(again) == FACTS[:2]
+        assert same(state(again), then)
+        assert loaded == [again.store.identity.model]
+
+
 def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(tmp_path: Path):
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:3])
@@ -255,6 +275,20 @@ def test_the_transposed_matrices_of_gpt2_come_back_too(tmp_path: Path):
         assert same(state(again), left)
 
 
+def test_facts_written_again_show_that_a_double_precision_matrix_was_changed(tmp_path: Path):
+    model = tiny_llama()
+    model.model.double()
+    with Workspace.create(tmp_path / "w", quick(model)) as workspace:
+        workspace.edit(FACTS)
+        assert max(workspace.replay_errors().values()) < 1e-13
+        changed = workspace.matrices[2]
+        changed.add_dense(1e-10 * changed.current())
+        errors = workspace.replay_errors()
+        assert errors[1] < 1e-13
+        assert errors[2] == pytest.approx(1e-10, rel=1e-3)
+        assert max(workspace.replay_errors().values()) < 1e-13, "the weights are as the ledger says again"
+
+
 def test_bfloat16_storage_takes_less_and_still_gives_the_same_weights(tmp_path: Path):
     with Workspace.create(tmp_path / "w", quick(tiny_llama()), storage="bfloat16") as workspace:
         workspace.edit(FACTS)
@@ -350,6 +384,19 @@ def test_reading_is_possible_while_somebody_writes_and_a_second_writer_is_refuse
                 reader.edit(FACTS[2])
     with reopened(tmp_path, write=True) as next_one:
         next_one.edit(FACTS[2])
+
+
+def test_a_view_hides_what_others_commit_until_it_ends(tmp_path: Path):
+    with made(tmp_path) as workspace, reopened(tmp_path) as reader:
+        workspace.edit(FACTS[0])
+        with reader.store.view():
+            seen = reader.store.head
+            workspace.edit(FACTS[1])
+            assert (reader.store.head, live(reader)) == (seen, FACTS[:1])
+            with reader.store.view():
+                assert reader.store.head == seen
+            assert reader.store.head == seen, "a view within a view does not end it"
+        assert (reader.store.head, live(reader)) == (seen + 1, FACTS[:2])
 
 
 def test_an_edit_that_fails_leaves_model_and_ledger_as_they_were(tmp_path: Path):
