@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +35,7 @@ from betaedit.models.bundled import BUNDLES
 from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
+from betaedit.versions import library_versions
 
 STATISTICS = "statistics.safetensors"
 _LOCK = "writer.lock"
@@ -527,10 +526,7 @@ def _identity(editor: Editor, storage: Storage | None) -> Identity:
         shapes={layer: matrix.shape for layer, matrix in matrices.items()},
         storage=storage or cast(Storage, exact),
         exact=cast(Storage, exact),
-        versions={
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("betaedit", "torch", "transformers")},
-        },
+        versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
