@@ -422,7 +422,7 @@ class Workspace:
                     numbers.pop(fact.fact, None),
                     fact.batch,
                     fact.fact,
-                    _figures(fact.result),
+                    fact.result.figures(),
                     asked_bytes(fact.written, identity.storage),
                 )
                 for fact in new
@@ -482,7 +482,10 @@ class Workspace:
     def _hold(self, writings: Iterable[Writing]) -> None:
         """Let the engine hold ``writings``."""
         assert self._editor is not None
-        held = {LiveFact(_result(fact), fact.batch, Asked(self.store, fact.id)): fact for fact in writings}
+        held = {
+            LiveFact(EditResult.from_figures(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
+            for fact in writings
+        }
         keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
         self._editor.engine.resume(list(held), keys)
         self._written = held
@@ -568,15 +571,3 @@ def _locked(folder: Path) -> FileLock:
     except OSError as error:
         raise LedgerError(f"{folder} cannot be written: {error}", mend="Look at the rights of the folder.") from error
     return lock
-
-
-def _figures(result: EditResult) -> dict[str, Any]:
-    plain = asdict(result)
-    del plain["fact"]
-    return plain
-
-
-def _result(writing: Writing) -> EditResult:
-    figures = dict(writing.figures)
-    norms = {int(layer): norm for layer, norm in figures.pop("update_norms").items()}
-    return EditResult(fact=writing.fact, update_norms=norms, **figures)
