@@ -31,8 +31,7 @@ from betaedit.ledger.place import LEDGER
 from betaedit.ledger.query import find, find_one, latest
 from betaedit.ledger.store import FIRST, Entry, Identity, Kind, NewWriting, Reason, Storage, Store, Writing
 from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
-from betaedit.models.bundled import BUNDLES
-from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
+from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model, local_model
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
 from betaedit.versions import library_versions
@@ -516,9 +515,8 @@ def _identity(editor: Editor, storage: Storage | None) -> Identity:
     model, matrices = editor.language_model, editor.engine.matrices
     exact = str(next(iter(matrices.values())).change().dtype).removeprefix("torch.")
     config = editor.config.replace(context_templates=editor.engine.contexts)
-    local = model.name not in BUNDLES and Path(model.name).exists()
     return Identity(
-        model=str(Path(model.name).resolve()) if local else model.name,
+        model=str(local_model(model.name) or model.name),
         weights=model.fingerprint(),
         dtype=str(model.model.dtype).removeprefix("torch."),
         method=editor.recipe.name,
