@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from betaedit import Editor, EvaluationCase, Fact
 from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.ledger.identity import STATISTICS
 from betaedit.ledger.query import compare, find, find_one, history, live_cases, select, status
-from betaedit.ledger.workspace import STATISTICS, Workspace
+from betaedit.ledger.workspace import Workspace
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
 from support.edits import FACTS, MANY, editor_for, moments_for, relative, unchanged, weights
@@ -354,11 +356,28 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
 def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / STATISTICS).write_bytes(b"half")
-    (tmp_path / "w" / "ledger.sqlite.new").write_bytes(b"half")
+    with Workspace.create(tmp_path / "other", quick(tiny_llama())) as other:
+        other.edit(FACTS[1])
+        for file in (tmp_path / "other").glob("ledger.sqlite*"):
+            shutil.copy(file, tmp_path / "w" / file.name.replace("sqlite", "sqlite.new"))
+    assert {file.suffix for file in (tmp_path / "w").iterdir()} == {".safetensors", ".new", ".new-wal", ".new-shm"}
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[0])
     with reopened(tmp_path) as again:
         assert live(again) == FACTS[:1]
+
+
+def test_a_creation_that_failed_can_be_repeated_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise LedgerError("the disk is full.", mend="Free some space.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("betaedit.ledger.store.Store.append", full)
+        with pytest.raises(LedgerError, match="full") as failed:
+            made(tmp_path)
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+    assert failed.traceback, "what failed is still held, as by a debugger, and holds no lock"
 
 
 def test_methods_that_cannot_take_back_and_edited_models_are_refused(tmp_path: Path):
