@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from betaedit.editors.config import EditConfig
     from betaedit.editors.editor import Editor
     from betaedit.facts.fact import EvaluationCase, Fact, Probe, Question
+    from betaedit.ledger.replica import Replica
+    from betaedit.ledger.workspace import Workspace
 
 __version__ = "0.1.0"
 
@@ -19,9 +21,11 @@ _HOMES = {
     "Fact": "betaedit.facts.fact",
     "Probe": "betaedit.facts.fact",
     "Question": "betaedit.facts.fact",
+    "Replica": "betaedit.ledger.replica",
+    "Workspace": "betaedit.ledger.workspace",
 }
 
-__all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "Question", "__version__"]
+__all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "Question", "Replica", "Workspace", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,8 @@ Each error says what is wrong and, in ``mend``, what to do about it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -143,3 +145,9 @@ class MissingExtraError(BetaEditError):
 
 class NumericalWarning(UserWarning):
     """The arithmetic needed help (jitter, clamped eigenvalues); the result is usable but look at it."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, n: int = 1) -> str:
+    """What to do about a name that is not ``known``: the ``n`` nearest ones, or ``otherwise`` when none is near."""
+    near = difflib.get_close_matches(name, known, n=n)
+    return f"Did you mean {' or '.join(near)}?" if near else otherwise

@@ -403,6 +403,7 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
         (["log", "--since", "yesterday"], 2, "'yesterday' is no date", "Write 2026-11-21"),
         (["edit", "[Bob] is", "Rome", "--method", "memit"], 2, "--method is not for a workspace", "betaedit check"),
         (["edit", "[Bob] is", "Rome", "--set", "ridge=3"], 2, "--set is not for a workspace", "betaedit check"),
+        (["edit", "[Bob] is", "Rome", "--tests", "5"], 2, "--tests is not for a workspace", "betaedit check"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_cause_and_mend(

@@ -50,6 +50,13 @@ def test_a_case_is_edited_as_its_fact() -> None:
     assert result.fact == FACTS[0]
 
 
+def test_what_an_edit_took_comes_back_from_json() -> None:
+    (result,) = editor_for(language_model("llama"), value_steps=2).edit(FACTS[0])
+    figures = json.loads(json.dumps(result.figures()))
+    assert "fact" not in figures
+    assert EditResult.from_figures(FACTS[0], figures) == result
+
+
 def test_every_edit_is_heard_of_as_it_is_made() -> None:
     heard = []
     editor_for(language_model("llama")).edit(FACTS, batch_size=2, on_edit=heard.append)

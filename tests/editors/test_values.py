@@ -200,6 +200,19 @@ def test_a_search_that_nothing_stops_uses_its_budget_of_evaluations(optimizer: s
 
 
 @every_optimizer
+def test_facts_that_share_a_value_have_the_evaluations_of_all_of_them(optimizer: str) -> None:
+    model, budget = language_model("llama"), 3
+    about = [Fact("{} was born in", "Ana", "Lima"), Fact("{} works as an", "Ana", "artist"), Fact("{}", "Ana", "it")]
+    for shared, facts, n_evaluations in (
+        ("together", [*about, NEAR[1]], [9, 9, 9, 3]),
+        ("together", about[:1], [3]),
+        ("batch", [*about, NEAR[1]], [3, 3, 3, 3]),
+    ):
+        config = config_for(value_optimizer=optimizer, value_steps=budget, value_stop_loss=0, shared_subjects=shared)
+        assert [value.n_evaluations for value in values_of(model, facts, config)] == n_evaluations
+
+
+@every_optimizer
 def test_the_search_stops_at_the_first_evaluation_whose_loss_is_low_enough(optimizer: str) -> None:
     model, bound = language_model("llama"), 5.8
     config = config_for(value_optimizer=optimizer, value_stop_loss=bound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def test_the_files_are_those_that_peft_writes(edited, tmp_path: Path) -> None:
     differing = {name for name in written if written[name] != known[name] and name != "target_modules"}
     assert differing == {"base_model_name_or_path"}
     assert set(written["target_modules"]) == set(known["target_modules"])
+
+
+def test_the_adapter_names_a_folder_by_its_whole_path_and_a_model_in_a_wheel_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    editor = editor_for(FAMILIES["llama"]())
+    editor.edit(NEAR[0])
+    for name, base in (("mine", str(tmp_path / "mine")), ("smollm2", "smollm2"), ("owner/model", "owner/model")):
+        Path(name.partition("/")[0]).mkdir()
+        named = replace(editor.language_model, name=name)
+        save_adapter(named, changes_of(editor), tmp_path / "out", Provenance(name, "betaedit"))
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == base
 
 
 def test_a_rank_that_is_too_small_is_told_with_what_it_costs(edited, tmp_path: Path) -> None:

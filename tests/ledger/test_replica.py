@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from betaedit.ledger.replica import Replica
 from betaedit.ledger.workspace import Workspace
-from support.edits import FACTS, MANY, editor_for
+from support.edits import FACTS, MANY, editor_for, unchanged
 from support.tiny import tiny_llama
 
 
@@ -55,4 +59,38 @@ def test_a_thread_keeps_the_served_model_up_to_date_but_never_within_an_answer(t
                 time.sleep(0.01)
         assert replica.event == workspace.store.head
         assert not torch.equal(weights(replica)["model.layers.1.mlp.down_proj.weight"], before)
+        replica.close()
+
+
+@pytest.fixture
+def busy_threads():
+    """Threads that take turns all the time, so that what they must not do at once would happen."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_that_sync_at_once_apply_each_update_once(tmp_path: Path):
+    n_threads, done = 4, threading.Event()
+    with Workspace.create(tmp_path / "w", editor_for(tiny_llama(), value_steps=2)) as workspace:
+        replica = Replica(tmp_path / "w", model=tiny_llama())
+        together = threading.Barrier(n_threads)
+
+        def follow() -> int:
+            together.wait()
+            while not done.is_set():
+                replica.sync()
+            return replica.sync()
+
+        with ThreadPoolExecutor(n_threads) as pool:
+            followers = [pool.submit(follow) for _ in range(n_threads)]
+            try:
+                for fact in MANY[:12]:
+                    workspace.edit(fact)
+            finally:
+                done.set()
+        assert [follower.result() for follower in followers] == [workspace.store.head] * n_threads
+        assert unchanged(weights(replica), workspace.language_model.model.state_dict())
         replica.close()

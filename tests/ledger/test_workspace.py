@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from betaedit import Editor, EvaluationCase, Fact
 from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.ledger.identity import STATISTICS
 from betaedit.ledger.query import compare, find, find_one, history, live_cases, select, status
-from betaedit.ledger.workspace import STATISTICS, Workspace
+from betaedit.ledger.workspace import Workspace
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
 from support.edits import FACTS, MANY, editor_for, moments_for, relative, unchanged, weights
@@ -136,6 +138,26 @@ def test_restoring_gives_the_weights_of_then_bit_for_bit(tmp_path: Path):
         assert unchanged(weights(tiny_llama()), weights(again.language_model))
 
 
+def test_restoring_what_leads_back_bit_for_bit_does_not_load_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:2])
+        then, event = state(workspace), workspace.store.head
+        workspace.edit(FACTS[2:])
+    loaded: list[str] = []
+
+    def load(name: str, **_: object) -> LanguageModel:
+        loaded.append(name)
+        return tiny_llama()
+
+    monkeypatch.setattr("betaedit.ledger.workspace.load_language_model", load)
+    with Workspace.open(tmp_path / "w", write=True) as again:
+        again.restore(event)
+        assert loaded == []
+        assert live(again) == FACTS[:2]
+        assert same(state(again), then)
+        assert loaded == [again.store.identity.model]
+
+
 def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(tmp_path: Path):
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:3])
@@ -255,6 +277,20 @@ def test_the_transposed_matrices_of_gpt2_come_back_too(tmp_path: Path):
         assert same(state(again), left)
 
 
+def test_facts_written_again_show_that_a_double_precision_matrix_was_changed(tmp_path: Path):
+    model = tiny_llama()
+    model.model.double()
+    with Workspace.create(tmp_path / "w", quick(model)) as workspace:
+        workspace.edit(FACTS)
+        assert max(workspace.replay_errors().values()) < 1e-13
+        changed = workspace.matrices[2]
+        changed.add_dense(1e-10 * changed.current())
+        errors = workspace.replay_errors()
+        assert errors[1] < 1e-13
+        assert errors[2] == pytest.approx(1e-10, rel=1e-3)
+        assert max(workspace.replay_errors().values()) < 1e-13, "the weights are as the ledger says again"
+
+
 def test_bfloat16_storage_takes_less_and_still_gives_the_same_weights(tmp_path: Path):
     with Workspace.create(tmp_path / "w", quick(tiny_llama()), storage="bfloat16") as workspace:
         workspace.edit(FACTS)
@@ -320,11 +356,28 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
 def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / STATISTICS).write_bytes(b"half")
-    (tmp_path / "w" / "ledger.sqlite.new").write_bytes(b"half")
+    with Workspace.create(tmp_path / "other", quick(tiny_llama())) as other:
+        other.edit(FACTS[1])
+        for file in (tmp_path / "other").glob("ledger.sqlite*"):
+            shutil.copy(file, tmp_path / "w" / file.name.replace("sqlite", "sqlite.new"))
+    assert {file.suffix for file in (tmp_path / "w").iterdir()} == {".safetensors", ".new", ".new-wal", ".new-shm"}
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[0])
     with reopened(tmp_path) as again:
         assert live(again) == FACTS[:1]
+
+
+def test_a_creation_that_failed_can_be_repeated_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise LedgerError("the disk is full.", mend="Free some space.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("betaedit.ledger.store.Store.append", full)
+        with pytest.raises(LedgerError, match="full") as failed:
+            made(tmp_path)
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+    assert failed.traceback, "what failed is still held, as by a debugger, and holds no lock"
 
 
 def test_methods_that_cannot_take_back_and_edited_models_are_refused(tmp_path: Path):
@@ -350,6 +403,19 @@ def test_reading_is_possible_while_somebody_writes_and_a_second_writer_is_refuse
                 reader.edit(FACTS[2])
     with reopened(tmp_path, write=True) as next_one:
         next_one.edit(FACTS[2])
+
+
+def test_a_view_hides_what_others_commit_until_it_ends(tmp_path: Path):
+    with made(tmp_path) as workspace, reopened(tmp_path) as reader:
+        workspace.edit(FACTS[0])
+        with reader.store.view():
+            seen = reader.store.head
+            workspace.edit(FACTS[1])
+            assert (reader.store.head, live(reader)) == (seen, FACTS[:1])
+            with reader.store.view():
+                assert reader.store.head == seen
+            assert reader.store.head == seen, "a view within a view does not end it"
+        assert (reader.store.head, live(reader)) == (seen + 1, FACTS[:2])
 
 
 def test_an_edit_that_fails_leaves_model_and_ledger_as_they_were(tmp_path: Path):

@@ -197,6 +197,20 @@ def test_a_fact_that_was_not_written_is_refused_and_nothing_changes(key: Tensor,
     assert memory.n_written == 1
 
 
+def test_what_is_amplified_is_bounded_however_many_facts_are_taken_out_at_once():
+    """Unit keys and lambda1 C0 = I: a fact alone stands beside 1 of something else, so rounding counts 1 + 1 times."""
+    n = 64
+    facts = Associations(eye(n), torch.randn(n, n, generator=torch.Generator().manual_seed(1)).double())
+    memory = AssociativeMemory(eye(n), rule_of("memit-h", leakage_weight=1.0))
+    weight = memory.solve(facts.keys, facts.values).dense()
+    memory.remember(facts.keys)
+    with pytest.raises(NumericalError, match="exactly enough"):
+        forget(memory, weight, facts, amplification=1.9)
+    assert memory.n_written == n
+    taken = forget(memory, weight, facts, amplification=2.1)
+    assert float((weight + taken.dense()).norm()) < 1e-12 * float(weight.norm())
+
+
 def test_forgetting_a_recent_fact_needs_no_eigendecomposition():
     memory = AssociativeMemory(eye(4), rule_of("betaedit", nullspace_threshold=2.0))
     memory.remember(eye(4)[:, :2])

@@ -19,7 +19,7 @@ from betaedit.models import LanguageModel, load_language_model
 from betaedit.models.bundled import BUNDLES
 from betaedit.models.generate import complete
 from betaedit.models.gguf import gguf_folder
-from betaedit.models.load import DtypeName
+from betaedit.models.load import DtypeName, local_model
 from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
 from support.tiny_tokenizers import VOCABULARY, shared_tokenizer
 
@@ -128,6 +128,18 @@ def test_a_folder_without_a_configuration_is_refused(folder: Path):
 def test_a_path_that_does_not_exist_is_not_looked_up_in_the_hub(shape: str, tmp_path: Path):
     name = shape.format(tmp=tmp_path)
     refused(name, ModelNotFoundError, f"there is no model folder '{name}'", "Check the path")
+
+
+def test_a_name_means_what_lies_there_unless_a_model_in_a_wheel_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("smollm2", "mine", "owner/model"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "own.gguf").symlink_to(tmp_path / "mine")
+    meant = {name: local_model(name) for name in ("smollm2", "mine", "~/mine", "owner/model", "owner/other")}
+    here = {"mine": tmp_path / "mine", "~/mine": tmp_path / "mine", "owner/model": tmp_path / "owner" / "model"}
+    assert meant == {"smollm2": None, **here, "owner/other": None}
+    assert local_model("own.gguf") == tmp_path / "own.gguf"
 
 
 def test_a_file_is_no_model_folder(saved: Path):

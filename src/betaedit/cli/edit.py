@@ -13,23 +13,8 @@ from betaedit.cli.plan import show_plan
 from betaedit.errors import ConfigError
 
 _SHOWN = 10
-_NOT_THERE = (
-    *(
-        "method",
-        "model",
-        "preset",
-        "seed",
-        "config",
-        "set_",
-        "statistics",
-        "text",
-        "out",
-        "evaluate_at",
-        "on_collapse",
-        "also",
-    ),
-    *("tasks", "n_tests", "judge", "judge_model", "dtype", "device_map"),
-)
+_OF_THE_FACTS = {"prompt", "target", "source", "true", "limit", "skip_invalid", "zsre_target"}
+_IN_A_WORKSPACE = _OF_THE_FACTS | {"workspace", "batch_size", "plan", "save", "device", "json_"}
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,12 +136,11 @@ def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path
     if named is None and (out is not None or current_workspace() is None):
         return None
     place = find_workspace(named)
-    for name in _NOT_THERE:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.rstrip("_").replace("_", "-")
+    for parameter in ctx.command.params:
+        given = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name not in _IN_A_WORKSPACE and given is not None and given.name == "COMMANDLINE":
             raise ConfigError(
-                f"{option} is not for a workspace ({place}).",
+                f"{parameter.opts[0]} is not for a workspace ({place}).",
                 mend="Model, method and settings are the workspace's; `betaedit check` and `betaedit eval` measure it.",
             )
     return place

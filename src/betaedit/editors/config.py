@@ -6,13 +6,12 @@ presets and the user override them.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from betaedit.errors import ConfigError
+from betaedit.errors import ConfigError, did_you_mean
 from betaedit.memory.rule import RefreshRule
 
 SLOT = "{}"
@@ -159,8 +158,7 @@ def make_config(values: dict[str, Any]) -> EditConfig:
     """
     unknown = [name for name in values if name not in EditConfig.model_fields]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], EditConfig.model_fields, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "See `betaedit methods --config` for all names."
+        hint = did_you_mean(unknown[0], EditConfig.model_fields, "See `betaedit methods --config` for all names.")
         raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", mend=hint)
     try:
         return EditConfig.model_validate(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -69,6 +69,18 @@ class EditResult:
             "update_norms": {str(layer): norm for layer, norm in self.update_norms.items()},
             "seconds": self.seconds,
         }
+
+    def figures(self) -> dict[str, Any]:
+        """All but the fact, as plain data to keep beside it."""
+        plain = asdict(self)
+        del plain["fact"]
+        return plain
+
+    @classmethod
+    def from_figures(cls, fact: Fact, figures: Mapping[str, Any]) -> EditResult:
+        """What ``figures`` came from, which may have been JSON meanwhile."""
+        norms = {int(layer): norm for layer, norm in figures["update_norms"].items()}
+        return cls(fact, **{**figures, "update_norms": norms})
 
 
 @dataclass(frozen=True)

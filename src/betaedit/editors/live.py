@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from betaedit.editors.config import EditConfig
-from betaedit.errors import FactError
+from betaedit.errors import FactError, did_you_mean
 from betaedit.facts.fact import Fact
 from betaedit.memory.conflicts import Associations
 
@@ -102,8 +101,7 @@ def find(live: Sequence[LiveFact], name: str) -> list[LiveFact]:
     if not live:
         raise FactError(f"there is no fact {name!r} to forget.", mend="Nothing is written in this model.")
     names = {held.fact.subject for held in live} | {held.fact.id for held in live if held.fact.id is not None}
-    near = difflib.get_close_matches(name, sorted(names), n=3)
-    mend = f"Did you mean {' or '.join(near)}?" if near else "Name the subject or the id of a fact that was written."
+    mend = did_you_mean(name, names, "Name the subject or the id of a fact that was written.", n=3)
     raise FactError(f"there is no fact {name!r} to forget.", mend=mend)
 
 

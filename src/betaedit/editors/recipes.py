@@ -8,12 +8,11 @@ reference table (docs/adding-a-method.md).
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from betaedit.editors.config import EditConfig
-from betaedit.errors import ConfigError, MethodError
+from betaedit.errors import ConfigError, MethodError, did_you_mean
 from betaedit.memory.postprocess import OperatorKind, Postprocessing
 from betaedit.memory.rule import MemoryRule, ProjectorKind
 
@@ -462,6 +461,5 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = difflib.get_close_matches(name, _BY_NAME, n=2)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Methods: {', '.join(r.name for r in RECIPES)}."
+    hint = did_you_mean(name, _BY_NAME, f"Methods: {', '.join(recipe.name for recipe in RECIPES)}.", n=2)
     raise MethodError(f"there is no method {name!r}.", mend=hint)

@@ -6,14 +6,13 @@ answer that is most probable per token after the prompt, and *generated*, the an
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from betaedit.errors import ConfigError, FactError
+from betaedit.errors import ConfigError, FactError, did_you_mean
 from betaedit.evaluation.continuing import continue_greedily
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.scoring import score_targets
@@ -195,8 +194,7 @@ def find_task(name: str, *, official_rte: bool = False) -> AbilityTask:
         ConfigError: There is none.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(TASKS)}."
+        mend = did_you_mean(name, TASKS, f"Choose from {', '.join(TASKS)}.")
         raise ConfigError(f"there is no ability task {name!r}.", mend=mend)
     task = TASKS[name]
     return replace(task, labels=_BINARY) if official_rte and name == "rte" else task

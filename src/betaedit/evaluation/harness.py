@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from betaedit.errors import ConfigError
+from betaedit.errors import ConfigError, did_you_mean
 from betaedit.evaluation.abilities import TASKS, AbilityItem, AbilityTask, find_task, read_ability_items
 from betaedit.extras import import_extra
 from betaedit.models.load import LanguageModel
@@ -129,6 +128,5 @@ def task_yaml(name: str, task: AbilityTask, items: Path) -> dict[str, Any]:
 def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
     for name in tasks:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            mend = f"Did you mean {near[0]}?" if near else "List the tasks with: lm-eval ls tasks."
+            mend = did_you_mean(name, known, "List the tasks with: lm-eval ls tasks.")
             raise ConfigError(f"the harness has no task {name!r}.", mend=mend)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,8 @@ from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.metrics import measure_edits
-from betaedit.experiments.evaluate import case_name
 from betaedit.experiments.figures import edit_figures
-from betaedit.experiments.record import METRICS, EditFigure
+from betaedit.experiments.record import METRICS, EditFigure, describe_cases
 from betaedit.experiments.tracing import trace_layers
 from betaedit.experiments.trials import CalibrationSetup, Journal, Trace, Trial, score
 from betaedit.facts.fact import EvaluationCase
@@ -35,6 +30,7 @@ from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.collect import collect_moments
 from betaedit.statistics.corpus import SampledText
 from betaedit.statistics.moments import Moments
+from betaedit.versions import library_versions
 
 Values = dict[str, Any]
 
@@ -375,21 +371,12 @@ def _setup(
     seed: int,
     source: str | None,
 ) -> CalibrationSetup:
-    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
     return CalibrationSetup(
         method=method,
         model={"name": model.name, "weights": model.fingerprint()},
-        data={
-            "source": source,
-            "facts_sha256": hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest(),
-            "records": len(cases),
-            "check": len(check),
-        },
+        data={**describe_cases(cases, source), "check": len(check)},
         seed=seed,
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("betaedit", "torch", "transformers")},
-        },
+        versions=library_versions(),
     )
 
 

@@ -20,7 +20,7 @@ from betaedit.experiments.figures import (
     free_answers,
     measure_task_abilities,
 )
-from betaedit.experiments.record import Checkpoint, HiddenView, Kind, LayerState, Outcome, WorstPrompt
+from betaedit.experiments.record import Checkpoint, HiddenView, Kind, LayerState, Outcome, WorstPrompt, case_name
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.generate import complete
 from betaedit.models.lookup import Prompt, encode_prompts
@@ -166,11 +166,6 @@ def layer_states(editor: Editor) -> dict[int, LayerState]:
             relative_weight_change=length / float(original.norm()),
         )
     return states
-
-
-def case_name(index: int, case: EvaluationCase) -> str:
-    """What a case is called in a run folder: its fact's id, else its number."""
-    return case.fact.id or str(index + 1)
 
 
 def _outcomes(cases: Sequence[EvaluationCase], outcomes: Sequence[CaseOutcome]) -> Iterator[Outcome]:

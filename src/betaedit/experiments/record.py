@@ -7,9 +7,14 @@ measured there (``Outcome``). docs/file-formats.md describes them.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from betaedit.facts.fact import EvaluationCase
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
 METRICS = ("efficacy", "generality", "specificity")
@@ -155,3 +160,15 @@ class RunSetup(Kept):
     batch_size: int
     versions: dict[str, str]
     details: dict[str, Any] = {}
+
+
+def case_name(index: int, case: EvaluationCase) -> str:
+    """What a case is called in a run folder: its fact's id, else its number."""
+    return case.fact.id or str(index + 1)
+
+
+def describe_cases(cases: Sequence[EvaluationCase], source: str | None) -> dict[str, Any]:
+    """Which facts were written, for the record: where they come from, how many, and a hash over them."""
+    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
+    digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
+    return {"source": source, "facts_sha256": digest, "records": len(cases)}

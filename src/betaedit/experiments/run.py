@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import CollapseError, ConfigError, RunFolderError
-from betaedit.experiments.evaluate import Evaluator, case_name
+from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
-from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup
+from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup, describe_cases
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
+from betaedit.versions import library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -261,19 +259,14 @@ def _setup(
 ) -> RunSetup:
     plain = editor.to_dict()
     model = editor.language_model
-    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
-    digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
     return RunSetup(
         method=plain["method"],
         model={"name": model.name, "weights": model.fingerprint()},
         config=_as_stored(plain["config"]),
-        data={"source": source, "facts_sha256": digest, "records": len(cases)},
+        data=describe_cases(cases, source),
         evaluate_at=list(points),
         batch_size=batch_size,
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("betaedit", "torch", "transformers")},
-        },
+        versions=library_versions(),
         details=_as_stored({name: plain[name] for name in ("preset", "contexts", "statistics")}),
     )
 

@@ -79,13 +79,8 @@ def _load(file: Path) -> WrittenBatch:
 
 def _plain(result: EditResult) -> dict[str, Any]:
     fact = result.fact
-    return {
-        **{name: getattr(result, name) for name in ("target_probability", "value_length", "n_evaluations", "seconds")},
-        "update_norms": result.update_norms,
-        "fact": [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id],
-    }
+    return {**result.figures(), "fact": [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id]}
 
 
 def _result(values: dict[str, Any]) -> EditResult:
-    norms = {int(layer): norm for layer, norm in values.pop("update_norms").items()}
-    return EditResult(fact=Fact(*values.pop("fact")), update_norms=norms, **values)
+    return EditResult.from_figures(Fact(*values.pop("fact")), values)

@@ -25,7 +25,7 @@ from betaedit.ledger.export_card import Provenance, write_card
 from betaedit.ledger.export_rank import Decomposition, decompose
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import is_transposed
-from betaedit.models.load import LanguageModel
+from betaedit.models.load import LanguageModel, local_model
 from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -157,11 +157,10 @@ def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: in
         tensors[f"{name}.lora_A.weight"] = _filled(update.right, rank).T.contiguous()
         tensors[f"{name}.lora_B.weight"] = _filled(update.left, rank)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    place = Path(model.name).expanduser()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(place.resolve()) if place.is_dir() else model.name,
+        "base_model_name_or_path": str(local_model(model.name) or model.name),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,  # the adapter's scale is lora_alpha / r

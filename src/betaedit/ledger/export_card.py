@@ -11,6 +11,7 @@ from string import Template
 from betaedit.facts.fact import Fact
 from betaedit.facts.writer import save_facts
 from betaedit.models.bundled import BUNDLES
+from betaedit.models.load import local_model
 
 FACTS_FILE = "facts.jsonl"
 _LISTED = 100
@@ -63,7 +64,7 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
 
 
 def _is_on_hub(name: str) -> bool:
-    return name not in BUNDLES and not Path(name).expanduser().exists()
+    return name not in BUNDLES and local_model(name) is None
 
 
 def _figure_rows(figures: Mapping[str, BeforeAndAfter]) -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from betaedit.errors import ConfigError, LedgerError
+from betaedit.errors import ConfigError, LedgerError, did_you_mean
 from betaedit.facts.fact import EvaluationCase
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.store import State, Store, Writing
@@ -64,8 +63,7 @@ def find(store: Store, name: str) -> list[Writing]:
         if found := [fact for fact in live if same(fact, name)]:
             return found
     names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
-    near = difflib.get_close_matches(name, sorted(names), n=3)
-    mend = f"Did you mean {' or '.join(near)}?" if near else "`betaedit log --state live` lists what there is."
+    mend = did_you_mean(name, names, "`betaedit log --state live` lists what there is.", n=3)
     raise LedgerError(f"the model holds no fact {name!r}.", mend=mend)
 
 

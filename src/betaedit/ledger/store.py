@@ -18,7 +18,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,18 +242,16 @@ class Store:
         """
         if path.exists():
             raise LedgerError(f"{path.parent} is a workspace already.", mend="Use it, or name a new folder.")
-        scratch = path.with_name(path.name + ".new")
+        scratch = scratch_files(path)[0]
         with _translated(scratch):
-            scratch.unlink(missing_ok=True)
-            opened = _connect(scratch, "rwc")
-            opened.executescript(_SCHEMA)
-            opened.execute(f"PRAGMA application_id = {_APPLICATION}")
-            opened.execute(f"PRAGMA user_version = {FORMAT}")
-            opened.execute("INSERT INTO identity VALUES (?)", (identity.model_dump_json(),))
-            opened.close()
-        first = cls(scratch, write=True)
-        first.append(Entry("init"))
-        first.close()
+            scratch.unlink(missing_ok=True)  # SQLite itself drops the write-ahead log of a file that is gone
+            with closing(_connect(scratch, "rwc")) as opened:
+                opened.executescript(_SCHEMA)
+                opened.execute(f"PRAGMA application_id = {_APPLICATION}")
+                opened.execute(f"PRAGMA user_version = {FORMAT}")
+                opened.execute("INSERT INTO identity VALUES (?)", (identity.model_dump_json(),))
+        with closing(cls(scratch, write=True)) as first:
+            first.append(Entry("init"))
         with _translated(scratch):
             scratch.rename(path)
         return cls(path, write=True)
@@ -575,6 +573,11 @@ class Store:
     def _one(self, query: str, *values: object) -> Any:
         found = self._rows(query, *values)
         return found[0][0] if found else None
+
+
+def scratch_files(path: Path) -> list[Path]:
+    """What a creation of the ledger ``path`` that was cut off may have left: the new file, then SQLite's own two."""
+    return [path.with_name(f"{path.name}.new{ending}") for ending in ("", "-wal", "-shm")]
 
 
 _WHOLE = "whole"

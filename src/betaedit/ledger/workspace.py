@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -20,27 +15,22 @@ from typing import Any, cast
 import torch
 from filelock import FileLock, Timeout
 
-from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, recording
-from betaedit.editors.recipes import find_recipe
-from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError
+from betaedit.errors import ConfigError, LedgerError, MethodError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
+from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.query import find, find_one, latest
-from betaedit.ledger.store import FIRST, Entry, Identity, Kind, NewWriting, Reason, Storage, Store, Writing
+from betaedit.ledger.store import FIRST, Entry, Kind, NewWriting, Reason, Storage, Store, Writing, scratch_files
 from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
-from betaedit.models.bundled import BUNDLES
-from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
+from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.progress import Progress, SilentProgress
-from betaedit.statistics.moments import Moments
 
-STATISTICS = "statistics.safetensors"
 _LOCK = "writer.lock"
-_LEFTOVERS = {STATISTICS, _LOCK, f"{LEDGER}.new"}  # of a creation that was cut off
 
 
 class Workspace:
@@ -99,13 +89,18 @@ class Workspace:
             )
         if editor.results:
             raise ConfigError("the model holds edits already.", mend="Call reset() first.")
-        if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - _LEFTOVERS):
+        cut_off = {folder / STATISTICS, folder / _LOCK, *scratch_files(folder / LEDGER)}
+        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
             raise LedgerError(f"{folder} exists and is not empty.", mend="Name a new folder.")
         engine = editor.engine
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
-        editor.statistics.save(folder / STATISTICS)
-        store = Store.create(folder / LEDGER, _identity(editor, storage))
+        try:
+            editor.statistics.save(folder / STATISTICS)
+            store = Store.create(folder / LEDGER, identify(editor, storage))
+        except BaseException:
+            lock.release()
+            raise
         made = cls(folder, store, lambda: editor.language_model, editor.progress, lock)
         made._model, made._editor, made._matrices = editor.language_model, editor, engine.matrices
         return made
@@ -166,7 +161,7 @@ class Workspace:
             LedgerError: The weights cannot be built again.
         """
         if self._model is None:
-            self._model = self._unedited_model()
+            self._model = checked_model(self.folder, self.store.identity, self._load())
             projections = {layer: self._model.anatomy.projection(layer) for layer in self.store.layers}
             self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
             self._come_to(self.store.head)
@@ -187,10 +182,10 @@ class Workspace:
         """
         if self._editor is None:
             if self._model is None:
-                self._model = self._unedited_model()
+                self._model = checked_model(self.folder, self.store.identity, self._load())
             for matrix in self._matrices.values():
                 matrix.restore()
-            self._editor = self._made_editor(self._model)
+            self._editor = editor_again(self.folder, self.store.identity, self._model, self.progress)
             self._matrices = self._editor.engine.matrices
             self._come_to_head()
         return self._editor
@@ -423,7 +418,7 @@ class Workspace:
                     numbers.pop(fact.fact, None),
                     fact.batch,
                     fact.fact,
-                    _figures(fact.result),
+                    fact.result.figures(),
                     asked_bytes(fact.written, identity.storage),
                 )
                 for fact in new
@@ -483,7 +478,10 @@ class Workspace:
     def _hold(self, writings: Iterable[Writing]) -> None:
         """Let the engine hold ``writings``."""
         assert self._editor is not None
-        held = {LiveFact(_result(fact), fact.batch, Asked(self.store, fact.id)): fact for fact in writings}
+        held = {
+            LiveFact(EditResult.from_figures(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
+            for fact in writings
+        }
         keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
         self._editor.engine.resume(list(held), keys)
         self._written = held
@@ -495,68 +493,10 @@ class Workspace:
             columns = [from_bytes(self.store.key(fact.id, layer), dtype, -1, 1) for fact in batch]
             yield torch.cat(columns, dim=1)
 
-    def _unedited_model(self) -> LanguageModel:
-        model, identity = self._load(), self.store.identity
-        _same(self.folder, "model", identity.weights, model.fingerprint())
-        return model
-
-    def _made_editor(self, model: LanguageModel) -> Editor:
-        identity = self.store.identity
-        moments = Moments.load(self.folder / STATISTICS)
-        _same(self.folder, "statistics", identity.statistics, _fingerprint(moments))
-        config = make_config(identity.config)
-        editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=self.progress)
-        _same(self.folder, f"recipe {identity.method}", identity.recipe, _recipe(editor))
-        return editor
-
-
-def _identity(editor: Editor, storage: Storage | None) -> Identity:
-    model, matrices = editor.language_model, editor.engine.matrices
-    exact = str(next(iter(matrices.values())).change().dtype).removeprefix("torch.")
-    config = editor.config.replace(context_templates=editor.engine.contexts)
-    local = model.name not in BUNDLES and Path(model.name).exists()
-    return Identity(
-        model=str(Path(model.name).resolve()) if local else model.name,
-        weights=model.fingerprint(),
-        dtype=str(model.model.dtype).removeprefix("torch."),
-        method=editor.recipe.name,
-        recipe=_recipe(editor),
-        config=json.loads(config.model_dump_json()),
-        statistics=_fingerprint(editor.statistics),
-        origin=editor.statistics.to_dict(),
-        shapes={layer: matrix.shape for layer, matrix in matrices.items()},
-        storage=storage or cast(Storage, exact),
-        exact=cast(Storage, exact),
-        versions={
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("betaedit", "torch", "transformers")},
-        },
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
 
 def _words(fact: Fact) -> tuple[str, str, str]:
     """What writing a fact depends on."""
     return fact.prompt, fact.subject, fact.target_new
-
-
-def _fingerprint(moments: Moments) -> str:
-    return fingerprint_weights((str(layer), moments.matrices[layer]) for layer in moments.layers)
-
-
-def _recipe(editor: Editor) -> str:
-    """Fingerprint of what a recipe does, whatever is said about it."""
-    recipe = find_recipe(editor.recipe.name)
-    plain = {"rule": asdict(recipe.rule(editor.config)), "spread": recipe.spread}
-    return f"sha256:{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}"
-
-
-def _same(folder: Path, what: str, wanted: str, found: str) -> None:
-    if wanted != found:
-        raise IdentityError(
-            f"{folder} was made with another {what}: {wanted}, not {found}.",
-            mend="Use what it was made with, or make a new workspace and import the facts.",
-        )
 
 
 def _locked(folder: Path) -> FileLock:
@@ -572,15 +512,3 @@ def _locked(folder: Path) -> FileLock:
     except OSError as error:
         raise LedgerError(f"{folder} cannot be written: {error}", mend="Look at the rights of the folder.") from error
     return lock
-
-
-def _figures(result: EditResult) -> dict[str, Any]:
-    plain = asdict(result)
-    del plain["fact"]
-    return plain
-
-
-def _result(writing: Writing) -> EditResult:
-    figures = dict(writing.figures)
-    norms = {int(layer): norm for layer, norm in figures.pop("update_norms").items()}
-    return EditResult(fact=writing.fact, update_norms=norms, **figures)

