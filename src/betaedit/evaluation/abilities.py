@@ -1,4 +1,4 @@
-"""General ability: the field's zero-shot classification tasks, read from local files (methods.md G.7).
+"""General ability: the field's zero-shot classification tasks, read from local files (metrics.md G.7).
 
 A task is a row of ``TASKS``: its file, its prompt and its answers. Each item is judged in two ways: *probability*, the
 answer that is most probable per token after the prompt, and *generated*, the answer found in a few greedy tokens.

@@ -1,4 +1,4 @@
-"""Answers as a user would get them: greedy text after a plain prompt (methods.md G.4)."""
+"""Answers as a user would get them: greedy text after a plain prompt (metrics.md G.4)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _TOKENS_PER_FORWARD = 1024  # bounds the table of log-probabilities, which has a
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far a model is from the unedited one on ordinary text (methods.md G.6).
+    """How far a model is from the unedited one on ordinary text (metrics.md G.6).
 
     Args:
         perplexity: Of the model as it is.
@@ -56,14 +56,14 @@ def leakage(change: Tensor, moment: Tensor) -> float:
         change: ``D = W_t - W_0`` (d_out, d_in).
         moment: ``C0`` (d_in, d_in), mean per token.
 
-    The papers write ``||D K0||_F``, which is this times the root of the number of tokens (methods.md G.5).
+    The papers write ``||D K0||_F``, which is this times the root of the number of tokens (metrics.md G.5).
     """
     product = change.double() @ moment.double()
     return math.sqrt(max(float((product * change.double()).sum()), 0.0))
 
 
 def perplexity(model: LanguageModel, texts: Sequence[str], *, progress: Progress | None = None) -> float:
-    """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (methods.md G.6).
+    """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (metrics.md G.6).
 
     A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens. Infinite where a float64 cannot
     hold it.

@@ -1,4 +1,4 @@
-"""Fluency and consistency of sampled text (methods.md G.3)."""
+"""Fluency and consistency of sampled text (metrics.md G.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Efficacy, generality and specificity, in the two forms the papers use (methods.md G.1).
+"""Efficacy, generality and specificity, in the two forms the papers use (metrics.md G.1).
 
 ``probability``: the wanted target is more probable per token than the other one; needs both targets, and a tie is a
 failure. ``argmax``: every token of the wanted target is the most probable one. Means are taken per record, then over

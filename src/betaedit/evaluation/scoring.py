@@ -64,7 +64,7 @@ def score_targets(
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> list[Score]:
-    """The score of each ``(prompt, target)`` pair, in order (methods.md G.1).
+    """The score of each ``(prompt, target)`` pair, in order (metrics.md G.1).
 
     Targets follow their prompt after one space. Pairs whose input is the same (one-token targets of one prompt) share
     one row; rows of similar length share one forward pass. Neither changes a result.

@@ -1,4 +1,4 @@
-"""Token for token: accuracy on ZsRE (methods.md G.2), and whether an edit left other answers' tokens alone (G.4)."""
+"""Token for token: accuracy on ZsRE (metrics.md G.2), and whether an edit left other answers' tokens alone (G.4)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _opening(model: LanguageModel) -> Ids:
 
 
 def token_accuracy(outcomes: Sequence[TokenOutcome]) -> TokenAccuracy:
-    """ZsRE's figures over records with one target each (methods.md G.2): the mean over tokens first, then records."""
+    """ZsRE's figures over records with one target each (metrics.md G.2): the mean over tokens first, then records."""
     return TokenAccuracy(
         tokens=estimate([outcome.accuracy for outcome in outcomes]),
         strict=estimate([float(outcome.strict) for outcome in outcomes]),
@@ -126,7 +126,7 @@ def greedy_tokens(
 
 
 def token_agreement(before: Sequence[Ids], after: Sequence[Ids]) -> TokenAgreement:
-    """Token-level locality: whether queries get the same tokens after an edit as before it (methods.md G.4).
+    """Token-level locality: whether queries get the same tokens after an edit as before it (metrics.md G.4).
 
     Either ``TokenOutcome.chosen`` of the dataset's answers (teacher-forced, the published form) or ``greedy_tokens``.
     Positions count over the longer of the two, so tokens that only one of them has are unequal; two empty texts agree.

@@ -153,7 +153,7 @@ class Evaluator:
 
 
 def layer_states(editor: Editor) -> dict[int, LayerState]:
-    """How far every edited layer has moved since the first edit (methods.md G.5)."""
+    """How far every edited layer has moved since the first edit (metrics.md G.5)."""
     moments = editor.statistics.matrices
     states = {}
     for layer, matrix in editor.engine.matrices.items():

@@ -80,7 +80,7 @@ def edit_figures(measured: EditMeasures) -> dict[str, EditFigure]:
 
 
 def measure_task_abilities(model: LanguageModel, measures: Measures, progress: Progress) -> dict[str, Ability]:
-    """The ability tasks by the most probable answer (methods.md G.7), when they are asked for."""
+    """The ability tasks by the most probable answer (metrics.md G.7), when they are asked for."""
     if "abilities" not in measures.extras or measures.abilities_folder is None:
         return {}
     found = measure_abilities(
@@ -113,7 +113,7 @@ def extra_figures(
 
 
 def asked_of(case: EvaluationCase) -> list[tuple[str, tuple[str, ...], str]]:
-    """Prompt, right answers and group of everything a case is asked in free text (methods.md G.4)."""
+    """Prompt, right answers and group of everything a case is asked in free text (metrics.md G.4)."""
     wanted = (case.fact.target_new,)
     return [
         (case.fact.text, wanted, "reliability"),
@@ -134,7 +134,7 @@ def mean_of(found: Estimate) -> Mean:
 
 
 def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
-    """ZsRE token accuracy of the new target (methods.md G.2)."""
+    """ZsRE token accuracy of the new target (metrics.md G.2)."""
     rewrite = choose_tokens(model, [(case.fact.text, case.fact.target_new) for case in cases])
     rephrased = choose_tokens(model, [(p, case.fact.target_new) for case in cases for p in case.paraphrases])
     return {

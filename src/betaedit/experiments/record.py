@@ -36,14 +36,14 @@ class Mean(Kept):
 
 
 class EditFigure(Kept):
-    """One edit metric in both forms (methods.md G.1); ``None`` where no record has what it needs."""
+    """One edit metric in both forms (metrics.md G.1); ``None`` where no record has what it needs."""
 
     probability: Mean | None
     argmax: Mean | None
 
 
 class LayerState(Kept):
-    """How far one edited layer has moved (methods.md G.5)."""
+    """How far one edited layer has moved (metrics.md G.5)."""
 
     leakage: float
     relative_leakage: float
