@@ -340,3 +340,28 @@ def test_batches_that_replace_and_join_are_written_again_from_disk_bit_for_bit(t
         other.replay(batch)
     assert unchanged(weights(model), weights(continued))
     assert other.results == editor.results
+
+
+def test_facts_that_weaken_others_of_their_subject_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    editor = editor_for(tiny_llama(), value_steps=1)
+    editor.edit([ABOUT_ANA[0], FACTS[0]])
+    assert "share their subject" not in caplog.text
+    editor.edit([ABOUT_ANA[1], ABOUT_ANA[2], FACTS[3]])
+    assert "2 of 3 facts share their subject with another fact (Ana)" in caplog.text
+    assert "shared_subjects=together" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"shared_subjects": "together"}, ABOUT_ANA),
+        ({"lookup": "last"}, ABOUT_ANA),
+        ({}, [FACTS[1], OTHER_ANSWER]),
+    ],
+    ids=["sought together", "keyed elsewhere", "another answer to one question"],
+)
+def test_facts_that_weaken_no_other_are_not_warned_of(
+    changes: dict[str, Any], facts: list[Fact], caplog: pytest.LogCaptureFixture
+) -> None:
+    editor_for(tiny_llama(), value_steps=1, **changes).edit(facts)
+    assert "share their subject" not in caplog.text

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
-from betaedit.editors.live import find
+from betaedit.editors.live import find, sharing_a_key
 from betaedit.editors.preset_file import choose_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import Recipe, find_recipe
@@ -282,7 +282,16 @@ class Editor:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
         self.recipe.check(self.config, batch_size)
-        return [planned.fact for planned in self.plan(facts)]
+        chosen = [planned.fact for planned in self.plan(facts)]
+        if sharing := sharing_a_key((result.fact for result in self.results), chosen, self.config):
+            logger.warning(
+                "%d of %d facts share their subject with another fact (%s): written apart, each weakens those before "
+                "it. shared_subjects=together seeks one value for all of them.",
+                len(sharing),
+                len(chosen),
+                sharing[0].subject,
+            )
+        return chosen
 
     def _write(self, facts: Sequence[Fact], batch_size: int) -> Iterator[WrittenBatch]:
         ahead = batch_size * self.config.value_look_ahead

@@ -105,6 +105,22 @@ def find(live: Sequence[LiveFact], name: str) -> list[LiveFact]:
     raise FactError(f"there is no fact {name!r} to forget.", mend=mend)
 
 
+def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:
+    """Those of ``facts`` that, written apart, weaken a fact held or before them: its subject in another prompt."""
+    if config.shared_subjects != "apart" or config.lookup == "last":
+        return []
+    asked: dict[str, set[str]] = {}
+    for fact in held:
+        asked.setdefault(fact.subject, set()).add(fact.prompt)
+    found = []
+    for fact in facts:
+        prompts = asked.setdefault(fact.subject, set())
+        if prompts - {fact.prompt}:
+            found.append(fact)
+        prompts.add(fact.prompt)
+    return found
+
+
 def _question(fact: Fact) -> tuple[str, str]:
     return fact.prompt, fact.subject
 
