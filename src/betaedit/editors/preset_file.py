@@ -86,10 +86,17 @@ def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers:
     """The preset of that name or file, or itself; the model's own when none is wanted.
 
     Raises:
+        ConfigError: As ``named_preset``.
+    """
+    return preset_for(model_name, n_layers) if wanted is None else named_preset(wanted)
+
+
+def named_preset(wanted: Preset | str | Path) -> Preset:
+    """The preset of that name or file, or itself; no model is needed to find it.
+
+    Raises:
         ConfigError: There is no preset of that name and no such file, or the file is broken.
     """
-    if wanted is None:
-        return preset_for(model_name, n_layers)
     if isinstance(wanted, Preset):
         return wanted
     known = find_preset(str(wanted))
