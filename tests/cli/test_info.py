@@ -90,6 +90,23 @@ def test_doctor_says_what_is_installed_and_what_fits(betaedit) -> None:
     assert "GB" in betaedit("doctor").out
 
 
+def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    fits = {row["model"]: row for row in json.loads(betaedit("doctor", "--json").out)["fits"]}
+    d_in, d_out, columns = 14336, 4096, 512
+    solver = 20 * d_in**2 + 16 * d_in + 16 * d_in * columns
+    for name, element in (("float32", 4), ("bfloat16", 2)):
+        matrix = d_out * d_in * (element + 4)
+        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2
+        assert fits["llama-3.1-8b"][name].startswith(f"{need / 1e9:.1f} GB")
+
+
+def test_doctor_knows_every_library_that_is_optional(betaedit) -> None:
+    found = json.loads(betaedit("doctor", "--json").out)["extras"]
+    assert {"datasets", "jinja2", "lm_eval", "matplotlib", "peft", "sklearn"} <= set(found)
+    assert "calibrate --plot" in found["matplotlib"]
+
+
 def test_env_prints_what_a_bug_report_needs(betaedit) -> None:
     assert f"betaedit: {__version__}" in betaedit("env").out
     assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform"}

@@ -52,6 +52,7 @@ class PresetFile(BaseModel):
             source=self.source,
             parameters=0.0,
             mlp_size=0,
+            hidden_size=0,
             values=self.values,
             by_method=self.by_method,
         )
