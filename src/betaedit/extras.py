@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from betaedit.errors import MissingExtraError
@@ -24,5 +25,5 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs {module.partition('.')[0]}.", mend=f'pip install "betaedit[{extra}]"'
+            f"{purpose} needs {module.partition('.')[0]}.", mend=f'{sys.executable} -m pip install "betaedit[{extra}]"'
         ) from error

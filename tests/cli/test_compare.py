@@ -35,6 +35,25 @@ def test_brackets_that_say_nothing_are_refused(text: str) -> None:
     assert "'alphaedit,alphaedit[lookup=last]'" in caught.value.mend
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--methods", "memit,memory"], "memory"),
+        (["--methods", "memit,memit"], "both memit"),
+        (["--methods", "memit[rigde=3]"], "ridge"),
+        (["--set", "valueclamp=1"], "value_clamp"),
+        (["--preset", "smolm2"], "smolm2"),
+        (["--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_a_slip_is_told_before_the_model_is_looked_for(betaedit, tmp_path: Path, options: list[str], told: str) -> None:
+    (tmp_path / "facts.jsonl").write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
+    ran = betaedit("compare", "--model", tmp_path / "none", "--from", tmp_path / "facts.jsonl",
+                   "--out", tmp_path / "runs", *options)  # fmt: skip
+    assert ran.code == 2
+    assert told in ran.err
+
+
 def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_folder, tmp_path: Path) -> None:
     (tmp_path / "facts.jsonl").write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
     (tmp_path / "text.txt").write_text(

@@ -38,6 +38,21 @@ def test_eval_prints_a_table_for_people(betaedit, tiny_folder, facts) -> None:
     assert "specificity, argmax" in shown
 
 
+def test_a_place_that_does_not_exist_is_told_without_the_hubs_own_notices(betaedit, facts) -> None:
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_warning()
+        ran = betaedit("eval", "runs/typo", "--from", facts)
+        assert ran.code == 4
+        assert "There is no such folder here" in ran.err
+        assert "A run, a workspace or an adapter is named by its folder." in ran.err
+        assert not logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+    finally:
+        logging.set_verbosity(before)
+
+
 def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_path: Path) -> None:
     run, page = tmp_path / "run", tmp_path / "report.html"
     first = betaedit("edit", "--from", facts, "--out", run, "--evaluate-at", "1", "--json", *tiny)

@@ -31,6 +31,13 @@ def run(betaedit, tiny, facts, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_a_folder_to_export_that_does_not_exist_is_told_so(betaedit, tmp_path: Path) -> None:
+    ran = betaedit("export", tmp_path / "none", "--to", "facts", "--out", tmp_path / "facts.jsonl")
+    assert ran.code == 7
+    assert "is no folder here." in ran.err
+    assert "Give a run folder or a workspace." in ran.err
+
+
 def test_an_exported_adapter_is_measured_as_the_run_is(betaedit, tiny, facts, run, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     ran = betaedit("export", run, "--to", "adapter", "--out", adapter, "--json", *tiny[2:4])
@@ -76,7 +83,7 @@ def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> Non
     [
         (["--to", "model", "--rank", "4"], 2, "for adapters"),
         (["--to", "facts", "--for-servers"], 2, "for adapters"),
-        (["--to", "adapter"], 7, "no run folder"),
+        (["--to", "adapter"], 7, "neither a run folder nor a workspace"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(betaedit, tmp_path: Path, options, code: int, says: str) -> None:

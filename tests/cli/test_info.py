@@ -38,6 +38,12 @@ def test_every_command_explains_itself(betaedit, command: str) -> None:
     assert "--json" in ran.out
 
 
+def test_the_help_of_the_log_says_what_is_left_out_and_in_which_zone_days_are(betaedit) -> None:
+    shown = betaedit("log", "--help").out
+    assert "50 facts by default" in shown
+    assert shown.count("UTC") == 2
+
+
 def test_help_does_not_import_torch() -> None:
     lines = (
         "import sys; sys.argv = ['betaedit', 'edit', '--help']",
@@ -82,6 +88,23 @@ def test_doctor_says_what_is_installed_and_what_fits(betaedit) -> None:
     assert found["betaedit"] == __version__
     assert [row["model"] for row in found["fits"]] == [preset.name for preset in PRESETS]
     assert "GB" in betaedit("doctor").out
+
+
+def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    fits = {row["model"]: row for row in json.loads(betaedit("doctor", "--json").out)["fits"]}
+    d_in, d_out, columns = 14336, 4096, 512
+    solver = 20 * d_in**2 + 16 * d_in + 16 * d_in * columns
+    for name, element in (("float32", 4), ("bfloat16", 2)):
+        matrix = d_out * d_in * (element + 4)
+        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2
+        assert fits["llama-3.1-8b"][name].startswith(f"{need / 1e9:.1f} GB")
+
+
+def test_doctor_knows_every_library_that_is_optional(betaedit) -> None:
+    found = json.loads(betaedit("doctor", "--json").out)["extras"]
+    assert {"datasets", "jinja2", "lm_eval", "matplotlib", "peft", "sklearn"} <= set(found)
+    assert "calibrate --plot" in found["matplotlib"]
 
 
 def test_env_prints_what_a_bug_report_needs(betaedit) -> None:

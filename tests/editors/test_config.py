@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +166,23 @@ def test_a_configuration_survives_json(values: dict[str, Any]):
     plain = config.model_dump(mode="json")
     assert make_config(json.loads(json.dumps(plain))) == config
     assert set(plain) == set(EditConfig.model_fields)
+
+
+def test_the_manual_lists_every_hyper_parameter_with_its_default():
+    manual = Path(__file__).parents[2] / "docs" / "methods.md"
+    table = manual.read_text(encoding="utf-8").partition("## Hyper-parameters")[2].partition("\n## ")[0]
+    rows = [line.split(" | ", 2)[:2] for line in table.splitlines() if line.startswith("| `")]
+    stated = {name.strip("| `"): default.strip("` ") for name, default in rows}
+    assert len(rows) == len(stated)
+    assert stated == {name: _stated(name, value) for name, value in EditConfig()}
+
+
+def _stated(name: str, value: Any) -> str:
+    """A default as the manual writes it."""
+    if name == "statistics_tokens":
+        return "ten per key dimension"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return {None: "none", math.e: "e"}.get(value) or (f"{value:g}" if isinstance(value, float) else str(value))

@@ -173,6 +173,20 @@ def test_an_unknown_hyper_parameter_suggests_the_nearest() -> None:
         Editor.from_pretrained(model.model, tokenizer=model.tokenizer, value_clmap=1.0)
 
 
+@pytest.mark.parametrize(
+    ("slip", "error", "told"),
+    [
+        ({"method": "memti"}, MethodError, "memit"),
+        ({"preset": "smolm2"}, ConfigError, "smolm2"),
+        ({"value_clmap": 1.0}, ConfigError, "value_clamp"),
+        ({"layers": [5, 4]}, ConfigError, "rising order"),
+    ],
+)
+def test_a_slip_is_told_before_the_model_is_looked_for(slip: dict, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        Editor.from_pretrained("/no/such/model", **slip)
+
+
 def test_reset_brings_back_every_bit_and_forgets_the_history() -> None:
     model = language_model("llama")
     before = weights(model)

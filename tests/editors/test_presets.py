@@ -103,7 +103,7 @@ def test_a_preset_says_where_it_comes_from_and_survives_json(preset):
     assert shown["source"]
     assert json.loads(json.dumps(shown))["name"] == preset.name
     assert preset.parameters > 0
-    assert preset.mlp_size > 0
+    assert preset.mlp_size > preset.hidden_size > 0
     assert set(preset.by_method) <= {recipe.name for recipe in RECIPES}
 
 

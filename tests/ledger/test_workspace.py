@@ -326,7 +326,7 @@ def test_the_live_facts_of_another_workspace_are_written_after_those_already_her
         assert [case.fact for case in fresh] == [FACTS[0], FACTS[3]]
         other.edit(fresh)
         assert live(other) == [FACTS[4], FACTS[1], FACTS[0], FACTS[3]]
-        assert other.new(live_cases(tmp_path / "w")) == []
+        assert other.new(live_cases(str(tmp_path / "w"))) == []
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -39,18 +39,17 @@ def _run(name: str, edits: int) -> Peak:
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
     from betaedit.editors.editor import Editor  # noqa: PLC0415
+    from betaedit.editors.footprint import editing_bytes  # noqa: PLC0415
     from betaedit.facts.readers import demo_path, read_cases  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
     editor = Editor.from_pretrained(name)
     editor.edit(read_cases(demo_path(), limit=edits).cases)
     parameters = sum(p.numel() * p.element_size() for p in editor.model.parameters())
-    engine, moments = editor.engine, editor.statistics.matrices
+    engine = editor.engine
     held = sum(memory.nbytes for memory in engine.memories.values())
-    originals = sum(matrix.original().numel() * 4 for matrix in engine.matrices.values())
-    widest = max(len(moment) for moment in moments.values())
-    building = 3 * 8 * widest**2  # the eigendecomposition of one layer: matrix, vectors, workspace
-    predicted = libraries + parameters + held + 2 * originals + building
+    shapes = [matrix.shape for matrix in engine.matrices.values()]
+    predicted = libraries + parameters + editing_bytes(held, shapes, editor.model.dtype.itemsize)
     measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Peak(libraries, parameters, predicted, measured)
 

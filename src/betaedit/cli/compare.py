@@ -42,13 +42,15 @@ def compare(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
-    from betaedit.experiments.compare import compare_methods
+    from betaedit.experiments.compare import check_variants, compare_methods
     from betaedit.facts.readers import read_cases
     from betaedit.models.load import load_language_model
 
     variants = options.variants(methods)
     if not variants:
         raise ConfigError("there is no method to compare.", mend="Write --methods memit,betaedit.")
+    values = options.overrides(config, set_, seed)
+    check_variants(variants, preset, values)
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)
     cases = list(read_cases(source, limit=limit).cases)
@@ -60,7 +62,7 @@ def compare(
         cases,
         out,
         preset=preset,
-        overrides=options.overrides(config, set_, seed),
+        overrides=values,
         progress=Bars(console),
         on_method=lambda name: console.print(f"[bold]{name}[/]"),
         batch_size=batch_size,

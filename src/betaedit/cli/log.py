@@ -26,9 +26,12 @@ def log(
     state: Annotated[
         Literal["live", "replaced", "forgotten", "undone"] | None, typer.Option("--state", help="Only facts in it.")
     ] = None,
-    since: Annotated[str | None, typer.Option("--since", help="Written on that day or later: 2026-11-21.")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Written on that day or before.")] = None,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many, the newest.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Written that day or later: 2026-11-21 (UTC).")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Written that day or before: 2026-11-21 (UTC).")] = None,
+    last: Annotated[
+        int | None,
+        typer.Option("--last", min=1, help=f"Only so many, the newest; {_SHOWN} facts by default, all with --json."),
+    ] = None,
     events: Annotated[bool, typer.Option("--events", help="What was done, instead of the facts.")] = False,
     workspace: options.WorkspaceOption = None,
     json_: options.JsonOption = False,

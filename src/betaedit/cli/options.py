@@ -240,9 +240,11 @@ def check_new(option: str, path: Path | None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and notices off the terminal; ours say what is going on."""
+    """Keep the libraries' own bars, notices and retries off the terminal; ours say what is going on."""
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls

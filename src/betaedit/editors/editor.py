@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from betaedit.editors.config import EditConfig
+from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import find, sharing_a_key
-from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
@@ -128,10 +128,11 @@ class Editor:
         ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset.
 
         Raises:
+            MethodError: The method is unknown; no model is loaded then.
+            ConfigError: An override is unknown or impossible, or there is no such preset; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).
-            ConfigError: An override is unknown or impossible, or there is no such preset.
         """
-        find_recipe(method)
+        check_names(method, preset, overrides)
         if isinstance(name, str):
             model = load_language_model(name, dtype=dtype, device=device, device_map=device_map)
         elif tokenizer is None:
@@ -328,6 +329,19 @@ class Editor:
         weights = moments.origin.get("weights")
         if weights and weights != self.language_model.fingerprint(moments.layers[-1]):
             logger.warning("the statistics were collected on other weights (%s).", moments.origin.get("model"))
+
+
+def check_names(method: str, preset: Preset | str | Path | None, overrides: dict[str, Any]) -> None:
+    """Refuse a slip in what ``Editor`` is given before minutes are spent on loading a model.
+
+    Raises:
+        MethodError: The method is unknown.
+        ConfigError: An override is unknown or impossible, or there is no such preset, or its file is broken.
+    """
+    find_recipe(method)
+    if preset is not None:
+        named_preset(preset)
+    make_config(overrides)
 
 
 def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[Fact]:

@@ -52,6 +52,7 @@ class PresetFile(BaseModel):
             source=self.source,
             parameters=0.0,
             mlp_size=0,
+            hidden_size=0,
             values=self.values,
             by_method=self.by_method,
         )
@@ -86,10 +87,17 @@ def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers:
     """The preset of that name or file, or itself; the model's own when none is wanted.
 
     Raises:
+        ConfigError: As ``named_preset``.
+    """
+    return preset_for(model_name, n_layers) if wanted is None else named_preset(wanted)
+
+
+def named_preset(wanted: Preset | str | Path) -> Preset:
+    """The preset of that name or file, or itself; no model is needed to find it.
+
+    Raises:
         ConfigError: There is no preset of that name and no such file, or the file is broken.
     """
-    if wanted is None:
-        return preset_for(model_name, n_layers)
     if isinstance(wanted, Preset):
         return wanted
     known = find_preset(str(wanted))

@@ -19,6 +19,7 @@ class Preset:
         source: Where the values come from.
         parameters: Weights of the model, in billions.
         mlp_size: Width of its keys, ``d_in``.
+        hidden_size: Width of its hidden state, ``d_out``.
         values: What differs from ``EditConfig``'s defaults.
         by_method: What differs further for one recipe.
     """
@@ -28,6 +29,7 @@ class Preset:
     source: str
     parameters: float
     mlp_size: int
+    hidden_size: int
     values: dict[str, Any]
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -78,6 +80,7 @@ PRESETS: tuple[Preset, ...] = (
         source="measured: docs/presets.md",
         parameters=0.135,
         mlp_size=1536,
+        hidden_size=576,
         values={
             "layers": (4, 5, 6, 7, 8),
             "value_learning_rate": 0.5,
@@ -96,6 +99,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=1.558,
         mlp_size=6400,
+        hidden_size=1600,
         values={"layers": (13, 14, 15, 16, 17), "value_steps": 20, "value_learning_rate": 0.5, **_PUBLISHED},
         by_method=_by_method(20000.0, 17),
     ),
@@ -105,6 +109,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=6.05,
         mlp_size=16384,
+        hidden_size=4096,
         values={"layers": (3, 4, 5, 6, 7, 8), "value_learning_rate": 0.5, **_PUBLISHED},
         by_method=_by_method(15000.0, 5, {"pmet": {"leakage_weight": 6000.0}}),
     ),
@@ -114,6 +119,7 @@ PRESETS: tuple[Preset, ...] = (
         source=_ALPHAEDIT_REPO,
         parameters=8.03,
         mlp_size=14336,
+        hidden_size=4096,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_by_method(15000.0, 5, {"encore": {"ridge": 20.0, "value_learning_rate": 0.5}}),
     ),
@@ -123,6 +129,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit repository",
         parameters=8.03,
         mlp_size=14336,
+        hidden_size=4096,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_by_method(15000.0, 5),
     ),
@@ -132,6 +139,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit repository",
         parameters=7.62,
         mlp_size=18944,
+        hidden_size=3584,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_by_method(15000.0, 5),
     ),
@@ -141,6 +149,7 @@ PRESETS: tuple[Preset, ...] = (
         source="BetaEdit paper names the layers; no configuration is released, the rest is that of the other models",
         parameters=4.02,
         mlp_size=9728,
+        hidden_size=2560,
         values={"layers": (4, 5, 6, 7, 8), "value_learning_rate": 0.1, **_PUBLISHED},
         by_method=_by_method(15000.0, 5),
     ),
@@ -167,6 +176,7 @@ def untuned(n_layers: int) -> Preset:
         source="defaults of 8B models, layers scaled to the depth; not measured",
         parameters=0.0,
         mlp_size=0,
+        hidden_size=0,
         values={"layers": layers},
         by_method=_by_method(15000.0, layers[min(1, len(layers) - 1)]),
     )

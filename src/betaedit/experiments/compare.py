@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from betaedit.editors.editor import Editor
+from betaedit.editors.editor import Editor, check_names
 from betaedit.editors.preset_file import choose_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
@@ -73,9 +73,7 @@ def compare_methods(
             nothing has run then.
     """
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
-    names = [variant.name for variant in variants]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
+    names = check_variants(variants, preset, overrides or {})
     chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
     configs = [
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
@@ -95,3 +93,20 @@ def compare_methods(
         finally:
             editor.reset()
     return found
+
+
+def check_variants(
+    variants: Sequence[Variant], preset: Preset | str | Path | None, overrides: dict[str, Any]
+) -> list[str]:
+    """The names of variants, once all is refused that can be refused without a model.
+
+    Raises:
+        MethodError: A method is unknown.
+        ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name.
+    """
+    for variant in variants:
+        check_names(variant.method, preset, {**overrides, **variant.settings})
+    names = [variant.name for variant in variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
+    return names

@@ -35,8 +35,9 @@ class RunFolder:
         self.path = Path(path)
         file = self.path / "run.json"
         if not file.is_file():
+            missing = "it has no run.json" if self.path.is_dir() else "there is no such folder"
             raise RunFolderError(
-                f"{self.path} is no run folder: it has no run.json.", mend="Give a folder that a measured run wrote."
+                f"{self.path} is no run folder: {missing}.", mend="Give a folder that a measured run wrote."
             )
         self.setup = parse(RunSetup, _checked_format(file), str(file))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.errors import ModelError, StatisticsError
+from betaedit.errors import ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
@@ -50,7 +50,11 @@ def load_target(
         return editor_of(name, statistics=statistics, dtype=dtype, device=device).language_model
     if (folder / "adapter_config.json").is_file():
         return _adapted(folder, dtype, device)
-    return load_language_model(name, dtype=dtype, device=device)
+    try:
+        return load_language_model(name, dtype=dtype, device=device)
+    except ModelNotFoundError as error:
+        mend = f"{error.mend} A run, a workspace or an adapter is named by its folder."
+        raise ModelNotFoundError(error.message, mend=mend) from error
 
 
 def editor_of(
@@ -77,7 +81,7 @@ def editor_of(
     """
     if (Path(name) / LEDGER).is_file():
         return Workspace.open(name, device=device).editor
-    run = RunFolder(name)
+    run = _run(name)
     setup = run.setup
     model = load_language_model(setup.model["name"], dtype=dtype, device=device)
     if model.fingerprint() != setup.model["weights"]:
@@ -107,7 +111,7 @@ def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
     """
     if (Path(name) / LEDGER).is_file():
         return {}
-    run = RunFolder(name)
+    run = _run(name)
     counts = run.measured()
     if not counts or counts[-1] == 0:
         return {}
@@ -120,6 +124,14 @@ def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
         "perplexity": (before.perplexity, after.perplexity),
         "agreement": (before.agreement, after.agreement),
     }
+
+
+def _run(name: str) -> RunFolder:
+    """The run folder where a workspace would do as well, and is not there."""
+    if not (Path(name) / "run.json").is_file():
+        missing = "is neither a run folder nor a workspace" if Path(name).is_dir() else "is no folder here"
+        raise RunFolderError(f"{name} {missing}.", mend="Give a run folder or a workspace.")
+    return RunFolder(name)
 
 
 def _share(found: Mean | None) -> float | None:

@@ -91,13 +91,13 @@ def history(store: Store, name: str) -> list[Writing]:
     return found or store.writings(find_one(store, name).number)
 
 
-def live_cases(folder: Path) -> list[EvaluationCase]:
+def live_cases(folder: str | Path) -> list[EvaluationCase]:
     """The live facts of a workspace, in the order they were written, to be written into another one.
 
     Raises:
         LedgerError: There is no workspace, or it is damaged.
     """
-    with closing(Store(folder / LEDGER)) as store:
+    with closing(Store(Path(folder) / LEDGER)) as store:
         return [EvaluationCase(writing.fact) for writing in store.live()]
 
 

@@ -156,7 +156,8 @@ def _check_config(name: str, place: str) -> None:
             ) from error
         raise ModelNotFoundError(
             f"no model {name!r}: {_first_line(error)}",
-            mend=f"Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this machine can reach.",
+            mend=f"There is no such folder here. Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this "
+            "machine can reach.",
         ) from error
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = list(getattr(config, "architectures", None) or [])

@@ -1,0 +1,30 @@
+"""Bytes that editing takes beside the model's weights (the table of docs/concepts.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from betaedit.memory.associative import FOLD_AFTER
+
+
+def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int) -> int:
+    """The most that editing holds at one time.
+
+    Args:
+        solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
+        shapes: (d_out, d_in) of every edited matrix.
+        element_size: Bytes of one weight.
+    """
+    change_size = max(element_size, 4)  # float32, or float64 beside weights in it
+    matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
+    building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
+    return solvers + matrices + building
+
+
+def most_of_a_solver(d_in: int) -> int:
+    """The bound of ``AssociativeMemory.nbytes``: every direction kept, keys folded, and room for those before the next.
+
+    The projector is refreshed, and the basis in float64.
+    """
+    basis_moment_history = (8 + 4 + 8) * d_in**2
+    return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
