@@ -344,6 +344,22 @@ def test_another_model_statistics_or_recipe_is_refused_with_both_identities(tmp_
         _ = other.editor
 
 
+@pytest.mark.parametrize("looked_at_before", [False, True])
+def test_a_workspace_that_cannot_be_edited_is_still_read_as_it_is(tmp_path: Path, looked_at_before: bool):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        left = state(workspace)
+    moments = moments_for(tiny_llama())
+    Moments({layer: 2 * moment for layer, moment in moments.matrices.items()}, 1000).save(tmp_path / "w" / STATISTICS)
+    with reopened(tmp_path, write=True) as other:
+        if looked_at_before:
+            assert same(state(other), left)
+        with pytest.raises(IdentityError):
+            _ = other.editor
+        assert list(state(other)) == list(left)
+        assert same(state(other), left)
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "notes.txt").write_text("mine")

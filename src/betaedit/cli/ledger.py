@@ -77,7 +77,7 @@ def forget(
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Take facts out of the model, exactly: it becomes one that was never told them."""
+    """Take facts out of the model: its weights become what the other facts alone make of the original ones."""
     from betaedit.cli.render import counted, say, told
     from betaedit.ledger.query import to_dict
 

@@ -236,7 +236,7 @@ class Editor:
     def forget(self, name: str) -> list[EditResult]:
         """Take back the fact with the id ``name``, or all facts about the subject ``name``; returns what they were.
 
-        The model becomes one that was never told them: for the same keys and values of the other facts, their weights
+        The weights become what the other facts, with their keys and values, make of the original ones
         (``docs/forgetting.md`` says how closely).
 
         Raises:

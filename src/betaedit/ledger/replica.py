@@ -35,7 +35,11 @@ class Replica:
         self._workspace = Workspace.open(folder, model=model, device=device)
         self._lock = threading.RLock()
         _ = self._workspace.matrices
-        self.event = self._workspace.position
+
+    @property
+    def event(self) -> int:
+        """The event that the served weights are at."""
+        return self._workspace.position
 
     @contextmanager
     def model(self) -> Iterator[LanguageModel]:
@@ -56,7 +60,7 @@ class Replica:
                 rebuild(store, head, matrices)
             else:
                 advance(store, following, matrices)
-            self.event = head
+            self._workspace.position = head
         return head
 
     @contextmanager

@@ -160,11 +160,17 @@ class Workspace:
             IdentityError: The model has other weights than the workspace was made with.
             LedgerError: The weights cannot be built again.
         """
-        if self._model is None:
-            self._model = checked_model(self.folder, self.store.identity, self._load())
-            projections = {layer: self._model.anatomy.projection(layer) for layer in self.store.layers}
+        model = self._loaded()
+        if not self._matrices:
+            projections = {layer: model.anatomy.projection(layer) for layer in self.store.layers}
             self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
             self._come_to(self.store.head)
+        return model
+
+    def _loaded(self) -> LanguageModel:
+        """The model, whatever its weights are at."""
+        if self._model is None:
+            self._model = checked_model(self.folder, self.store.identity, self._load())
         return self._model
 
     @property
@@ -181,11 +187,14 @@ class Workspace:
             IdentityError: Statistics or recipe are not those the workspace was made with, or as ``language_model``.
         """
         if self._editor is None:
-            if self._model is None:
-                self._model = checked_model(self.folder, self.store.identity, self._load())
+            model = self._loaded()
             for matrix in self._matrices.values():
                 matrix.restore()
-            self._editor = editor_again(self.folder, self.store.identity, self._model, self.progress)
+            try:
+                self._editor = editor_again(self.folder, self.store.identity, model, self.progress)
+            except BaseException:
+                self._come_to(self.store.head)
+                raise
             self._matrices = self._editor.engine.matrices
             self._come_to_head()
         return self._editor
@@ -240,7 +249,8 @@ class Workspace:
     def forget(self, *names: str, last: int = 0) -> list[Writing]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
 
-        The weights become those of a model that was never told them (docs/forgetting.md).
+        The weights become what the other facts, with their keys and values, make of the original ones
+        (docs/forgetting.md).
 
         Raises:
             LedgerError: There is none of a name, or the ledger cannot be written; nothing has changed then.
