@@ -33,10 +33,10 @@ CASES = [
 ]
 
 
-def a_run(folder: Path | None = None, **changes):
+def a_run(folder: Path | None = None, cases=CASES, **changes):
     editor = editor_for(language_model("llama"))
     options = {"evaluate_at": [2], "measures": MEASURES, "folder": folder, **changes}
-    return editor, run_edits(editor, CASES, **options)
+    return editor, run_edits(editor, cases, **options)
 
 
 def figures(folder: Path) -> list[dict]:
@@ -122,6 +122,31 @@ def test_more_counts_can_be_measured_afterwards(tmp_path: Path) -> None:
     _, report = a_run(tmp_path / "run", evaluate_at=[1, 2, 4])
     assert [checkpoint.edits for checkpoint in report.checkpoints] == [0, 1, 2, 4, 5]
     assert RunFolder(tmp_path / "run").setup.evaluate_at == [0, 1, 2, 4, 5]
+
+
+def test_more_facts_follow_those_of_a_kept_run_as_if_they_had_been_there_from_the_start(tmp_path: Path) -> None:
+    editor, _ = a_run(tmp_path / "whole", evaluate_at=[3])
+    a_run(tmp_path / "grown", CASES[:3], evaluate_at=[])
+    kept = (tmp_path / "grown" / "state" / "00000003.safetensors").stat().st_mtime_ns
+    grown, report = a_run(tmp_path / "grown", evaluate_at=[3], source="a longer file")
+    assert (tmp_path / "grown" / "state" / "00000003.safetensors").stat().st_mtime_ns == kept
+    assert figures(tmp_path / "grown") == figures(tmp_path / "whole")
+    assert report.before.efficacy.probability.count == 5
+    data = RunFolder(tmp_path / "grown").setup.data
+    assert (data["records"], data["source"]) == (5, "a longer file")
+    before, after = weights(editor.language_model), weights(grown.language_model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_other_facts_than_those_of_a_kept_run_are_refused_and_it_stays(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", CASES[:3], batch_size=2)
+    before = figures(tmp_path / "run")
+    for cases in (CASES[:2], CASES[1:], [CASES[0], CASES[2], CASES[1], CASES[3]]):
+        with pytest.raises(RunFolderError, match=f"other facts than these {len(cases)}: 3 of"):
+            a_run(tmp_path / "run", cases, batch_size=2)
+    with pytest.raises(RunFolderError, match="3 facts, which do not end with a whole batch of 2"):
+        a_run(tmp_path / "run", batch_size=2)
+    assert figures(tmp_path / "run") == before
 
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ class RunFolder:
         write_text(self._outcomes_file(checkpoint.edits), "".join(f"{line}\n" for line in lines))
         write_json(self._checkpoint_file(checkpoint.edits), checkpoint)
 
+    def remove_checkpoint(self, edits: int) -> None:
+        """Take a checkpoint away with its outcomes; nothing where there is none."""
+        for file in (self._checkpoint_file(edits), self._outcomes_file(edits)):
+            file.unlink(missing_ok=True)
+
     def append_edit(self, edit: dict[str, Any]) -> None:
         """Add a line to ``edits.jsonl``."""
         append_line(self.path / "edits.jsonl", edit)

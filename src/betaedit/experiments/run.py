@@ -120,7 +120,8 @@ def run_edits(
 
     Everything is checked before the first weight changes (see ``Editor.edit`` for what is refused). With a folder,
     every edit and every checkpoint is on disk as soon as it is made; the same call continues an interrupted run and
-    ends with the same weights and figures.
+    ends with the same weights and figures. A call with more cases after those of a kept run goes on from its end; only
+    the unedited model is measured again, on all of them.
 
     Args:
         editor: Holds the unedited model, which is changed.
@@ -145,7 +146,7 @@ def run_edits(
     editor.plan(cases)
     editor.prepare()
     setup = _setup(editor, cases, points, batch_size, source)
-    kept = None if folder is None else _opened(Path(folder), setup)
+    kept = None if folder is None else _opened(Path(folder), setup, cases)
     evaluator = Evaluator(editor, cases, measures or Measures())
     done = _Done()
     batches = _batches(editor, cases, batch_size, kept)
@@ -236,22 +237,37 @@ def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
     logger.warning("%s", verdict.judgement)
 
 
-def _opened(path: Path, setup: RunSetup) -> RunFolder:
-    """The run folder, new or the one of this same run."""
+def _opened(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase]) -> RunFolder:
+    """The run folder: a new one, that of this same run, or that of a run on the first of its cases."""
     if not (path / "run.json").exists():
         if path.is_dir() and any(path.iterdir()):
             raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
         return RunFolder.create(path, setup)
     found = RunFolder(path)
-    for name in ("method", "model", "config", "data", "batch_size", "details"):
+    for name in ("method", "model", "config", "batch_size", "details"):
         if getattr(found.setup, name) != getattr(setup, name):
-            raise RunFolderError(
-                f"{path} holds a run with {_OTHER.get(name, f'another {name}')}.",
-                mend="Repeat that run's command, or name a new folder.",
-            )
-    if found.setup.evaluate_at != setup.evaluate_at:
-        write_json(path / "run.json", found.setup.model_copy(update={"evaluate_at": setup.evaluate_at}))
+            raise _another_run(path, _OTHER.get(name, f"another {name}"))
+    if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
+        _check_extension(found, setup, cases)
+        found.remove_checkpoint(0)  # it was measured on the cases of then
+    changed = {"evaluate_at": setup.evaluate_at, "data": setup.data}
+    if any(getattr(found.setup, name) != value for name, value in changed.items()):
+        write_json(path / "run.json", found.setup.model_copy(update=changed))
     return found
+
+
+def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:
+    """Refuse ``cases`` unless they begin with those of the run, and go on after whole batches."""
+    n = found.setup.data["records"]
+    if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
+        raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")
+    step = setup.batch_size * int(setup.config["value_look_ahead"])
+    if n % step:
+        raise _another_run(found.path, f"{n} facts, which do not end with a whole batch of {step}, so none can follow")
+
+
+def _another_run(path: Path, what: str) -> RunFolderError:
+    return RunFolderError(f"{path} holds a run with {what}.", mend="Repeat that run's command, or name a new folder.")
 
 
 def _setup(
