@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -151,6 +152,52 @@ def test_layers_that_somebody_watches_or_has_changed_run_by_their_modules(
     change(model)
     assert_the_same(model, "three", 1e-5)
     assert not runs_leanly(model, monkeypatch)
+
+
+def in_place(linear: nn.Linear) -> None:
+    with torch.no_grad():
+        linear.weight.mul_(2)
+
+
+def behind_its_back(linear: nn.Linear) -> None:
+    linear.weight.data.mul_(2)
+
+
+def other_data(linear: nn.Linear) -> None:
+    linear.weight.data = 2 * linear.weight.data
+
+
+def other_parameter(linear: nn.Linear) -> None:
+    linear.weight = nn.Parameter(2 * linear.weight.data, requires_grad=False)
+
+
+@pytest.mark.parametrize("change", [in_place, behind_its_back, other_data, other_parameter])
+def test_weights_that_change_between_searches_change_both_ways(
+    change: Callable[[nn.Linear], None], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("llama").requires_grad_(False)
+    assert_the_same(model, "three", 1e-5)
+    change(cast(nn.Linear, model.get_submodule("model.layers.2.mlp.up_proj")))
+    assert_the_same(model, "three", 1e-5)
+    assert runs_leanly(model, monkeypatch)
+
+
+def test_weights_are_kept_turned_round_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model("llama").requires_grad_(False)
+    linears = [
+        part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear
+    ]
+    size = sum(linear.weight.nbytes for linear in linears)
+    monkeypatch.setattr(lean, "TURNED_BYTES", size - 1)
+    assert_the_same(model, "three", 1e-5)
+    assert lean.turned_bytes(model) == 0
+    monkeypatch.setattr(lean, "TURNED_BYTES", 2 * size)
+    for _ in range(2):
+        assert_the_same(model, "three", 1e-5)
+        assert lean.turned_bytes(model) == size
+    kept = [lean._turned[linear][-1] for linear in linears]
+    assert_the_same(model, "one", 1e-5)
+    assert all(lean._turned[linear][-1] is turned for linear, turned in zip(linears, kept, strict=True))
 
 
 def test_no_layers_leave_the_states_as_they_are():

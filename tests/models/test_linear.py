@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from betaedit.models.linear import narrow_linears
+from betaedit.models.linear import column_product, narrow_linears
 from support.families import FAMILY_NAMES, shared_model
 from support.recordings import TOLERANCE, random_prompts
 
@@ -122,3 +122,32 @@ def test_weights_written_in_place_meanwhile_are_used():
     with narrow_linears([linear]):
         linear.weight.zero_()
         assert not linear(torch.randn(3, 6)).any()
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (7, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [1, 28, 29, 48, 49, 200])
+def test_products_of_columns_are_the_same_however_many_threads_share_them(
+    shape: tuple[int, int], dtype: torch.dtype, n: int
+):
+    weight, columns, onto = torch.randn(shape), torch.randn(shape[1], n), torch.randn(shape[0], n)
+    weight, columns, onto = (each.to(dtype) for each in (weight, columns, onto))
+    sum_before = onto + weight @ columns
+    tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else TOLERANCE
+    torch.testing.assert_close(column_product(weight, columns), weight @ columns, **tolerance)
+    assert column_product(weight, columns, onto) is onto
+    torch.testing.assert_close(onto, sum_before, **tolerance)
+
+
+def test_a_matrix_whose_rows_do_not_lie_side_by_side_can_be_a_factor():
+    weight, columns = torch.randn(8, 12).t(), torch.randn(8, 60)
+    torch.testing.assert_close(column_product(weight, columns), weight @ columns, **TOLERANCE)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from betaedit.memory.associative import FOLD_AFTER
+from betaedit.models.lean import TURNED_BYTES
 
 
-def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int) -> int:
+def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, turned: int) -> int:
     """The most that editing holds at one time.
 
     Args:
         solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
+        turned: Bytes of the weights that searches for values keep turned round: ``models.lean.turned_bytes``, or
+            ``most_of_turned_weights``.
     """
     change_size = max(element_size, 4)  # float32, or float64 beside weights in it
     matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
     building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
-    return solvers + matrices + building
+    return solvers + matrices + building + turned
 
 
 def most_of_a_solver(d_in: int) -> int:
@@ -28,3 +31,8 @@ def most_of_a_solver(d_in: int) -> int:
     """
     basis_moment_history = (8 + 4 + 8) * d_in**2
     return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
+
+
+def most_of_turned_weights(model_bytes: int, device: str) -> int:
+    """The bound of ``models.lean.turned_bytes`` for a model of so many bytes."""
+    return model_bytes if device == "cpu" and model_bytes <= TURNED_BYTES else 0

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.linear import NARROW, narrow_linears
+from betaedit.models.linear import column_product, is_by_mkl, narrow_linears
 from betaedit.models.pack import PriorState
 from betaedit.models.partial import LayerCall, layer_output, run_layers
 
@@ -32,9 +32,12 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
+TURNED_BYTES = 2**30
+"""Weights of the layers of a search that are kept a second time, turned round for the way back, if they fit in this."""
 
 _Back = Callable[[Tensor], Tensor]
 _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_turned: WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = WeakKeyDictionary()
 
 
 def lean_layers(
@@ -89,7 +92,7 @@ class _Positions(NamedTuple):
     Args:
         cosines: ``(head_dim, g * width)`` of the rotary angles.
         sines: Likewise, those of the first half negated.
-        mask: ``(g, 1, 1, width, prior + width)``, added to attention scores.
+        mask: ``(g * kv, h / kv * width, prior + width)``, added to attention scores.
     """
 
     cosines: Tensor
@@ -97,15 +100,20 @@ class _Positions(NamedTuple):
     mask: Tensor
 
     @classmethod
-    def of(cls, angles: tuple[Tensor, Tensor], mask: Tensor) -> _Positions:
-        """From a layer's own arguments: two of ``(g or 1, width, head_dim)``, a mask that is added or allows."""
+    def of(cls, angles: tuple[Tensor, Tensor], mask: Tensor, heads: tuple[int, int]) -> _Positions:
+        """From a layer's arguments and its ``(kv, h / kv)`` heads.
+
+        Angles are two of ``(g or 1, width, head_dim)``; a mask ``(g, 1, width, prior + width)`` is added or allows.
+        """
         g, width = mask.shape[0], mask.shape[2]
         cosines, sines = (each.expand(g, -1, -1).reshape(g * width, -1).t().contiguous() for each in angles)
         half = len(sines) // 2
         sines = torch.cat([-sines[:half], sines[half:]])
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=cosines.dtype).masked_fill_(~mask, torch.finfo(cosines.dtype).min)
-        return cls(cosines, sines, mask[:, :, None])
+        kv, share = heads
+        mask = mask[:, :, None].expand(-1, kv, share, -1, -1).reshape(g * kv, share * width, -1)
+        return cls(cosines, sines, mask)
 
     def turn(self, heads: Tensor) -> Tensor:
         """``heads`` ``(h, head_dim, n)`` turned by the angles."""
@@ -118,24 +126,69 @@ class _Positions(NamedTuple):
 
 @dataclass(frozen=True)
 class _Norm:
-    """RMSNorm over the second last axis, computed in float32 at least."""
+    """RMSNorm over the second last axis, computed in float32 at least.
+
+    Args:
+        weight: ``(size, 1)``.
+        epsilon: ``(1, 1)``.
+    """
 
     weight: Tensor
-    epsilon: float
+    epsilon: Tensor
+
+    @classmethod
+    def of(cls, norm: Any) -> _Norm:
+        """Of the model's own."""
+        weight: Tensor = norm.weight[:, None]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return cls(weight, torch.full((1, 1), norm.variance_epsilon, dtype=wide, device=weight.device))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, _Back]:
-        dtype, weight = x.dtype, self.weight[:, None]
-        x = x.to(torch.promote_types(dtype, torch.float32))
-        size = x.shape[-2]
-        length: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
-        scale = length.square_().div_(size).add_(self.epsilon).rsqrt_()
+        dtype, size = x.dtype, x.shape[-2]
+        x = x.to(self.epsilon.dtype)
+        squares = (x * x).sum(dim=-2, keepdim=True)
+        scale = torch.add(self.epsilon, squares, alpha=1 / size).rsqrt_()
 
         def back(gradient: Tensor) -> Tensor:
-            slope = (gradient * weight).to(x.dtype)
-            along = (slope * x).sum(dim=-2, keepdim=True).mul_(scale.pow(3)).div_(-size)
-            return (slope * scale).addcmul_(x, along).to(dtype)
+            slope = (gradient * self.weight).to(x.dtype)
+            along = (slope * x).sum(dim=-2, keepdim=True).mul_(scale * scale).mul_(scale)
+            return (slope * scale).addcmul_(x, along, value=-1 / size).to(dtype)
 
-        return (x * scale).to(dtype).mul_(weight), back
+        return (x * scale).to(dtype).mul_(self.weight), back
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """``W x + b``, of columns.
+
+    Args:
+        weight: ``(d_out, d_in)``.
+        bias: ``(d_out,)``, if there is one.
+        turned: ``W^T`` ``(d_in, d_out)`` with its rows side by side in memory, if there is room for it: the way back
+            takes two thirds of the time with it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    turned: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = column_product(self.weight, x)
+        return product if self.bias is None else product.add_(self.bias[:, None])
+
+
+def _back_products(*slopes: tuple[Tensor, _Projection]) -> Tensor:
+    """The sum of ``W^T g`` over gradients ``g`` of products of one ``x``."""
+    if all(projection.turned is not None for _, projection in slopes):
+        columns: Tensor | None = None
+        for gradient, projection in slopes:
+            columns = column_product(cast(Tensor, projection.turned), gradient, columns)
+        return cast(Tensor, columns)
+    (gradient, projection), *others = slopes
+    rows = torch.mm(gradient.t(), projection.weight)
+    for gradient, projection in others:
+        rows.addmm_(gradient.t(), projection.weight)
+    return rows.t().contiguous()
 
 
 @dataclass(frozen=True)
@@ -151,10 +204,10 @@ class _Attention:
         positions: Angles and mask.
     """
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    query: _Projection
+    key: _Projection
+    value: _Projection
+    output: _Projection
     norms: tuple[_Norm, ...]
     scaling: float
     head_dim: int
@@ -162,8 +215,7 @@ class _Attention:
     positions: _Positions
 
     def __call__(self, x: Tensor) -> tuple[Tensor, _Back]:
-        queries, keys = (_heads(_product(each, x), self.head_dim) for each in (self.query, self.key))
-        values = _heads(_product(self.value, x), self.head_dim)
+        queries, keys, values = (_heads(each(x), self.head_dim) for each in (self.query, self.key, self.value))
         normed = [norm(each) for norm, each in zip(self.norms, (queries, keys), strict=False)]
         turned = self.positions.turn(torch.cat([each for each, _ in normed] or [queries, keys]))
         mixed, mixed_back = self._mix(turned, values)
@@ -177,12 +229,12 @@ class _Attention:
             projections = (self.query, self.key, self.value)
             return _back_products(
                 *(
-                    (slope.reshape(-1, slope.shape[-1]), linear)
-                    for slope, linear in zip([*slopes, value_slope], projections, strict=True)
+                    (slope.reshape(-1, slope.shape[-1]), projection)
+                    for slope, projection in zip([*slopes, value_slope], projections, strict=True)
                 )
             )
 
-        return _product(self.output, mixed), back
+        return self.output(mixed), back
 
     def _mix(self, turned: Tensor, values: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """``(h * head_dim, n)``, from queries and keys ``(h + kv, head_dim, n)`` and values ``(kv, head_dim, n)``."""
@@ -194,33 +246,36 @@ class _Attention:
         queries = rows[:, :h].reshape(g * kv, -1, dim)
         keys = torch.cat([held_keys, rows[:, h:]], dim=2).view(g * kv, -1, dim)
         all_values = torch.cat([held_values, _rows(values, g)], dim=2).view(g * kv, -1, dim)
-        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(self.scaling)
-        scores = scores.view(g, kv, h // kv, width, -1).add_(self.positions.mask).view(g * kv, -1, prior + width)
+        scores = torch.baddbmm(self.positions.mask, queries, keys.transpose(1, 2), alpha=self.scaling)
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
         def back(gradient: Tensor) -> tuple[Tensor, Tensor]:
             slope = _rows(_heads(gradient, dim), g).reshape(g * kv, -1, dim)
             value_slope = torch.bmm(shares[:, :, prior:].transpose(1, 2), slope)
             slope = torch.bmm(slope, all_values.transpose(1, 2))
-            slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype).mul_(self.scaling)
-            key_slope = torch.bmm(slope[:, :, prior:].transpose(1, 2), queries)
-            both = torch.cat([torch.bmm(slope, keys).view(g, h, width, dim), key_slope.view(g, kv, width, dim)], dim=1)
+            slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
+            key_slope = self._scaled(slope[:, :, prior:].transpose(1, 2), queries).view(g, kv, width, dim)
+            both = torch.cat([self._scaled(slope, keys).view(g, h, width, dim), key_slope], dim=1)
             return _columns(both), _columns(value_slope.view(g, kv, width, dim))
 
         mixed = torch.bmm(shares, all_values).view(g, h, width, dim)
         return _columns(mixed).view(h * dim, -1), back
+
+    def _scaled(self, left: Tensor, right: Tensor) -> Tensor:
+        """Batched product, scaled like the scores."""
+        return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=self.scaling)
 
 
 @dataclass(frozen=True)
 class _Mlp:
     """``W_down (silu(W_gate x) * W_up x)``."""
 
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    gate: _Projection
+    up: _Projection
+    down: _Projection
 
     def __call__(self, x: Tensor) -> tuple[Tensor, _Back]:
-        gate, up = _product(self.gate, x), _product(self.up, x)
+        gate, up = self.gate(x), self.up(x)
         active = nn.functional.silu(gate)
 
         def back(gradient: Tensor) -> Tensor:
@@ -228,7 +283,7 @@ class _Mlp:
             gate_slope = torch.ops.aten.silu_backward(slope * up, gate)
             return _back_products((gate_slope, self.gate), (slope.mul_(active), self.up))
 
-        return _product(self.down, active * up), back
+        return self.down(active * up), back
 
 
 class _Layer(NamedTuple):
@@ -253,22 +308,6 @@ class _Layer(NamedTuple):
         return changed.add_(middle), back
 
 
-def _product(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``W x + b``, of columns."""
-    weight: Tensor = linear.weight
-    product = weight.mm(x) if x.shape[1] < NARROW else x.t().mm(weight.t()).t().contiguous()
-    return product if linear.bias is None else product.add_(linear.bias[:, None])
-
-
-def _back_products(*slopes: tuple[Tensor, nn.Linear]) -> Tensor:
-    """The sum of ``W^T g`` over gradients ``g`` of products of one ``x``."""
-    (gradient, linear), *others = slopes
-    rows = torch.mm(gradient.t(), linear.weight)
-    for gradient, linear in others:
-        rows.addmm_(gradient.t(), linear.weight)
-    return rows.t().contiguous()
-
-
 def _heads(columns: Tensor, dim: int) -> Tensor:
     """``(h * dim, n)`` as ``(h, dim, n)``."""
     return columns.view(-1, dim, columns.shape[-1])
@@ -290,7 +329,8 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     shared: dict[tuple[int, int], _Positions] = {}
-    lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared) for layer in layers]
+    room = _has_room([anatomy.layers[layer] for layer in layers])
+    lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared, room) for layer in layers]
     found = [layer for layer in lean if layer is not None]
     if len(found) < len(lean):
         return None
@@ -322,7 +362,9 @@ def _is_watched(module: nn.Module) -> bool:
     return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
-def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, int], _Positions]) -> _Layer | None:
+def _layer_of(
+    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, int], _Positions], room: bool
+) -> _Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]
@@ -340,26 +382,48 @@ def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, i
         or not all(hasattr(norm, "variance_epsilon") for norm in norms)
     ):
         return None
-    key = (id(angles[0]), id(mask))
-    if key not in shared:
-        shared[key] = _Positions.of(angles, mask)
-    first, second, *heads = (_Norm(norm.weight, norm.variance_epsilon) for norm in norms)
+    arguments = (id(angles[0]), id(mask))
+    if arguments not in shared:
+        kv = state.held[index][0].shape[1]
+        heads = attention.q_proj.out_features // attention.head_dim
+        shared[arguments] = _Positions.of(angles, mask, (kv, heads // kv))
+    first, second, *head_norms = (_Norm.of(norm) for norm in norms)
+    query, key, value, output = (
+        _projection(linear, room) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    )
+    mixing = (attention.scaling, attention.head_dim, state.held[index], shared[arguments])
     return _Layer(
         first,
-        _Attention(
-            attention.q_proj,
-            attention.k_proj,
-            attention.v_proj,
-            attention.o_proj,
-            tuple(heads),
-            attention.scaling,
-            attention.head_dim,
-            state.held[index],
-            shared[key],
-        ),
+        _Attention(query, key, value, output, tuple(head_norms), *mixing),
         second,
-        _Mlp(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        _Mlp(*(_projection(linear, room) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))),
     )
+
+
+def _has_room(layers: Sequence[nn.Module]) -> bool:
+    """Whether the weights of ``layers`` may be kept turned round: on the CPU, where it pays, and not too many."""
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    plain = all(is_by_mkl(weight) and not weight.is_inference() for weight in weights)
+    return plain and sum(weight.nbytes for weight in weights) <= TURNED_BYTES
+
+
+def turned_bytes(model: nn.Module) -> int:
+    """Bytes of the weights of ``model`` that are kept turned round."""
+    return sum(_turned[module][-1].nbytes for module in model.modules() if module in _turned)
+
+
+def _projection(linear: nn.Linear, room: bool) -> _Projection:
+    """The layer with its weights turned round if there is ``room``, the ones kept if they are of its weights still."""
+    weight: Tensor = linear.weight
+    if not room:
+        return _Projection(weight, linear.bias, None)
+    place, row = (weight.data_ptr(), weight._version), len(weight) // 2
+    *kept_place, turned = _turned.get(linear, (0, 0, weight))
+    # Weights changed through `.data` keep place and version; hardly any change spares a whole row.
+    if tuple(kept_place) != place or not torch.equal(turned[:, row], weight[row]):
+        turned = weight.detach().t().contiguous()
+        _turned[linear] = (*place, turned)
+    return _Projection(weight, linear.bias, turned)
 
 
 def _agrees(layer: nn.Module, call: LayerCall, lean: _Layer, hidden: Tensor) -> bool:

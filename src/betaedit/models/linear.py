@@ -1,7 +1,8 @@
 """Matrix products of few rows with frozen weights, at the speed the processor has.
 
 On CPUs torch computes ``x W^T`` for a few dozen rows at half the speed of ``W x^T``, which is the same numbers
-(docs/benchmarks.md). A few dozen rows are what the value of one fact needs.
+(docs/benchmarks.md). A few dozen rows are what the value of one fact needs. From some width on MKL does not divide
+``W x^T`` well among its threads; then each is given rows of ``W`` of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,27 @@ from betaedit.models.partial import replaced_forwards
 
 NARROW = 64
 """Rows from which on torch is quick by itself."""
+
+# The most columns that MKL divides well: of a matrix that is taller than wide, and of one that is wider.
+_UNDIVIDED = {True: 48, False: 28}
+
+
+def column_product(weight: Tensor, columns: Tensor, onto: Tensor | None = None) -> Tensor:
+    """``W x`` ``(d_out, n)`` of columns ``(d_in, n)``; added to ``onto``, which is contiguous, if that is given."""
+    (d_out, d_in), n = weight.shape, columns.shape[1]
+    threads = torch.get_num_threads() if is_by_mkl(weight) and weight.is_contiguous() else 1
+    if threads == 1 or d_out % threads or n <= _UNDIVIDED[d_out >= d_in]:
+        return weight.mm(columns) if onto is None else onto.addmm_(weight, columns)
+    parts = weight.view(threads, -1, d_in), columns.expand(threads, -1, -1)
+    if onto is None:
+        return torch.bmm(*parts).view(d_out, n)
+    onto.view(threads, -1, n).baddbmm_(*parts)
+    return onto
+
+
+def is_by_mkl(weight: Tensor) -> bool:
+    """Whether products with ``weight`` are computed on the CPU in single or double precision."""
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
 
 @contextmanager
