@@ -44,6 +44,8 @@ def test_brackets_that_say_nothing_are_refused(text: str) -> None:
         (["--set", "valueclamp=1"], "value_clamp"),
         (["--preset", "smolm2"], "smolm2"),
         (["--config", "none.yaml"], "none.yaml"),
+        (["--methods", "memit,rome[layers=[4,5]]"], "rome edits one layer, not 2"),
+        (["--evaluate-at", "1,30"], "cannot measure after 30 edits"),
     ],
 )
 def test_a_slip_is_told_before_the_model_is_looked_for(betaedit, tmp_path: Path, options: list[str], told: str) -> None:

@@ -123,6 +123,7 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "[Bob] is", "Rome", "--set", "value_clamp=-1"], 2, ["value_clamp", "greater than 0"]),
         (["edit", "[Bob] is", "Rome", "--config", "missing.yaml"], 2, ["missing.yaml"]),
         (["edit", "[Bob] is", "Rome", "--statistics", "missing.safetensors"], 5, ["missing.safetensors"]),
+        (["edit", "[Bob] is", "Rome", "--evaluate-at", "0,5"], 2, ["cannot measure after 5 edits", "from 0 to 1"]),
         (["edit", "[Bob] is", "Rome", "--set", "layers=[1, 40]"], 4, ["no layer 40", "layers 0 to 3"]),
     ],
 )

@@ -167,6 +167,7 @@ def test_the_log_is_filtered_by_subject_state_and_date(betaedit, told, listed, f
     assert f"{day} " in shown
     assert "+00:00" not in shown
     assert "the last 1 of 3 facts\n" in betaedit("log", "--last", "1", "--workspace", filled).out
+    assert "the last 1 of 2 facts\n" in betaedit("log", "--state", "live", "--last", "1", "--workspace", filled).out
     assert [event["kind"] for event in told("log", "--events", "--workspace", filled)["events"]] == [
         "init", "edit", "edit", "edit", "forget",
     ]  # fmt: skip

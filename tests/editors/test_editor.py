@@ -180,6 +180,8 @@ def test_an_unknown_hyper_parameter_suggests_the_nearest() -> None:
         ({"preset": "smolm2"}, ConfigError, "smolm2"),
         ({"value_clmap": 1.0}, ConfigError, "value_clamp"),
         ({"layers": [5, 4]}, ConfigError, "rising order"),
+        ({"method": "rome", "layers": [4, 5]}, ConfigError, "rome edits one layer, not 2"),
+        ({"statistics": "/no/such/moments"}, StatisticsError, "/no/such/moments cannot be read"),
     ],
 )
 def test_a_slip_is_told_before_the_model_is_looked_for(slip: dict, error: type[Exception], told: str) -> None:

@@ -43,6 +43,7 @@ def compare(
 
     from betaedit.cli.render import Bars
     from betaedit.experiments.compare import check_variants, compare_methods
+    from betaedit.experiments.run import measuring_points
     from betaedit.facts.readers import read_cases
     from betaedit.models.load import load_language_model
 
@@ -54,6 +55,7 @@ def compare(
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)
     cases = list(read_cases(source, limit=limit).cases)
+    measuring_points(counts, len(cases), batch_size)
     console = Console(stderr=json_)
     options.quiet_libraries()
     found = compare_methods(

@@ -93,8 +93,9 @@ def edit(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
-    from betaedit.experiments.run import run_edits
+    from betaedit.experiments.run import measuring_points, run_edits
 
+    measuring_points(counts, len(cases), batch_size)
     console = Console(stderr=json_)
     editor = options.load_editor(
         model,

@@ -47,12 +47,13 @@ def log(
         filtered = any(value is not None for value in (subject, state, since, until))
         shown = last or (None if json_ else _SHOWN)
         known = store.facts(None if filtered else shown)
-        facts = select(known, subject=subject, state=state, since=since, until=until)[-(shown or 0) :]
-        total = sum(store.states().values())
+        found = select(known, subject=subject, state=state, since=since, until=until)
+        facts = found[-(shown or 0) :]
+        total = len(found) if filtered else sum(store.states().values())
     if json_:
         options.print_json({"edits": [to_dict(fact) for fact in facts]})
         return
-    told = counted(len(facts), "fact") if filtered or len(facts) == total else f"the last {len(facts)} of {total} facts"
+    told = counted(total, "fact") if len(facts) == total else f"the last {len(facts)} of {total} facts"
     _print(_facts_table(facts), told)
 
 

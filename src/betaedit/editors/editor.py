@@ -103,7 +103,7 @@ class Editor:
         self._engine: Engine | None = None
         self._check_layers()
         self.recipe.check(self.config)
-        self._moments = Moments.load(statistics) if isinstance(statistics, str | Path) else statistics
+        self._moments = _as_moments(statistics)
         if self._moments is not None:
             self._check_moments(self._moments)
 
@@ -130,9 +130,11 @@ class Editor:
         Raises:
             MethodError: The method is unknown; no model is loaded then.
             ConfigError: An override is unknown or impossible, or there is no such preset; no model is loaded then.
+            StatisticsError: The file of statistics cannot be read; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).
         """
         check_names(method, preset, overrides)
+        moments = _as_moments(statistics)
         if isinstance(name, str):
             model = load_language_model(name, dtype=dtype, device=device, device_map=device_map)
         elif tokenizer is None:
@@ -143,7 +145,7 @@ class Editor:
             model = LanguageModel.wrap(name, tokenizer)
         chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
         base = (config or chosen.config(find_recipe(method))).replace(**overrides)
-        return cls(model, method=method, config=base, preset=chosen, statistics=statistics, progress=progress)
+        return cls(model, method=method, config=base, preset=chosen, statistics=moments, progress=progress)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -336,12 +338,19 @@ def check_names(method: str, preset: Preset | str | Path | None, overrides: dict
 
     Raises:
         MethodError: The method is unknown.
-        ConfigError: An override is unknown or impossible, or there is no such preset, or its file is broken.
+        ConfigError: An override is unknown or impossible, also for the method, or there is no such preset, or its file
+            is broken.
     """
-    find_recipe(method)
+    recipe = find_recipe(method)
     if preset is not None:
         named_preset(preset)
-    make_config(overrides)
+    config = make_config(overrides)
+    if "layers" in overrides:
+        recipe.check(config)
+
+
+def _as_moments(statistics: Moments | str | Path | None) -> Moments | None:
+    return Moments.load(statistics) if isinstance(statistics, str | Path) else statistics
 
 
 def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[Fact]:

@@ -142,7 +142,7 @@ def run_edits(
     """
     if editor.results:
         raise ConfigError("the model holds edits already.", mend="Call reset() first: a run starts unedited.")
-    points = _points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
+    points = measuring_points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
     editor.plan(cases)
     editor.prepare()
     setup = _setup(editor, cases, points, batch_size, source)
@@ -166,7 +166,12 @@ def run_edits(
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
 
 
-def _points(evaluate_at: Sequence[int], total: int, step: int) -> list[int]:
+def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[int]:
+    """The counts at which a run of ``total`` edits is measured, ``step`` of them sought or written together.
+
+    Raises:
+        ConfigError: One of ``evaluate_at`` lies beyond the last edit or within a step.
+    """
     wrong = [count for count in evaluate_at if not 0 <= count <= total or (count % step and count != total)]
     if wrong:
         steps = "" if step == 1 else f" in steps of {step} (batch size times look-ahead)"

@@ -33,7 +33,7 @@ def load_target(
     Args:
         name: Of a model, or a folder.
         statistics: Those a run was made with, when they were given to it; else as its configuration says.
-        dtype: Type of the weights.
+        dtype: Type of the weights; a workspace has its own.
         device: Where the model goes.
 
     Raises:
