@@ -31,5 +31,7 @@ def test_original_change_one_eigendecomposition_and_turned_weights_are_counted()
 
 
 def test_weights_are_turned_round_on_the_cpu_where_they_fit():
-    assert most_of_turned_weights(5 * 10**8, "cpu") == 5 * 10**8
-    assert most_of_turned_weights(5 * 10**8, "cuda") == most_of_turned_weights(5 * 10**9, "cpu") == 0
+    for element in (4, 8):
+        assert most_of_turned_weights(5 * 10**8, element, "cpu") == 5 * 10**8
+    assert most_of_turned_weights(5 * 10**8, 4, "cuda") == most_of_turned_weights(5 * 10**9, 4, "cpu") == 0
+    assert most_of_turned_weights(5 * 10**8, 2, "cpu") == 0

@@ -172,7 +172,7 @@ def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)
-    turned = most_of_turned_weights(weights, "cuda" if torch.cuda.is_available() else "cpu")
+    turned = most_of_turned_weights(weights, bytes_per_weight, "cuda" if torch.cuda.is_available() else "cpu")
     need = weights + editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight, turned)
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from betaedit.memory.associative import FOLD_AFTER
 from betaedit.models.lean import TURNED_BYTES
 
+_SINGLE = 4
+
 
 def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, turned: int) -> int:
     """The most that editing holds at one time.
@@ -18,7 +20,7 @@ def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size:
         turned: Bytes of the weights that searches for values keep turned round: ``models.lean.turned_bytes``, or
             ``most_of_turned_weights``.
     """
-    change_size = max(element_size, 4)  # float32, or float64 beside weights in it
+    change_size = max(element_size, _SINGLE)  # float32, or float64 beside weights in it
     matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
     building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
     return solvers + matrices + building + turned
@@ -33,6 +35,7 @@ def most_of_a_solver(d_in: int) -> int:
     return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
 
 
-def most_of_turned_weights(model_bytes: int, device: str) -> int:
-    """The bound of ``models.lean.turned_bytes`` for a model of so many bytes."""
-    return model_bytes if device == "cpu" and model_bytes <= TURNED_BYTES else 0
+def most_of_turned_weights(model_bytes: int, element_size: int, device: str) -> int:
+    """The bound of ``models.lean.turned_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
+    turned = device == "cpu" and element_size >= _SINGLE and model_bytes <= TURNED_BYTES
+    return model_bytes if turned else 0

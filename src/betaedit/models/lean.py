@@ -89,7 +89,7 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
-    shared: dict[tuple[int, int], Positions] = {}
+    shared: dict[tuple[int, ...], Positions] = {}
     room = _has_room([anatomy.layers[layer] for layer in layers])
     lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared, room) for layer in layers]
     found = [layer for layer in lean if layer is not None]
@@ -124,7 +124,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def _layer_of(
-    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, int], Positions], room: bool
+    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions], room: bool
 ) -> Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
@@ -143,11 +143,11 @@ def _layer_of(
         or not all(hasattr(norm, "variance_epsilon") for norm in norms)
     ):
         return None
-    arguments = (id(angles[0]), id(mask))
+    kv = state.held[index][0].shape[1]
+    share = attention.q_proj.out_features // attention.head_dim // kv
+    arguments = (id(angles[0]), id(mask), kv, share)
     if arguments not in shared:
-        kv = state.held[index][0].shape[1]
-        heads = attention.q_proj.out_features // attention.head_dim
-        shared[arguments] = Positions.of(angles, mask, (kv, heads // kv))
+        shared[arguments] = Positions.of(angles, mask, (kv, share))
     first, second, *head_norms = (Norm.of(norm) for norm in norms)
     query, key, value, output = (
         _projection(linear, room) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
