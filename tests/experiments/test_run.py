@@ -138,6 +138,29 @@ def test_more_facts_follow_those_of_a_kept_run_as_if_they_had_been_there_from_th
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"), [(RunFolder, "remove_checkpoint"), (run_module, "write_json"), (Evaluator, "checkpoint")]
+)
+def test_a_run_killed_while_it_takes_on_more_facts_goes_on_and_ends_with_the_same_figures(
+    tmp_path: Path, monkeypatch, owner, name
+) -> None:
+    a_run(tmp_path / "whole", evaluate_at=[3])
+    a_run(tmp_path / "grown", CASES[:3], evaluate_at=[])
+    step = getattr(owner, name)
+
+    def killed(*args):
+        step(*args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            a_run(tmp_path / "grown", evaluate_at=[3])
+    assert RunFolder(tmp_path / "grown").measured() == [3]
+    a_run(tmp_path / "grown", evaluate_at=[3])
+    assert figures(tmp_path / "grown") == figures(tmp_path / "whole")
+
+
 def test_other_facts_than_those_of_a_kept_run_are_refused_and_it_stays(tmp_path: Path) -> None:
     a_run(tmp_path / "run", CASES[:3], batch_size=2)
     before = figures(tmp_path / "run")
