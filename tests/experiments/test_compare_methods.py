@@ -33,7 +33,8 @@ def compared(tmp_path: Path, methods: list[Any], **options: Any) -> dict[str, Ru
     overrides = {"layers": (1, 2), "context_templates": CONTEXTS, "value_steps": 3, "nullspace_threshold": 0.3,
                  "statistics_corpus": str(corpus), "statistics_tokens": 200}  # fmt: skip
     model = options.pop("model", None) or language_model("llama")
-    return compare_methods(model, methods, CASES, tmp_path / "runs", overrides=overrides, measures=MEASURES, **options)
+    options = {"measures": MEASURES, **options}
+    return compare_methods(model, methods, CASES, tmp_path / "runs", overrides=overrides, **options)
 
 
 def test_the_token_a_fact_is_keyed_at_is_compared_with_history_and_without(tmp_path: Path) -> None:
@@ -106,3 +107,26 @@ def test_the_unedited_model_is_measured_once_and_counts_for_every_method(
     again = compared(tmp_path, methods)
     assert measured == [0, 3, 3]
     assert [report.checkpoints for report in again.values()] == [report.checkpoints for report in found.values()]
+
+
+def test_a_method_compared_in_a_later_call_takes_the_unedited_model_from_the_runs_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compared(tmp_path, ["memit"])["memit"]
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    checkpoint = Evaluator.checkpoint
+
+    def edited_only(self: Evaluator, edits: int, *args: Any) -> Any:
+        assert edits > 0
+        return checkpoint(self, edits, *args)
+
+    monkeypatch.setattr(Evaluator, "checkpoint", edited_only)
+    later = compared(tmp_path, ["memit-h"])["memit-h"]
+    assert later.before == first.before.model_copy(update={"seconds_evaluating": 0.0})
+
+
+def test_the_unedited_model_is_measured_again_on_other_texts(tmp_path: Path) -> None:
+    first = compared(tmp_path, ["memit"])["memit"]
+    later = compared(tmp_path, ["memit-h"], measures=Measures(held_out=("Quite another text.",)))["memit-h"]
+    assert later.before.perplexity != first.before.perplexity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from betaedit.errors import CollapseError, ConfigError, RunFolderError, StatisticsError
+from betaedit.experiments import resume
 from betaedit.experiments import run as run_module
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
@@ -139,7 +141,7 @@ def test_more_facts_follow_those_of_a_kept_run_as_if_they_had_been_there_from_th
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(RunFolder, "remove_checkpoint"), (run_module, "write_json"), (Evaluator, "checkpoint")]
+    ("owner", "name"), [(RunFolder, "remove_checkpoint"), (resume, "write_json"), (Evaluator, "checkpoint")]
 )
 def test_a_run_killed_while_it_takes_on_more_facts_goes_on_and_ends_with_the_same_figures(
     tmp_path: Path, monkeypatch, owner, name
@@ -170,6 +172,36 @@ def test_other_facts_than_those_of_a_kept_run_are_refused_and_it_stays(tmp_path:
     with pytest.raises(RunFolderError, match="3 facts, which do not end with a whole batch of 2"):
         a_run(tmp_path / "run", batch_size=2)
     assert figures(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"measures": Measures(held_out=TEXTS[:1])},
+        {"measures": Measures(held_out=TEXTS, extras=("tokens",))},
+        {
+            "measures": MEASURES,
+            "cases": [dataclasses.replace(case, paraphrases=("Another wording",)) for case in CASES],
+        },
+    ],
+)
+def test_figures_measured_otherwise_do_not_stand_in_one_run(tmp_path: Path, changes) -> None:
+    a_run(tmp_path / "run", CASES[:3], evaluate_at=[])
+    kept = figures(tmp_path / "run")
+    for n in (3, 5):
+        with pytest.raises(RunFolderError, match="figures measured otherwise"):
+            a_run(tmp_path / "run", changes.get("cases", CASES)[:n], evaluate_at=[], measures=changes["measures"])
+    assert figures(tmp_path / "run") == kept
+
+
+def test_a_run_that_does_not_say_how_it_was_measured_goes_on(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", CASES[:3], evaluate_at=[])
+    file = tmp_path / "run" / "run.json"
+    setup = json.loads(file.read_text())
+    measured = setup.pop("measured")
+    file.write_text(json.dumps(setup))
+    a_run(tmp_path / "run", CASES[:3], evaluate_at=[])
+    assert RunFolder(tmp_path / "run").setup.measured == measured
 
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from betaedit.editors.preset_file import choose_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import BetaEditError, ConfigError
-from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.run import RunReport, run_edits
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
@@ -53,8 +52,8 @@ def compare_methods(
 ) -> dict[str, RunReport | BetaEditError]:
     """A measured run of every method, kept under ``folder/NAME``; repeating the call continues where it was.
 
-    The model is unedited before each and at the end, and measured as such only once. A method that fails leaves its
-    error in place of a report, and the others go on.
+    The model is unedited before each and at the end, and measured as such only once, in this call or an earlier one. A
+    method that fails leaves its error in place of a report, and the others go on.
 
     Args:
         model: The unedited model.
@@ -80,14 +79,12 @@ def compare_methods(
         for variant in variants
     ]
     found: dict[str, RunReport | BetaEditError] = {}
-    unedited: RunFolder | None = None
     for name, variant, config in zip(names, variants, configs, strict=True):
         if on_method is not None:
             on_method(name)
         editor = Editor(model, method=variant.method, config=config, preset=chosen, progress=progress)
         try:
-            found[name] = run_edits(editor, cases, folder=Path(folder) / name, unedited=unedited, **options)
-            unedited = RunFolder(Path(folder) / name)
+            found[name] = run_edits(editor, cases, folder=Path(folder) / name, beside=Path(folder), **options)
         except BetaEditError as error:
             found[name] = error
         finally:

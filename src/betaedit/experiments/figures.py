@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ class Measures:
         """The held-out texts."""
         return held_out_prose() if self.held_out is None else list(self.held_out)
 
+    def describe(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
+        """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures."""
+        judge = f"{type(self.judge).__name__} {getattr(self.judge, 'model', '')}".strip()
+        return {
+            "prompts_sha256": _digest([asdict(case) for case in cases]),
+            "held_out_sha256": _digest(self.texts),
+            "extras": sorted(self.extras),
+            **({"n_tests": self.n_tests} if "abilities" in self.extras else {}),
+            **({"judge": judge} if "questions" in self.extras else {}),
+        }
+
 
 def measure_model(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
@@ -69,6 +82,10 @@ def measure_model(
             for name, value in found.items()
         },
     }
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()
 
 
 def edit_figures(measured: EditMeasures) -> dict[str, EditFigure]:

@@ -146,6 +146,7 @@ class RunSetup(Kept):
         model: Name and fingerprint.
         config: Every hyper-parameter.
         data: File, its sha256, number of records.
+        measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
         evaluate_at: Edit counts.
         versions: betaedit, torch, transformers, python.
         details: Statistics, contexts, command line.
@@ -156,6 +157,7 @@ class RunSetup(Kept):
     model: dict[str, Any]
     config: dict[str, Any]
     data: dict[str, Any]
+    measured: dict[str, Any] = {}
     evaluate_at: list[int]
     batch_size: int
     versions: dict[str, str]

@@ -11,19 +11,18 @@ from typing import Any, Literal
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, WrittenBatch
-from betaedit.errors import CollapseError, ConfigError, RunFolderError
+from betaedit.errors import CollapseError, ConfigError
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
-from betaedit.experiments.folder import RunFolder, write_json
+from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup, describe_cases
+from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
 from betaedit.versions import library_versions
 
 logger = logging.getLogger(__name__)
-
-_OTHER = {"details": "other statistics or contexts"}
 
 OnCollapse = Literal["ignore", "warn", "stop"]
 
@@ -114,7 +113,7 @@ def run_edits(
     source: str | None = None,
     on_collapse: OnCollapse = "warn",
     on_edit: Callable[[EditResult], None] | None = None,
-    unedited: RunFolder | None = None,
+    beside: Path | None = None,
 ) -> RunReport:
     """Measure, write every case's fact, measure at each count of ``evaluate_at`` and at the end.
 
@@ -133,7 +132,8 @@ def run_edits(
         source: The file of the facts, for the record.
         on_collapse: What to do when a checkpoint finds the model collapsed (``experiments.verdict``).
         on_edit: Hears of every edit as it is made.
-        unedited: A run of the same model and cases with the same measures, whose first checkpoint this one has too.
+        beside: A folder of runs. If one of them has measured the same unedited model in the same way, that is taken
+            over.
 
     Raises:
         ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
@@ -145,9 +145,11 @@ def run_edits(
     points = measuring_points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
     editor.plan(cases)
     editor.prepare()
-    setup = _setup(editor, cases, points, batch_size, source)
-    kept = None if folder is None else _opened(Path(folder), setup, cases)
-    evaluator = Evaluator(editor, cases, measures or Measures())
+    measures = measures or Measures()
+    setup = _setup(editor, cases, points, batch_size, source, measures)
+    kept = None if folder is None else open_run(Path(folder), setup, cases, measures)
+    unedited = None if beside is None else unedited_beside(beside, setup)
+    evaluator = Evaluator(editor, cases, measures)
     done = _Done()
     batches = _batches(editor, cases, batch_size, kept)
     for point in points:
@@ -242,41 +244,13 @@ def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
     logger.warning("%s", verdict.judgement)
 
 
-def _opened(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase]) -> RunFolder:
-    """The run folder: a new one, that of this same run, or that of a run on the first of its cases."""
-    if not (path / "run.json").exists():
-        if path.is_dir() and any(path.iterdir()):
-            raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
-        return RunFolder.create(path, setup)
-    found = RunFolder(path)
-    for name in ("method", "model", "config", "batch_size", "details"):
-        if getattr(found.setup, name) != getattr(setup, name):
-            raise _another_run(path, _OTHER.get(name, f"another {name}"))
-    if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
-        _check_extension(found, setup, cases)
-        found.remove_checkpoint(0)  # it was measured on the cases of then
-    changed = {"evaluate_at": setup.evaluate_at, "data": setup.data}
-    if any(getattr(found.setup, name) != value for name, value in changed.items()):
-        write_json(path / "run.json", found.setup.model_copy(update=changed))
-    return found
-
-
-def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:
-    """Refuse ``cases`` unless they begin with those of the run, and go on after whole batches."""
-    n = found.setup.data["records"]
-    if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
-        raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")
-    step = setup.batch_size * int(setup.config["value_look_ahead"])
-    if n % step:
-        raise _another_run(found.path, f"{n} facts, which do not end with a whole batch of {step}, so none can follow")
-
-
-def _another_run(path: Path, what: str) -> RunFolderError:
-    return RunFolderError(f"{path} holds a run with {what}.", mend="Repeat that run's command, or name a new folder.")
-
-
 def _setup(
-    editor: Editor, cases: Sequence[EvaluationCase], points: Sequence[int], batch_size: int, source: str | None
+    editor: Editor,
+    cases: Sequence[EvaluationCase],
+    points: Sequence[int],
+    batch_size: int,
+    source: str | None,
+    measures: Measures,
 ) -> RunSetup:
     plain = editor.to_dict()
     model = editor.language_model
@@ -285,6 +259,7 @@ def _setup(
         model={"name": model.name, "weights": model.fingerprint()},
         config=_as_stored(plain["config"]),
         data=describe_cases(cases, source),
+        measured=measures.describe(cases),
         evaluate_at=list(points),
         batch_size=batch_size,
         versions=library_versions(),

@@ -1,0 +1,70 @@
+"""Which kept run a call goes on with, and where the unedited model has been measured before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from betaedit.errors import RunFolderError
+from betaedit.experiments.figures import Measures
+from betaedit.experiments.folder import RunFolder, write_json
+from betaedit.experiments.record import RunSetup, describe_cases
+from betaedit.facts.fact import EvaluationCase
+
+_OTHER = {"details": "other statistics or contexts"}
+
+
+def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:
+    """The run folder at ``path``: a new one, that of this same run, or that of a run on the first of its ``cases``.
+
+    A run on the first cases loses its measurement of the unedited model, which was on those alone.
+
+    Raises:
+        RunFolderError: Something else is there.
+    """
+    if not (path / "run.json").exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
+        return RunFolder.create(path, setup)
+    found = RunFolder(path)
+    for name in ("method", "model", "config", "batch_size", "details"):
+        if getattr(found.setup, name) != getattr(setup, name):
+            raise _another_run(path, _OTHER.get(name, f"another {name}"))
+    if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
+        _check_extension(found, setup, cases)
+    # Runs of older versions do not say how they were measured.
+    if found.setup.measured not in ({}, measures.describe(cases[: found.setup.data["records"]])):
+        raise _another_run(path, "figures measured otherwise: other prompts, held-out texts or further figures")
+    if found.setup.data["records"] < len(cases):
+        found.remove_checkpoint(0)
+    changed = {name: getattr(setup, name) for name in ("evaluate_at", "data", "measured")}
+    if any(getattr(found.setup, name) != value for name, value in changed.items()):
+        write_json(path / "run.json", found.setup.model_copy(update=changed))
+    return found
+
+
+def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
+    """A run in the folder ``runs`` that has measured what one of ``setup`` measures before its first edit."""
+    for file in sorted(runs.glob("*/run.json")):
+        try:
+            found = RunFolder(file.parent)
+        except RunFolderError:  # what is wrong with it is told to those who ask for it
+            continue
+        same = all(getattr(found.setup, name) == getattr(setup, name) for name in ("model", "measured", "versions"))
+        if same and 0 in found.measured():
+            return found
+    return None
+
+
+def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:
+    """Refuse ``cases`` unless they begin with those of the run, and go on after whole batches."""
+    n = found.setup.data["records"]
+    if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
+        raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")
+    step = setup.batch_size * int(setup.config["value_look_ahead"])
+    if n % step:
+        raise _another_run(found.path, f"{n} facts, which do not end with a whole batch of {step}, so none can follow")
+
+
+def _another_run(path: Path, what: str) -> RunFolderError:
+    return RunFolderError(f"{path} holds a run with {what}.", mend="Repeat that run's command, or name a new folder.")
