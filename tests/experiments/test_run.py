@@ -263,12 +263,13 @@ def test_a_collapse_is_told_with_the_place_where_it_began(caplog, tmp_path: Path
     assert RunFolder(tmp_path / "run").measured() == [0, 2, 4]
 
 
-def test_a_run_folder_can_be_measured_as_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_folder_can_be_measured_as_a_model(tmp_path: Path, dtype) -> None:
     source = tmp_path / "model"
     model = language_model("llama")
     model.model.save_pretrained(source)
     model.tokenizer.save_pretrained(source)
-    editor = editor_for(load_target(str(source)))
+    editor = editor_for(load_target(str(source), dtype=dtype))
     run_edits(editor, CASES, measures=MEASURES, folder=tmp_path / "run")
     before, after = (
         weights(editor.language_model),

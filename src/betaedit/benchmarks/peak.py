@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,24 +30,31 @@ class Peak:
     measured: int
 
 
-def measure_peak(model: str, edits: int) -> Peak:
-    """Edit the demo's facts in a new process; its statistics must be in the cache already."""
-    command = [sys.executable, "-m", "betaedit.benchmarks.peak", model, str(edits)]
+def measure_peak(facts: Path, limit: int, **options: Any) -> Peak:
+    """Write the first facts of a file in a new process; the statistics must be in the cache already.
+
+    Args:
+        facts: The file.
+        limit: How many.
+        options: As ``Editor.from_pretrained`` takes them, plain values.
+    """
+    given = json.dumps({"facts": str(facts), "limit": limit, "options": options})
+    command = [sys.executable, "-m", "betaedit.benchmarks.peak", given]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(name: str, edits: int) -> Peak:
+def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
     from betaedit.editors.editor import Editor  # noqa: PLC0415
     from betaedit.editors.footprint import editing_bytes  # noqa: PLC0415
-    from betaedit.facts.readers import demo_path, read_cases  # noqa: PLC0415
+    from betaedit.facts.readers import read_cases  # noqa: PLC0415
     from betaedit.models.lean import turned_bytes  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
-    editor = Editor.from_pretrained(name)
-    editor.edit(read_cases(demo_path(), limit=edits).cases)
+    editor = Editor.from_pretrained(**options)
+    editor.edit(read_cases(facts, limit=limit).cases)
     parameters = sum(p.numel() * p.element_size() for p in editor.model.parameters())
     engine = editor.engine
     held = sum(memory.nbytes for memory in engine.memories.values())
@@ -57,4 +66,4 @@ def _run(name: str, edits: int) -> Peak:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_run(sys.argv[1], int(sys.argv[2])))))  # noqa: T201 - the parent process reads it
+    print(json.dumps(asdict(_run(**json.loads(sys.argv[1])))))  # noqa: T201 - the parent process reads it

@@ -76,7 +76,8 @@ def bench(
             statistics=None,
             progress=Bars(console),
         )
-        facts = [case.fact for case in read_cases(file or demo_path(), limit=limit).cases]
+        source = file or demo_path()
+        facts = [case.fact for case in read_cases(source, limit=limit).cases]
         editor.prepare()
         for name, work in (("value", measure.value), ("edit", measure.edit)):
             if name in wanted:
@@ -86,7 +87,7 @@ def bench(
         if "ledger" in wanted:
             rows += ledger(editor, n_edits=n_edits)
         if "memory" in wanted:
-            peak = measure_peak(model, limit)
+            peak = measure_peak(source, limit, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
         options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(device or "cpu")})

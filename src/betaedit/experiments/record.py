@@ -144,6 +144,7 @@ class RunSetup(Kept):
         format: Version of the folder's format.
         method: Recipe.
         model: Name and fingerprint.
+        dtype: Type of the weights; ``None`` in older runs.
         config: Every hyper-parameter.
         data: File, its sha256, number of records.
         measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
@@ -155,6 +156,7 @@ class RunSetup(Kept):
     format: Literal[1] = 1
     method: str
     model: dict[str, Any]
+    dtype: str | None = None
     config: dict[str, Any]
     data: dict[str, Any]
     measured: dict[str, Any] = {}

@@ -257,6 +257,7 @@ def _setup(
     return RunSetup(
         method=plain["method"],
         model={"name": model.name, "weights": model.fingerprint()},
+        dtype=str(model.model.dtype).removeprefix("torch."),
         config=_as_stored(plain["config"]),
         data=describe_cases(cases, source),
         measured=measures.describe(cases),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
@@ -33,7 +34,7 @@ def load_target(
     Args:
         name: Of a model, or a folder.
         statistics: Those a run was made with, when they were given to it; else as its configuration says.
-        dtype: Type of the weights; a workspace has its own.
+        dtype: Type of the weights; a run and a workspace have their own.
         device: Where the model goes.
 
     Raises:
@@ -71,7 +72,7 @@ def editor_of(
     Args:
         name: A run folder or a workspace.
         statistics: As for ``load_target``.
-        dtype: Type of the weights.
+        dtype: Type of the weights where a run of an older version does not tell its own.
         device: Where the model goes.
 
     Raises:
@@ -83,10 +84,11 @@ def editor_of(
         return Workspace.open(name, device=device).editor
     run = _run(name)
     setup = run.setup
-    model = load_language_model(setup.model["name"], dtype=dtype, device=device)
+    model = load_language_model(setup.model["name"], dtype=cast(DtypeName, setup.dtype or dtype), device=device)
     if model.fingerprint() != setup.model["weights"]:
         raise ModelError(
-            f"{run.path} was made with other weights of {model.name}.", mend="Measure on the machine that made it."
+            f"{run.path} was made with other weights of {model.name}.",
+            mend="Put the model's files back as they were then; a run of an older version may need its --dtype.",
         )
     editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
     if (own := editor.statistics.to_dict()) != setup.details["statistics"]:
