@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GraniteConfig, LlamaConfig, PreTrainedModel
+from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
 from betaedit.models import Anatomy, find_anatomy, lean
 from betaedit.models.lean import lean_layers
@@ -98,6 +98,7 @@ DECEPTIVE = {
     "scores scaled": lambda: GraniteConfig(
         **family("llama").settings, attention_multiplier=0.5, residual_multiplier=0.9
     ),
+    "one layer without positions": lambda: SmolLM3Config(**family("llama").settings, no_rope_layers=[1, 1, 1, 0]),
     "another activation": lambda: LlamaConfig(**family("llama").settings, hidden_act="gelu"),
 }
 

@@ -95,10 +95,13 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     found = [layer for layer in lean if layer is not None]
     if len(found) < len(lean):
         return None
-    if anatomy.model not in _trusted:
-        first = layers.start
-        _trusted[anatomy.model] = _agrees(anatomy.layers[first], calls[first], found[0], hidden.detach())
-    return found if _trusted[anatomy.model] else None
+    for layer, one in zip(layers, found, strict=True):
+        module = anatomy.layers[layer]
+        if module not in _trusted:
+            _trusted[module] = _agrees(module, calls[layer], one, hidden.detach())
+        if not _trusted[module]:
+            return None
+    return found
 
 
 def _is_plain(layer: nn.Module, hidden: Tensor) -> bool:
@@ -188,15 +191,15 @@ def _projection(linear: nn.Linear, room: bool) -> Projection:
 
 
 def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> bool:
-    """Whether the lean layer gives what the model's own gives, and its gradient."""
+    """Whether the lean layer adds to the states what the model's own adds, and the same to their gradient."""
     with torch.enable_grad():
         hidden = hidden.clone().requires_grad_()
         both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, [lean])]  # type: ignore[no-untyped-call]
         slope = both[0].detach().roll(1, -1)
-        both += [torch.autograd.grad(output, hidden, slope)[0] for output in both]
-    own, lean_own, own_slope, lean_slope = (each.detach().double() for each in both)
+        slopes = [torch.autograd.grad(output, hidden, slope)[0] for output in both]
     tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)
+    # States pass by the layer as they are, and large ones would hide what it does to them.
     return all(
-        bool((ours - theirs).norm() <= tolerance * theirs.norm())
-        for ours, theirs in ((lean_own, own), (lean_slope, own_slope))
+        bool((ours - theirs).double().norm() <= tolerance * (theirs - through).double().norm())
+        for (theirs, ours), through in ((both, hidden), (slopes, slope))
     )
