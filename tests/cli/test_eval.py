@@ -72,6 +72,10 @@ def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_p
         (["--also", "beauty"], "beauty"),
         (["--also", "abilities"], "--tasks"),
         (["--judge", "http://localhost:1/v1"], "--judge-model"),
+        (["--judge-model", "qwen"], "--judge URL"),
+        (["--judge", "http://localhost:1/v1", "--judge-model", "qwen"], "--also questions"),
+        (["--tasks", "somewhere"], "--also abilities"),
+        (["--save", "/dev/null/model"], "takes no files"),
         (["--evaluate-at", "soon"], "soon"),
         (["--evaluate-at", "7"], "after 7 edits"),
     ],
@@ -93,6 +97,40 @@ def test_methods_are_compared_on_the_same_facts_and_continued(betaedit, tiny, fa
     assert list(found) == ["memit", "alphaedit"]
     assert found["memit"]["checkpoints"][0]["perplexity"] == found["alphaedit"]["checkpoints"][0]["perplexity"]
     assert found["memit"]["results"][1] != found["alphaedit"]["results"][1]
+
+
+def test_a_method_that_cannot_go_on_is_told_in_the_table_and_by_the_exit_code(
+    betaedit, tiny, facts, tmp_path: Path
+) -> None:
+    tiny = [part for part in tiny if part != "--statistics" and not part.endswith("moments.safetensors")]
+    options = ["--from", facts, "--out", tmp_path / "runs", "--set", "statistics_tokens=200", *tiny]
+    assert betaedit("compare", "--methods", "memit", "--limit", "1", "--set", "value_steps=2", *options[:-2]).code == 0
+    ran = betaedit("compare", "--methods", "memit,alphaedit", "--limit", "1", "--json", *options)
+    assert ran.code == 7
+    found = json.loads(ran.out)
+    assert "another config" in found["memit"]["error"]
+    assert found["alphaedit"]["edits"] == 1
+
+
+def test_layers_that_the_model_has_not_are_refused_before_any_method_runs(
+    betaedit, tiny_folder, facts, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    methods = ["--methods", "memit,memit[layers=[40]]", "--set", "layers=[1, 2]"]
+    ran = betaedit("compare", "--from", facts, *methods, "--out", out, "--model", tiny_folder)
+    assert ran.code == 4
+    assert not out.exists()
+
+
+def test_a_full_disk_is_told_without_a_traceback(betaedit, tiny, facts, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("betaedit.experiments.state.save_file", full)
+    ran = betaedit("edit", "--from", facts, "--out", tmp_path / "run", *tiny)
+    assert ran.code == 7
+    assert "00000001.safetensors cannot be written" in ran.err
+    assert "repeat the command" in ran.err
 
 
 def test_an_unknown_method_is_refused_before_any_runs(betaedit, tiny_folder, facts, tmp_path: Path) -> None:

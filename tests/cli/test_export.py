@@ -93,6 +93,19 @@ def test_what_cannot_be_exported_is_refused(betaedit, tmp_path: Path, options, c
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_has_a_type_of_its_own(betaedit, run, tmp_path: Path) -> None:
+    ran = betaedit("export", run, "--to", "model", "--out", tmp_path / "out", "--dtype", "bfloat16")
+    assert ran.code == 2
+    assert "holds edits of float32 weights, not of bfloat16" in ran.err
+
+
+def test_facts_are_not_written_into_a_folder(betaedit, run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ran = betaedit("export", run, "--to", "facts", "--out", tmp_path / "empty")
+    assert ran.code == 2
+    assert "Name a file" in ran.err
+
+
 def test_nothing_is_overwritten(betaedit, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     ran = betaedit("export", "run", "--to", "model", "--out", tmp_path)

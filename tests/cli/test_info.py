@@ -134,6 +134,12 @@ def test_the_length_of_values_is_measured_over_a_file_of_facts(betaedit, tiny, t
     assert f"--set value_norm_anchor={found['norm_anchor']:.4g}" in shown
 
 
+def test_statistics_of_a_file_have_their_text_already(betaedit, tiny_folder) -> None:
+    ran = betaedit("statistics", "--model", tiny_folder, "--from", tiny_folder / "moments.safetensors", "--tokens", "9")
+    assert ran.code == 2
+    assert "--corpus" in ran.err
+
+
 def test_unreadable_layers_are_refused(betaedit, tiny_folder) -> None:
     ran = betaedit("statistics", "--model", tiny_folder, "--layers", "one,two")
     assert ran.code == 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from betaedit.cli import options
+from betaedit.cli.exit_codes import exit_code
 from betaedit.errors import BetaEditError, ConfigError
 
 if TYPE_CHECKING:
@@ -80,9 +81,12 @@ def compare(
                 for name, report in found.items()
             }
         )
-        return
-    console.print(_table(found))
-    console.print(f"draw them with: betaedit report {' '.join(str(out / name) for name in found)}")
+    else:
+        console.print(_table(found))
+        console.print(f"draw them with: betaedit report {' '.join(str(out / name) for name in found)}")
+    for report in found.values():
+        if isinstance(report, BetaEditError):
+            raise typer.Exit(exit_code(report))
 
 
 def _table(found: dict[str, RunReport | BetaEditError]) -> Table:

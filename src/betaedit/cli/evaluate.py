@@ -31,7 +31,7 @@ def evaluate(
     ] = "",
     statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
-    dtype: options.DtypeOption = "float32",
+    dtype: options.OwnDtypeOption = None,
     device: options.DeviceOption = None,
 ) -> None:
     """Measure a model on facts and their prompts; nothing is changed."""
@@ -42,7 +42,7 @@ def evaluate(
     from betaedit.experiments.target import load_target
     from betaedit.facts.readers import read_cases
 
-    measures = options.measures(text, also, tasks, n_tests, judge, judge_model)
+    measures = options.measures(text, also, tasks, n_tests, judge, judge_model, by_harness=bool(harness))
     cases = list(read_cases(source, limit=limit).cases)
     console = Console(stderr=json_)
     options.quiet_libraries()

@@ -29,7 +29,7 @@ def export(
     ] = False,
     statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
-    dtype: options.DtypeOption = "float32",
+    dtype: options.OwnDtypeOption = None,
     device: options.DeviceOption = None,
 ) -> None:
     """Export the edits of a run or workspace: the model, an adapter for the unedited one, raw factors, or facts."""
@@ -39,6 +39,8 @@ def export(
     from betaedit.experiments.target import editor_of, figures_of
 
     options.check_new("--out", out)
+    if to in ("factors", "facts") and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; {to} are one file.", mend="Name a file.")
     if to != "adapter" and (rank is not None or for_servers):
         raise ConfigError("--rank and --for-servers are for adapters.", mend="Add --to adapter, or leave them out.")
     console = Console(stderr=json_)

@@ -19,6 +19,7 @@ from betaedit.cli.data import data
 from betaedit.cli.demo import demo
 from betaedit.cli.edit import edit
 from betaedit.cli.evaluate import evaluate
+from betaedit.cli.exit_codes import exit_code
 from betaedit.cli.export import export
 from betaedit.cli.import_facts import import_facts
 from betaedit.cli.info import doctor, env, methods, models
@@ -26,31 +27,7 @@ from betaedit.cli.ledger import check, forget, gc, init, replace, restore, verif
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
-from betaedit.errors import (
-    BetaEditError,
-    CollapseError,
-    ConfigError,
-    FactError,
-    LedgerError,
-    MethodError,
-    ModelError,
-    NumericalError,
-    RunFolderError,
-    StatisticsError,
-)
-
-EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
-    (ConfigError, 2),
-    (MethodError, 2),
-    (FactError, 3),
-    (ModelError, 4),
-    (StatisticsError, 5),
-    (NumericalError, 6),
-    (RunFolderError, 7),
-    (CollapseError, 8),
-    (LedgerError, 9),
-    (BetaEditError, 1),
-)
+from betaedit.errors import BetaEditError
 
 app = typer.Typer(
     name="betaedit",
@@ -112,7 +89,16 @@ def main() -> None:
         if os.environ.get("BETAEDIT_DEBUG"):
             raise
         _report(error)
-        sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+        sys.exit(exit_code(error))
+    except OSError as error:
+        if os.environ.get("BETAEDIT_DEBUG") or error.filename is None:
+            raise
+        _report(
+            BetaEditError(
+                f"{error.filename}: {error.strerror}.", mend="Look at the place, its rights and the room on the disk."
+            )
+        )
+        sys.exit(1)
 
 
 def _report(error: BetaEditError) -> None:

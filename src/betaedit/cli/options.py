@@ -30,6 +30,9 @@ ModelOption = Annotated[
 ]
 MethodOption = Annotated[str, typer.Option("--method", help="An editing method; see `betaedit methods`.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto keeps the checkpoint's.")]
+OwnDtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Type of the weights; a run's or workspace's own, else float32.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one.")]
 DeviceMapOption = Annotated[str | None, typer.Option("--device-map", help="Spread over devices, as accelerate: auto.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Decides sampled contexts and sampled text.")]
@@ -182,12 +185,19 @@ def load_editor(
 
 
 def measures(
-    text: Path | None, also: str, tasks: Path | None, n_tests: int, judge: str | None, judge_model: str | None
+    text: Path | None,
+    also: str,
+    tasks: Path | None,
+    n_tests: int,
+    judge: str | None,
+    judge_model: str | None,
+    *,
+    by_harness: bool = False,
 ) -> Measures:
-    """What a checkpoint shall measure.
+    """What a checkpoint shall measure; ``by_harness`` says that lm-evaluation-harness reads the tasks, too.
 
     Raises:
-        ConfigError: A figure is unknown, abilities have no folder, or a judge has no model.
+        ConfigError: A figure is unknown, abilities have no folder, or an option needs another that is not there.
     """
     from betaedit.evaluation.judge import EndpointJudge, MatchJudge
     from betaedit.experiments.figures import EXTRAS, Measures
@@ -199,8 +209,12 @@ def measures(
         raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", mend=f"Choose from {', '.join(EXTRAS)}.")
     if "abilities" in extras and tasks is None:
         raise ConfigError("abilities need the tasks' files.", mend="Name their folder with --tasks FOLDER.")
-    if judge is not None and judge_model is None:
-        raise ConfigError("a judge needs the name of its model.", mend="Add --judge-model NAME.")
+    if (judge is None) != (judge_model is None):
+        raise ConfigError("a judge needs an address and a model.", mend="Give --judge URL and --judge-model NAME.")
+    if judge is not None and "questions" not in extras:
+        raise ConfigError("a judge judges the answers to questions.", mend="Add --also questions.")
+    if tasks is not None and "abilities" not in extras and not by_harness:
+        raise ConfigError("--tasks is for abilities.", mend="Add --also abilities.")
     return Measures(
         held_out=None if text is None else tuple(TextFiles((text,)).texts()),
         extras=extras,
@@ -230,13 +244,18 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def check_new(option: str, path: Path | None) -> None:
-    """Refuse to write over anything but an empty folder.
+    """Refuse to write over anything but an empty folder, and where nothing can be written.
 
     Raises:
-        ConfigError: There is something.
+        ConfigError: There is something, or it cannot be made.
     """
-    if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path is None:
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{option} {path} exists and is not empty.", mend="Name a new one.")
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigError(f"{option} {path}: {place} takes no files.", mend="Name another place, or mend its rights.")
 
 
 def quiet_libraries() -> None:

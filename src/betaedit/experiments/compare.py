@@ -70,6 +70,7 @@ def compare_methods(
         MethodError: A method is unknown; nothing has run then.
         ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name;
             nothing has run then.
+        AnatomyError: The model has no such layer; nothing has run then.
     """
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})
@@ -78,11 +79,14 @@ def compare_methods(
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants
     ]
+    editors = [
+        Editor(model, method=variant.method, config=config, preset=chosen, progress=progress)
+        for variant, config in zip(variants, configs, strict=True)
+    ]
     found: dict[str, RunReport | BetaEditError] = {}
-    for name, variant, config in zip(names, variants, configs, strict=True):
+    for name, editor in zip(names, editors, strict=True):
         if on_method is not None:
             on_method(name)
-        editor = Editor(model, method=variant.method, config=config, preset=chosen, progress=progress)
         try:
             found[name] = run_edits(editor, cases, folder=Path(folder) / name, beside=Path(folder), **options)
         except BetaEditError as error:

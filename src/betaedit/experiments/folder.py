@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,24 +120,46 @@ def write_json(path: Path, data: BaseModel | dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, folders made when absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all, folders made when absent.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception) -> RunFolderError:
+    """The error of a file that could not be written."""
+    return RunFolderError(
+        f"{path} cannot be written: {error}.",
+        mend="Look at its rights and the room on the disk, then repeat the command.",
+    )
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Add ``data`` as a line of JSON, in place of one that was left unfinished."""
-    with path.open("ab+") as file:
-        _cut_unfinished_line(file)
-        file.write(f"{json.dumps(data, ensure_ascii=False)}\n".encode())
+    """Add ``data`` as a line of JSON, in place of one that was left unfinished.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
+    try:
+        with path.open("ab+") as file:
+            _cut_unfinished_line(file)
+            file.write(f"{json.dumps(data, ensure_ascii=False)}\n".encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _cut_unfinished_line(file: Any) -> None:

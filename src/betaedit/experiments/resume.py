@@ -27,7 +27,9 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
             raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
         return RunFolder.create(path, setup)
     found = RunFolder(path)
-    for name in ("method", "model", "config", "batch_size", "details"):
+    if found.setup.model["weights"] != setup.model["weights"]:
+        raise _another_run(path, f"another model: {found.setup.model['name']}")
+    for name in ("method", "config", "batch_size", "details"):
         if getattr(found.setup, name) != getattr(setup, name):
             raise _another_run(path, _OTHER.get(name, f"another {name}"))
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
@@ -50,7 +52,9 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
             found = RunFolder(file.parent)
         except RunFolderError:  # what is wrong with it is told to those who ask for it
             continue
-        same = all(getattr(found.setup, name) == getattr(setup, name) for name in ("model", "measured", "versions"))
+        same = found.setup.model["weights"] == setup.model["weights"] and all(
+            getattr(found.setup, name) == getattr(setup, name) for name in ("measured", "versions")
+        )
         if same and 0 in found.measured():
             return found
     return None

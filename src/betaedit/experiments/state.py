@@ -13,24 +13,32 @@ from torch import Tensor
 
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import RunFolderError
+from betaedit.experiments.folder import cannot_write
 from betaedit.facts.fact import Fact
 from betaedit.memory.update import Update
 
 
 def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
-    """Keep a batch whose first edit has the number ``first``; the file appears whole or not at all."""
+    """Keep a batch whose first edit has the number ``first``; the file appears whole or not at all.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     for layer, update in batch.updates.items():
         tensors[f"{layer}.keys"] = batch.keys[layer].cpu().contiguous()
         tensors[f"{layer}.left"] = update.left.cpu().contiguous()
         tensors[f"{layer}.right"] = update.right.cpu().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{first:08d}.safetensors"
     scratch = file.with_suffix(".writing")
     figures = {"results": batch.results, "again": batch.again}
     metadata = {name: json.dumps([_plain(result) for result in results]) for name, results in figures.items()}
-    save_file(tensors, scratch, metadata=metadata)
-    scratch.replace(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, scratch, metadata=metadata)
+        scratch.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(file, error) from error
 
 
 def count_edits(folder: Path) -> int:

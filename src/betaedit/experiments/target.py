@@ -8,7 +8,7 @@ from typing import cast
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.errors import ModelError, ModelNotFoundError, RunFolderError, StatisticsError
+from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
@@ -23,7 +23,7 @@ def load_target(
     name: str,
     *,
     statistics: Moments | Path | None = None,
-    dtype: DtypeName = "float32",
+    dtype: DtypeName | None = None,
     device: str | None = None,
 ) -> LanguageModel:
     """The model behind ``name``, with its edits in its weights.
@@ -34,10 +34,11 @@ def load_target(
     Args:
         name: Of a model, or a folder.
         statistics: Those a run was made with, when they were given to it; else as its configuration says.
-        dtype: Type of the weights; a run and a workspace have their own.
+        dtype: Type of the weights, float32 by default; runs and workspaces have their own.
         device: Where the model goes.
 
     Raises:
+        ConfigError: Its own type of weights or statistics are others than those given.
         ModelError: There is no such model, or an adapter does not name its base.
         MissingExtraError: An adapter is given and peft is not installed.
         StatisticsError: A run was made with statistics that its configuration does not give here.
@@ -45,14 +46,12 @@ def load_target(
         LedgerError: A workspace is damaged, or belongs to another model.
     """
     folder = Path(name)
-    if (folder / LEDGER).is_file():
-        return Workspace.open(folder, device=device).language_model
-    if (folder / "run.json").is_file():
+    if (folder / LEDGER).is_file() or (folder / "run.json").is_file():
         return editor_of(name, statistics=statistics, dtype=dtype, device=device).language_model
     if (folder / "adapter_config.json").is_file():
-        return _adapted(folder, dtype, device)
+        return _adapted(folder, dtype or "float32", device)
     try:
-        return load_language_model(name, dtype=dtype, device=device)
+        return load_language_model(name, dtype=dtype or "float32", device=device)
     except ModelNotFoundError as error:
         mend = f"{error.mend} A run, a workspace or an adapter is named by its folder."
         raise ModelNotFoundError(error.message, mend=mend) from error
@@ -62,7 +61,7 @@ def editor_of(
     name: str,
     *,
     statistics: Moments | Path | None = None,
-    dtype: DtypeName = "float32",
+    dtype: DtypeName | None = None,
     device: str | None = None,
 ) -> Editor:
     """An editor that holds the edits kept under ``name``, in the model they were made with.
@@ -72,34 +71,52 @@ def editor_of(
     Args:
         name: A run folder or a workspace.
         statistics: As for ``load_target``.
-        dtype: Type of the weights where a run of an older version does not tell its own.
+        dtype: Type of the weights; it must be its own, but for a run of an older version, which does not tell it.
         device: Where the model goes.
 
     Raises:
+        ConfigError: Its own type of weights or statistics are others than those given.
         RunFolderError: It is no run folder, or is damaged.
         ModelError: The model is not there, or has other weights than the run's.
         StatisticsError: The run was made with other statistics.
     """
     if (Path(name) / LEDGER).is_file():
-        return Workspace.open(name, device=device).editor
+        return _workspace_editor(name, statistics, dtype, device)
     run = _run(name)
     setup = run.setup
-    model = load_language_model(setup.model["name"], dtype=cast(DtypeName, setup.dtype or dtype), device=device)
+    own = cast(DtypeName, setup.dtype or dtype or "float32")
+    _check_type(name, own, dtype)
+    model = load_language_model(setup.model["name"], dtype=own, device=device)
     if model.fingerprint() != setup.model["weights"]:
         raise ModelError(
             f"{run.path} was made with other weights of {model.name}.",
             mend="Put the model's files back as they were then; a run of an older version may need its --dtype.",
         )
     editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
-    if (own := editor.statistics.to_dict()) != setup.details["statistics"]:
+    if (found := editor.statistics.to_dict()) != setup.details["statistics"]:
         raise StatisticsError(
-            f"{run.path} was made with other statistics ({setup.details['statistics']}, not {own}).",
+            f"{run.path} was made with other statistics ({setup.details['statistics']}, not {found}).",
             mend="Give those it was made with (--statistics).",
         )
     state = run.path / "state"
     for batch in load_batches(state, count_edits(state)):
         editor.replay(batch)
     return editor
+
+
+def _workspace_editor(
+    name: str, statistics: Moments | Path | None, dtype: DtypeName | None, device: str | None
+) -> Editor:
+    if statistics is not None:
+        raise ConfigError(f"the workspace {name} has statistics of its own.", mend="Leave out --statistics.")
+    workspace = Workspace.open(name, device=device)
+    _check_type(name, workspace.store.identity.dtype, dtype)
+    return workspace.editor
+
+
+def _check_type(name: str, own: str, asked: str | None) -> None:
+    if asked not in (None, own):
+        raise ConfigError(f"{name} holds edits of {own} weights, not of {asked}.", mend="Leave out --dtype.")
 
 
 def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
