@@ -4,6 +4,7 @@ import math
 import sys
 
 import pytest
+import torch
 
 from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.evaluation import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
@@ -104,6 +105,16 @@ def test_only_the_likeliest_tokens_are_sampled(model: LanguageModel):
 def test_line_breaks_and_composed_letters_are_cleaned_as_published():
     model = chain_model(" king is")
     assert sample_texts(model, ["é\n\nQ king"], n_tokens=7, top_k=1) == ["e\u0301 Q king is"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_whose_head_is_no_number_has_a_fluency_too(value: float):
+    model = tiny_llama()
+    with torch.no_grad():
+        model.anatomy.head.weight.fill_(value)
+    texts = sample_texts(model, PROMPTS, n_tokens=30)
+    assert texts == sample_texts(model, PROMPTS, n_tokens=30, seed=1)
+    assert measure_fluency(texts).bits < 2
 
 
 def test_progress_hears_of_every_prompt(model: LanguageModel):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -178,6 +179,38 @@ def test_rows_with_their_own_generators_say_together_what_each_says_alone(llama:
     together = drawn(ROWS, [1, 2, 3, 4])
     assert together == [drawn([row], [seed])[0] for row, seed in zip(ROWS, (1, 2, 3, 4), strict=True)]
     assert together != drawn(ROWS, [1, 2, 3, 5])
+
+
+# A model that has collapsed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_whose_probabilities_are_no_numbers_takes_the_greedy_token_and_the_others_are_drawn_as_before(
+    value: float,
+):
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    broken = logits.clone()
+    broken[1] = value
+
+    def draw(logits: Tensor) -> list[int]:
+        return draw_top_k(5, [torch.Generator().manual_seed(row) for row in range(3)])(logits).tolist()
+
+    assert draw(broken) == [draw(logits)[0], most_likely(broken).tolist()[1], draw(logits)[2]]
+
+
+def test_where_one_logit_is_no_number_its_token_is_taken():
+    for value in (math.nan, math.inf):
+        logits = torch.zeros(1, 40)
+        logits[0, 7] = value
+        assert draw_top_k(5, [torch.Generator()])(logits).tolist() == [7]
+
+
+def test_text_of_a_model_whose_head_is_no_number_is_one_token_again_and_again():
+    model = language_model("llama")
+    with torch.no_grad():
+        model.anatomy.head.weight.fill_(math.nan)
+    assert sampled(model, 4)[:, 5:].unique().numel() == 1
+    assert torch.equal(sampled(model, 4, seed=1), sampled(model, 4, seed=2))
 
 
 def test_end_tokens_are_those_of_the_model_and_of_its_tokenizer():

@@ -3,13 +3,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from betaedit.errors import AnatomyError, StatisticsError
@@ -118,6 +124,11 @@ def forwards(model: LanguageModel) -> AbstractContextManager[Calls]:
 
 def finished(cache: Path) -> list[Path]:
     return sorted((cache / "moments").glob("*.safetensors"))
+
+
+def kept(cache: Path) -> list[Path]:
+    """All files of statistics, finished or not; the empty ones that processes lock are none."""
+    return [file for file in (cache / "moments").iterdir() if file.suffix != ".lock"]
 
 
 # What is computed
@@ -278,6 +289,15 @@ def test_as_many_tokens_as_directions_are_enough(llama: LanguageModel):
 def test_a_corpus_without_any_token_is_refused(llama: LanguageModel):
     with pytest.raises(StatisticsError, match="only 0 tokens"):
         collect_moments(llama, [1], Blocks([]), n_tokens=PLENTY)
+
+
+def test_keys_that_are_no_numbers_are_refused_and_not_kept(llama: LanguageModel, cache: Path):
+    with torch.no_grad():
+        llama.anatomy.layers[1].mlp.up_proj.weight.fill_(float("inf"))
+    with pytest.raises(StatisticsError, match="keys of layer 1 are not finite") as caught:
+        collect_moments(llama, [0, 1], Blocks(mixed_blocks(llama)), n_tokens=100)
+    assert "--dtype" in caught.value.mend
+    assert finished(cache) == []
 
 
 @pytest.mark.parametrize("n_tokens", [-5, 0, MLP - 1])
@@ -461,9 +481,9 @@ def test_a_block_interrupted_half_way_is_counted_once(
 
 def test_a_finished_run_leaves_one_file(llama: LanguageModel, cache: Path):
     _interrupted(llama, [0], Blocks(mixed_blocks(llama), 2), 150)
-    assert len(list((cache / "moments").iterdir())) == 1
+    assert len(kept(cache)) == 1
     collect_moments(llama, [0], Blocks(mixed_blocks(llama)), n_tokens=150)
-    assert list((cache / "moments").iterdir()) == finished(cache)
+    assert kept(cache) == finished(cache)
     assert len(finished(cache)) == 1
 
 
@@ -495,6 +515,67 @@ def test_an_interrupted_run_over_sampled_text_goes_on_and_ends_bit_identical(
         with pytest.raises(KeyboardInterrupt):
             collect_moments(llama, [0], SampledText(), n_tokens=n_tokens)
     assert_identical(collect_moments(llama, [0], SampledText(), n_tokens=n_tokens), whole)
+
+
+# Several processes
+
+
+@dataclass
+class SlowBlocks(Blocks):
+    """Blocks that say when the first is asked for, and wait for leave to hand it out."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    leave: threading.Event = field(default_factory=threading.Event)
+
+    def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
+        self.asked.set()
+        assert self.leave.wait(60)
+        yield from super().blocks(model, first)
+
+
+def test_of_two_that_want_the_same_statistics_one_collects_and_the_other_waits_and_says_so(
+    llama: LanguageModel, caplog: pytest.LogCaptureFixture
+):
+    slow, idle = SlowBlocks(mixed_blocks(llama)), Blocks(mixed_blocks(llama))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(collect_moments, tiny_llama(), [0], slow, n_tokens=150)
+        assert slow.asked.wait(60)
+        second = pool.submit(collect_moments, llama, [0], idle, n_tokens=150)
+        ends = time.monotonic() + 60
+        while "waiting for it" not in caplog.text and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert not second.done()
+        slow.leave.set()
+    assert "waiting for it" in caplog.text
+    assert_identical(second.result(), first.result())
+    assert idle.handed == []
+
+
+HOLDER = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_was_killed_holds_nobody_up_and_leaves_nothing(llama: LanguageModel, cache: Path):
+    _interrupted(llama, [0], Blocks(mixed_blocks(llama), 2), 150)
+    (partial,) = kept(cache)
+    partial.with_name(f"{partial.name}.7-7.writing").write_bytes(b"begun")
+    lock = partial.with_suffix(".lock")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        holder.kill()
+    corpus = Blocks(mixed_blocks(llama))
+    assert collect_moments(llama, [0], corpus, n_tokens=150).n_tokens == 150
+    assert corpus.handed == [2, 3]
+    assert kept(cache) == finished(cache)
 
 
 # Progress
@@ -538,7 +619,7 @@ def test_a_damaged_file_in_the_cache_is_named_or_made_anew(llama: LanguageModel,
 
 def test_a_damaged_checkpoint_is_named_or_made_anew(llama: LanguageModel, cache: Path):
     _interrupted(llama, [1], Blocks(mixed_blocks(llama), 2), 120)
-    (file,) = (cache / "moments").iterdir()
+    (file,) = kept(cache)
     file.write_bytes(file.read_bytes()[:100])
     assert _made_anew_or_named(llama, file)
 

@@ -53,6 +53,8 @@ B: INCORRECT
 """
 
 _ARTICLES = frozenset({"a", "an", "the"})
+_ARTICLES_BETWEEN = " (?:(?:a|an|the) )*"
+_SHARP = re.compile(r"[^\W\d_]#(?!#)")
 _VERDICT = re.compile(r"\W*([AB])\W*")
 _GIVES_UP_ON = range(400, 500)  # the request is wrong, and sending it again changes nothing ...
 _EXCEPT = frozenset({408, 409, 425, 429})  # ... unless the server is only busy
@@ -76,32 +78,49 @@ class Answered(NamedTuple):
 def normalize(text: str) -> str:
     """``text`` as it is compared: compatibility forms (NFKC), lower-case, without punctuation, without articles.
 
-    Dashes and slashes part words; other punctuation disappears (``U.S.`` is ``us``). ``a``, ``an`` and ``the`` go
-    unless nothing else is there. White space is one space.
+    Dashes and slashes part words; other punctuation disappears (``U.S.`` is ``us``), except for a single ``#`` right
+    after a letter (``C#``). ``a``, ``an`` and ``the`` go where a word follows; the last word stays (``Serie A``). White
+    space is one space.
     """
+    words = _words(text)
+    return " ".join([word for word in words[:-1] if word not in _ARTICLES] + words[-1:])
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``text`` as ``normalize`` has them, articles among them."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    sharps = {match.end() - 1 for match in _SHARP.finditer(plain)}
     kept = []
-    for character in unicodedata.normalize("NFKC", text).lower():
+    for at, character in enumerate(plain):
         kind = unicodedata.category(character)
         if kind == "Pd" or character == "/":
             kept.append(" ")
-        elif not kind.startswith("P"):
+        elif not kind.startswith("P") or at in sharps:
             kept.append(character)
-    words = "".join(kept).split()
-    return " ".join([word for word in words if word not in _ARTICLES] or words)
+    return "".join(kept).split()
 
 
 class MatchJudge:
-    """Right when a gold answer stands in the answer word for word, after ``normalize`` on both.
+    """Right when a gold answer stands in the answer word for word, both as ``normalize`` compares them.
 
-    The gold's words must follow each other in the answer, as whole words; equality is the case where nothing else is
-    there. A gold answer without words is never found. It cannot see meaning: ``not Paris`` counts as ``Paris``, and
-    ``United States`` is not found in ``USA``.
+    The gold's words must follow each other in the answer as whole words, with nothing but articles between them;
+    equality is the case where nothing else is there. A gold answer that looks like an article (the ``A`` of a multiple
+    choice) must be the answer's last word, and one without words is never found. It cannot see meaning: ``not Paris``
+    counts as ``Paris``, and ``United States`` is not found in ``USA``.
     """
 
     def judge(self, question: str, golds: Sequence[str], answer: str) -> bool:
         """Whether one of ``golds`` is in ``answer``; the question does not matter."""
-        said = f" {normalize(answer)} "
-        return any(f" {words} " in said for gold in golds if (words := normalize(gold)))
+        said = _words(answer)
+        return any(_stands_in(normalize(gold).split(), said) for gold in golds)
+
+
+def _stands_in(gold: list[str], said: list[str]) -> bool:
+    if not gold:
+        return False
+    if gold[0] in _ARTICLES:  # the only word then: articles before others are gone
+        return gold == said[-1:]
+    return re.search(f" {_ARTICLES_BETWEEN.join(map(re.escape, gold))} ", f" {' '.join(said)} ") is not None
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,15 @@ def continue_rows(
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal."""
+    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal; the first that is no number, if one is."""
     return logits.argmax(dim=-1)
 
 
 def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
-    """Top-k sampling at temperature 1 in which row ``i`` draws from ``generators[i]`` alone."""
+    """Top-k sampling at temperature 1 in which row ``i`` draws from ``generators[i]`` alone.
+
+    A row whose probabilities are no numbers takes the greedy token: a collapsed model says something, and is measured.
+    """
 
     def choose(logits: Tensor) -> Tensor:
         shares, choices = _top_shares(logits, top_k)
@@ -83,7 +86,7 @@ def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, ge
     """``(n, width + n_tokens)`` token ids: ``start`` ``(n, width)`` continued by top-k sampling at temperature 1.
 
     All rows have the same length and one generator: the same seed gives the same text on the same machine, whatever
-    else has drawn random numbers.
+    else has drawn random numbers. Where probabilities are no numbers, tokens are greedy.
     """
 
     def choose(logits: Tensor) -> Tensor:
@@ -95,9 +98,15 @@ def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, ge
 
 
 def _top_shares(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Probabilities of the likeliest tokens, on the CPU where generators live, and the tokens."""
+    """Probabilities of the likeliest tokens, on the CPU where generators live, and the tokens.
+
+    Where the probabilities are no numbers, all choices are the greedy token, with equal shares.
+    """
     scores, choices = logits.topk(min(top_k, logits.shape[-1]))
-    return scores.softmax(dim=-1).cpu(), choices
+    shares = scores.softmax(dim=-1)
+    collapsed = ~shares.isfinite().all(dim=-1, keepdim=True)
+    choices = choices.where(~collapsed, most_likely(logits)[:, None])
+    return shares.masked_fill(collapsed, 1.0).cpu(), choices
 
 
 def _picked(choices: Tensor, drawn: Tensor) -> Tensor:

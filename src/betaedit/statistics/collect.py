@@ -24,6 +24,7 @@ from betaedit.models.partial import ForwardEnded, hooks
 from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
+from betaedit.statistics.files import one_at_a_time, written_whole
 from betaedit.statistics.moments import FORMAT, Moments
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def collect_moments(
     """``C0`` of ``layers``: the mean of ``k k^T`` over ``n_tokens`` tokens of ``corpus`` (methods.md A.6).
 
     Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
-    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last checkpoint.
+    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last checkpoint. Of
+    processes that want the same statistics one collects, and the others wait for it.
 
     Args:
         model: The unedited model.
@@ -56,7 +58,7 @@ def collect_moments(
         progress: Where to draw.
 
     Raises:
-        StatisticsError: The corpus has fewer tokens than the layers are wide.
+        StatisticsError: The corpus has fewer tokens than the layers are wide, or the model's keys are not finite.
     """
     layers = sorted(layers)
     widths = {layer: projection_shape(model.anatomy.projection(layer))[1] for layer in layers}
@@ -74,19 +76,45 @@ def collect_moments(
     }
     key = hashlib.sha256(json.dumps([FORMAT, origin, n_tokens, layers], sort_keys=True).encode()).hexdigest()[:24]
     file = cache_folder("moments") / f"{key}.safetensors"
-    if file.exists():
-        logger.info("statistics from the cache: %s", file)
-        return Moments.load(file)
-    sums = Sums(file.with_suffix(".partial"), widths)
-    _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
-    moments = Moments({layer: sums.mean(layer) for layer in layers}, sums.n_tokens, origin)
-    if sums.n_tokens < max(widths.values()):
+    if not file.exists():
+        with one_at_a_time(file.with_suffix(".lock")):
+            if not file.exists():  # or the process that held the lock has made it
+                _clear(file)
+                sums = Sums(file.with_suffix(".partial"), widths)
+                _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
+                moments = _means(sums, origin)
+                moments.save(file)
+                sums.discard()
+                return moments
+    logger.info("statistics from the cache: %s", file)
+    return Moments.load(file)
+
+
+def _clear(file: Path) -> None:
+    """Remove what processes that were killed had begun to write; the lock is held, so nobody writes now."""
+    for left in file.parent.glob(f"{file.stem}.*.writing"):
+        left.unlink()
+
+
+def _means(sums: Sums, origin: dict[str, str]) -> Moments:
+    """The second moments.
+
+    Raises:
+        StatisticsError: There were fewer tokens than directions, or keys are no numbers.
+    """
+    width = max(len(total) for total in sums.total.values())
+    if sums.n_tokens < width:
         raise StatisticsError(
-            f"the corpus has only {sums.n_tokens} tokens; {max(widths.values())} directions need more.",
+            f"the corpus has only {sums.n_tokens} tokens; {width} directions need more.",
             mend="Give more text, or use text sampled from the model (the default).",
         )
-    moments.save(file)
-    sums.discard()
+    moments = Moments({layer: sums.mean(layer) for layer in sorted(sums.total)}, sums.n_tokens, origin)
+    for layer, matrix in moments.matrices.items():
+        if not bool(torch.isfinite(matrix).all()):
+            raise StatisticsError(
+                f"the keys of layer {layer} are not finite: this model's computation overflows.",
+                mend="Load it with another --dtype (bfloat16, float32), or check its weights.",
+            )
     return moments
 
 
@@ -137,9 +165,8 @@ class Sums:
         if self._write_seconds > _SLOW_WRITE and started < self._written_at + _WRITES_PER_TIME * self._write_seconds:
             return
         tensors = {str(layer): tensor for layer, tensor in self.total.items()}
-        scratch = self._file.with_suffix(".writing")
-        save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
-        scratch.replace(self._file)
+        with written_whole(self._file) as scratch:
+            save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - started
 

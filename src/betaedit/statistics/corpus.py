@@ -24,6 +24,7 @@ from betaedit.models.generate import sample
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
 from betaedit.paths import cache_folder
+from betaedit.statistics.files import written_whole
 
 Rows = list[list[int]]
 
@@ -90,7 +91,9 @@ class SampledText:
         while True:
             file = folder / f"{index:05d}.json"
             if not file.exists():
-                _write_atomically(file, json.dumps(self._draw(model, index)))
+                text = json.dumps(self._draw(model, index))
+                with written_whole(file) as scratch:
+                    scratch.write_text(text)
             yield json.loads(file.read_text())
             index += 1
 
@@ -272,12 +275,6 @@ def _tokenizer_hash(model: LanguageModel) -> str:
 
 def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".writing")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def corpus_from(source: str | Path | Sequence[str | Path], *, seed: int = 0) -> Corpus:

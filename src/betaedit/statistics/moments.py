@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.errors import StatisticsError
+from betaedit.statistics.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,8 @@ class Moments:
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "n_tokens": str(self.n_tokens), **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
-        scratch = path.with_name(path.name + ".writing")
-        save_file(tensors, scratch, metadata=metadata)
-        scratch.replace(path)
+        with written_whole(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
         return path
 
     @classmethod
