@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from betaedit import Editor
 from betaedit.editors import EditConfig
+from betaedit.editors import engine as engine_module
 from betaedit.editors.keys import LayerWalk, average_keys
 from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
@@ -223,6 +225,73 @@ def test_a_failure_undoes_its_own_batch_and_leaves_those_before_it_written(monke
     assert {memory.n_written for memory in editor.engine.memories.values()} == {2}
 
 
+class Interrupted:
+    """A method that is interrupted the first time it is called, after ``done`` calls went well."""
+
+    def __init__(self, method: Callable[..., Any], done: int = 0) -> None:
+        self.method, self.left = method, done
+
+    def __call__(self, *args: Any) -> Any:
+        self.left -= 1
+        if self.left == -1:
+            raise KeyboardInterrupt
+        return self.method(*args)
+
+
+def edited_again_after_an_interrupt(editor: Editor, n_written: int) -> None:
+    """The interrupt leaves the facts before it written and the weights of that moment; then the others are written."""
+    model, states = editor.language_model, [weights(editor.language_model)]
+    with pytest.raises(KeyboardInterrupt):
+        editor.edit(FACTS, on_edit=lambda _: states.append(weights(model)))
+    assert [result.fact for result in editor.results] == FACTS[:n_written]
+    assert unchanged(states[n_written], weights(model))
+    assert {memory.n_written for memory in editor.engine.memories.values()} == {n_written}
+    editor.edit(FACTS[n_written:])
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        *itertools.product(
+            ["betaedit", "memit-r", "simie-aligned"], ["the first memory", "the last memory", "the live facts"]
+        ),
+        ("simie-aligned", "an operator"),
+    ],
+)
+def test_what_fails_when_a_batch_is_remembered_undoes_the_batch_and_writing_goes_on_as_if_nothing_had_been(
+    method: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, model = language_model("llama"), language_model("llama")
+    editor_for(undisturbed, method).edit(FACTS)
+    editor = editor_for(model, method)
+    engine = editor.engine
+    if what == "the live facts":
+        monkeypatch.setattr(engine_module, "LiveFact", Interrupted(engine_module.LiveFact, done=3))
+    elif what == "an operator":
+        monkeypatch.setattr(engine.postprocessors[2], "settle", Interrupted(engine.postprocessors[2].settle, done=3))
+    else:
+        memory = engine.memories[1 if what == "the first memory" else 2]
+        monkeypatch.setattr(memory, "carry", Interrupted(memory.carry, done=3))
+    edited_again_after_an_interrupt(editor, 3)
+    assert unchanged(weights(undisturbed), weights(model))
+
+
+@pytest.mark.parametrize("refresh_every", [2, 1000])
+def test_a_fold_that_fails_leaves_the_batch_before_it_written_and_the_next_one_not_begun(
+    refresh_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, model = language_model("llama"), language_model("llama")
+    editors = [editor_for(each, refresh_every=refresh_every) for each in (undisturbed, model)]
+    for editor in editors:
+        for memory in editor.engine.memories.values():
+            monkeypatch.setattr(memory, "_fold_after", 2)
+    last = editors[1].engine.memories[2]
+    monkeypatch.setattr(last, "fold", Interrupted(last.fold))
+    editors[0].edit(FACTS)
+    edited_again_after_an_interrupt(editors[1], 2)
+    assert unchanged(weights(undisturbed), weights(model))
+
+
 # ---- batches and look-ahead
 
 
@@ -250,9 +319,9 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
     found: list[Tensor] = []
     write_values = editor.engine._write_values
 
-    def listen(posed: Any, batch: range, values: list[Any]) -> Any:
+    def listen(posed: Any, batch: range, values: list[Any], undo: Any) -> Any:
         found.extend(value.target for value in values)
-        return write_values(posed, batch, values)
+        return write_values(posed, batch, values, undo)
 
     monkeypatch.setattr(editor.engine, "_write_values", listen)
     editor.edit(FACTS[:4])
@@ -289,7 +358,7 @@ def test_keys_computed_again_after_the_write_are_those_solved_with(
     editor = editor_for(model)
     remembered: dict[int, Tensor] = {}
     for layer, memory in editor.engine.memories.items():
-        monkeypatch.setattr(memory, "remember", lambda keys, layer=layer: remembered.update({layer: keys}))
+        monkeypatch.setattr(memory, "carry", lambda keys, layer=layer: remembered.update({layer: keys}))
     editor.edit(FACTS, batch_size=len(FACTS))
     walk = LayerWalk(model, pose(model, FACTS, CONTEXTS, editor.config), range(len(FACTS)), editor.config)
     for layer in editor.config.layers:

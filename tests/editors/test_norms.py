@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from betaedit.editors.norms import before_norm
-from support.edits import FACTS, editor_for, settings_of
+from support.edits import FACTS, editor_for, relative, settings_of
 from support.families import FAMILY_NAMES, language_model
 from support.procedure import read_output
 
@@ -48,6 +48,20 @@ def test_no_other_output_of_the_same_length_comes_nearer(size: float) -> None:
 def test_the_families_with_a_norm_behind_the_mlp_are_known() -> None:
     known = {name for name in FAMILY_NAMES if language_model(name).anatomy.norm_after_mlp(1) is not None}
     assert known == {"gemma2", "gemma3", "olmo2"}
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2"])
+def test_a_model_in_double_precision_is_edited_behind_its_norm_as_in_single(family: str) -> None:
+    # In a window of its own, padding sees nothing: transformers' eager attention then gives NaN in double precision.
+    single, double = (language_model(family, sliding_window=64) for _ in "ab")
+    double.model.double()
+    changes = []
+    for model in (single, double):
+        editor = editor_for(model, layers=(1,))
+        editor.edit(FACTS[0])
+        changes.append(editor.engine.matrices[1].change())
+    assert changes[1].dtype == torch.float64
+    assert relative(changes[0].double(), changes[1]) < 1e-3
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,6 +364,61 @@ def test_folding_by_hand_changes_nothing(name: str, case: Case):
     assert memory.n_written == sum(K.shape[1] for K, _ in case.batches)
 
 
+@pytest.mark.parametrize("name", REMEMBERING)
+@LAWS
+@given(case=cases(least_steps=2, weakest=0.0))
+def test_to_carry_keys_and_fold_when_that_is_due_is_to_remember_them(name: str, case: Case):
+    carrying, remembering = case.memory(name), case.memory(name)
+    for K, R in case.batches:
+        carrying.carry(K)
+        if carrying.fold_due():
+            carrying.fold()
+        remembering.remember(K)
+        assert not carrying.fold_due()
+        assert torch.equal(carrying.solve(K, R).right, remembering.solve(K, R).right)
+
+
+# --- snapshots -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@LAWS
+@given(case=cases(least_steps=3, weakest=0.0), data=st.data())
+def test_whatever_was_done_since_a_snapshot_never_happened_once_it_is_restored(
+    name: str, case: Case, data: st.DataObject
+):
+    returning, plain = case.memory(name), case.memory(name)
+    for K, R in case.batches:
+        snapshot = returning.snapshot()
+        for step in data.draw(st.lists(st.sampled_from(["remember", "carry", "forget", "fold"]), max_size=3)):
+            if step == "fold":
+                returning.fold()
+            elif step != "forget" or returning.n_written >= K.shape[1]:
+                with suppress(BetaEditError):  # a key that was not remembered
+                    getattr(returning, step)(K)
+        returning.restore(snapshot)
+        for memory in (returning, plain):
+            memory.remember(K)
+        assert (returning.n_written, returning.last_refresh) == (plain.n_written, plain.last_refresh)
+        assert torch.equal(returning.solve(K, R).right, plain.solve(K, R).right)
+
+
+def test_a_refresh_since_a_snapshot_is_taken_back_with_the_history_it_folded():
+    returning, plain = removable(1), removable(1)
+    for memory in (returning, plain):
+        memory.remember(column(0.1, 0, 0, 0))
+        memory.refresh()
+        memory.remember(column(0.1, 0.1, 0, 0))
+    snapshot = returning.snapshot()
+    returning.remember(column(5, 0, 0, 0))
+    returning.refresh()
+    returning.restore(snapshot)
+    for memory in (returning, plain):
+        memory.refresh()
+    key = column(1, 2, 3, 4)
+    assert torch.equal(returning.solve(key, column(1.0)).right, plain.solve(key, column(1.0)).right)
+
+
 # --- refreshing ----------------------------------------------------------------------------------------------------
 
 
@@ -545,6 +601,20 @@ def test_keys_that_are_not_finite_are_not_remembered():
     memory = filled()
     with pytest.raises(NumericalError):
         memory.remember(torch.full((4, 1), math.nan))
+    assert_still_as_filled(memory)
+
+
+@pytest.mark.parametrize("at", ["_positive", "_history_with"])
+def test_keys_whose_fold_fails_are_not_remembered(at: str, monkeypatch: pytest.MonkeyPatch):
+    memory = filled()
+
+    def interrupt(*_: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AssociativeMemory, at, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        memory.remember(torch.ones(4, 1))
+    monkeypatch.undo()
     assert_still_as_filled(memory)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from betaedit.errors import MethodError, NumericalError
+from betaedit.errors import MethodError, NumericalError, ShapeError
 from betaedit.memory import Associations, AssociativeMemory, forget, replace, segments
 from memory.test_associative import NEVER, Case, cases, column, eye, removable, rule_of, watched, write_in_sequence
 from support.reference import FORGETTING, REMEMBERING, reference_projector, relative_error
@@ -173,6 +173,13 @@ def test_without_refreshes_facts_are_written_again_by_one_solve_with_history_and
     assert [len(segment) for segment in segments(without, facts)] == [2, 2]
 
 
+def test_in_the_equality_form_batches_are_written_again_one_by_one():
+    """A later batch moves the values of those before it, with history too: their order and grouping matter."""
+    batches = [Associations(eye(4)[:, at : at + 2], eye(4)[:, :2]) for at in (0, 2)]
+    memory = AssociativeMemory(eye(4), rule_of("emmet-h"))
+    assert [len(segment) for segment in segments(memory, batches)] == [2, 2]
+
+
 # --- what is refused, and what it costs ----------------------------------------------------------------------------
 
 
@@ -184,6 +191,72 @@ def test_a_rule_without_history_has_no_closed_form_to_forget_by(name: str):
         forget(memory, eye(3), Associations(eye(3)[:, :1], eye(3)[:, :1]))
     assert caught.value.mend
     assert memory.n_written == 1
+
+
+def test_the_equality_form_has_no_closed_form_to_forget_by():
+    memory = AssociativeMemory(eye(3), rule_of("emmet-h"))
+    memory.remember(eye(3)[:, :1])
+    fact = Associations(eye(3)[:, :1], eye(3)[:, :1])
+    for taking in (lambda: forget(memory, eye(3), fact), lambda: replace(memory, eye(3), fact, fact)):
+        with pytest.raises(MethodError, match="in the equality form") as caught:
+            taking()
+        assert caught.value.mend
+        assert memory.n_written == 1
+
+
+NAN, INF = torch.nan, torch.inf
+KEYS = torch.tensor([[0.2, 0.0, 0.1], [0.0, 0.3, 0.1], [0.1, 0.1, 0.0], [0.0, 0.2, 0.4]], dtype=torch.float64)
+
+
+def refreshed_with_a_folded_and_a_carried_key() -> AssociativeMemory:
+    memory = removable(9)
+    memory.remember(KEYS[:, :2])
+    memory.refresh()
+    memory.remember(KEYS[:, 2:])
+    return memory
+
+
+def assert_nothing_taken(memory: AssociativeMemory) -> None:
+    """Bit for bit, and so after whatever comes next."""
+    fresh, key = refreshed_with_a_folded_and_a_carried_key(), column(1, 2, 3, 4)
+    assert (memory.n_written, memory.last_refresh) == (fresh.n_written, fresh.last_refresh) == (3, 2)
+    for change in (
+        lambda _: None,
+        lambda each: each.remember(key),
+        lambda each: each.fold(),
+        lambda each: each.refresh(),
+    ):
+        for each in (memory, fresh):
+            change(each)
+        assert torch.equal(memory.solve(key, column(1.0)).right, fresh.solve(key, column(1.0)).right)
+
+
+@pytest.mark.parametrize("taken", [slice(0, 1), slice(2, 3), slice(0, 3)], ids=["folded", "carried", "all"])
+def test_facts_that_cannot_be_taken_out_exactly_enough_leave_keys_and_the_last_refresh_as_they_were(taken: slice):
+    memory, keys = refreshed_with_a_folded_and_a_carried_key(), KEYS[:, taken]
+    with pytest.raises(NumericalError, match="exactly enough"):
+        forget(memory, eye(4), Associations(keys, keys), amplification=0.5)
+    assert_nothing_taken(memory)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "error"),
+    [
+        (column(INF, 0, 0, 0), column(1, 0, 0, 0), NumericalError),
+        (column(1, 0, 0), column(1, 0, 0, 0), ShapeError),
+        (column(1, 0, 0, 0), column(NAN, 0, 0, 0), NumericalError),
+        (column(1, 0, 0, 0), column(1, 0, 0), RuntimeError),
+    ],
+    ids=["keys not finite", "keys of another width", "values not finite", "values of another width"],
+)
+@pytest.mark.parametrize("taken", [slice(0, 1), slice(2, 3)], ids=["folded", "carried"])
+def test_new_facts_that_cannot_be_written_leave_the_old_ones_where_they_were(
+    taken: slice, keys: Tensor, values: Tensor, error: type[Exception]
+):
+    memory = refreshed_with_a_folded_and_a_carried_key()
+    with pytest.raises(error):
+        replace(memory, eye(4), Associations(KEYS[:, taken], KEYS[:, taken]), Associations(keys, values))
+    assert_nothing_taken(memory)
 
 
 @pytest.mark.parametrize(

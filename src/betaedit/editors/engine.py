@@ -161,7 +161,9 @@ class Engine:
         own search, after their contributions were taken out. Yields every batch when it is written.
 
         Raises:
-            NumericalError: An update is not finite or longer than allowed. Every weight is as it was before its batch.
+            NumericalError: An update is not finite or longer than allowed.
+
+        Whatever ends a batch early, an interrupt too: weights, memories and live facts are as they were before it.
         """
         for window in windows(in_batches(facts, batch_size, self.config), self.live, self.config):
             yield from self._write_window(window)
@@ -176,9 +178,14 @@ class Engine:
         written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
             keys, update = batch.keys[layer].to(matrix.device), batch.updates[layer]
-            written[layer] = Associations.written(matrix.change(), keys, update.left.to(matrix.device))
+            residuals = update.left.to(matrix.device)
+            if layer in self.postprocessors:
+                residuals = self.postprocessors[layer].wanted(keys, residuals)
+            written[layer] = Associations.written(matrix.change(), keys, residuals)
             self._add(layer, update)
-        self._remember(written)
+        with ExitStack() as undo:
+            self._remember(written, undo)
+            undo.pop_all()
         self._hold(leaving, batch.again + batch.results, written)
 
     def forget(self, facts: Sequence[LiveFact]) -> None:
@@ -207,8 +214,7 @@ class Engine:
             self._take_out(leaving, undo)
             if sharing:
                 sought = self._seek([held.fact for held in sharing])
-                results, written, _ = self._write_rows(sought, range(len(sharing)), len(sharing))
-                self._hold(leaving, results, written)
+                self._write_rows(sought, range(len(sharing)), len(sharing), leaving)
             else:
                 self._drop(leaving)
             undo.pop_all()
@@ -249,17 +255,30 @@ class Engine:
 
     def _begin(self, facts: Sequence[Fact]) -> None:
         """Make ready for a batch under the weights before it."""
+        self._fold()
         for memory in self.memories.values():
             if memory.refresh_due():
                 memory.refresh()
         if self.recipe.operator == "simie":
             self._tokens = token_keys(self.model, facts, self.config)
 
-    def _remember(self, written: dict[int, Associations]) -> None:
+    def _fold(self) -> None:
+        """Fold where that is due: before a batch, not after it, so that a fold that fails has nothing to undo."""
+        for memory in self.memories.values():
+            if memory.fold_due():
+                memory.fold()
+
+    def _remember(self, written: dict[int, Associations], undo: ExitStack) -> None:
+        """Count a batch as written; ``undo`` takes that back."""
         for layer, memory in self.memories.items():
-            random, keys = self._random_keys.get(layer), written[layer].keys
-            memory.remember(keys if random is None else random.like(keys))
+            undo.callback(memory.restore, memory.snapshot())
+            keys = written[layer].keys
+            if (random := self._random_keys.get(layer)) is not None:
+                undo.callback(random.restore, random.snapshot())
+                keys = random.like(keys)
+            memory.carry(keys)
         for layer, postprocessor in self.postprocessors.items():
+            undo.callback(postprocessor.restore, postprocessor.snapshot())
             postprocessor.settle(self._tokens.get(layer))
 
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor, bare_keys: Tensor) -> Update:
@@ -290,8 +309,7 @@ class Engine:
             at = 0
             for batch in window:
                 rows = range(at, at + len(again) + len(batch))
-                results, written, updates = self._write_rows(sought, rows, len(batch), share)
-                self._hold(leaving, results, written)
+                results, written, updates = self._write_rows(sought, rows, len(batch), leaving, share)
                 undo.pop_all()
                 at += len(batch)
                 keys = {layer: facts.keys for layer, facts in written.items()}
@@ -302,26 +320,35 @@ class Engine:
         return _Sought(facts, posed, optimize_values(self.model, posed, self.config))
 
     def _write_rows(
-        self, sought: _Sought, rows: range, n_new: int, seconds: float = 0.0
+        self, sought: _Sought, rows: range, n_new: int, leaving: Sequence[LiveFact], seconds: float = 0.0
     ) -> tuple[tuple[EditResult, ...], dict[int, Associations], dict[int, Update]]:
-        """Write some of the facts whose values were sought; ``seconds`` were spent on each of ``n_new`` before."""
+        """Write some of the facts whose values were sought, in the place of ``leaving``; all or nothing.
+
+        ``seconds`` were spent on each of ``n_new`` before.
+        """
         started = time.perf_counter()
         self._begin([sought.facts[row] for row in rows])
-        written, updates, norms = self._write_values(sought.posed, rows, [sought.values[row] for row in rows])
-        self._remember(written)
-        seconds += (time.perf_counter() - started) / n_new
-        results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
+        with ExitStack() as undo:
+            values = [sought.values[row] for row in rows]
+            written, updates, norms = self._write_values(sought.posed, rows, values, undo)
+            self._remember(written, undo)
+            seconds += (time.perf_counter() - started) / n_new
+            results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
+            self._hold(leaving, results, written)
+            undo.pop_all()
         return results, written, updates
 
     def _hold(
         self, leaving: Sequence[LiveFact], results: Sequence[EditResult], written: dict[int, Associations]
     ) -> None:
         """Count ``results`` among the live facts, ``leaving`` no more."""
-        self._drop(leaving)
-        self._n_batches += 1
+        number, new = self._n_batches + 1, []
         for column, result in enumerate(results):
             asked = {layer: facts[column].to("cpu") for layer, facts in written.items()}
-            self.live.append(LiveFact(result, self._n_batches, asked))
+            new.append(LiveFact(result, number, asked))
+        self._drop(leaving)
+        self.live.extend(new)
+        self._n_batches = number
 
     def _drop(self, leaving: Sequence[LiveFact]) -> None:
         if leaving:
@@ -331,6 +358,7 @@ class Engine:
         """Take the contributions of live facts out of weights and memories; ``undo`` puts them back."""
         if not leaving:
             return
+        self._fold()
         for matrix in self.matrices.values():
             undo.callback(matrix.restore, matrix.snapshot())
         if self._adds_up() and self._subtract(leaving, undo):
@@ -372,39 +400,36 @@ class Engine:
                 memory.remember(segment.keys)
 
     def _write_values(
-        self, posed: Pose, batch: range, values: Sequence[Value]
+        self, posed: Pose, batch: range, values: Sequence[Value], undo: ExitStack
     ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
-        """Spread the residual over the layers, updating each in turn; all or nothing."""
+        """Spread the residual over the layers, updating each in turn; ``undo`` takes that back."""
         targets = torch.stack([value.target for value in values], dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
         written: dict[int, Associations] = {}
         updates: dict[int, Update] = {}
         norms: dict[int, float] = {}
-        before: dict[int, Tensor] = {}
-        try:
-            for step, layer in enumerate(self.config.layers):
-                share = self.recipe.share(len(self.config.layers) - step)
+        for step, layer in enumerate(self.config.layers):
+            share = self.recipe.share(len(self.config.layers) - step)
 
-                def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
-                    matrix = self.matrices[layer]
-                    residual = self._behind_norm(layer, key, ((targets.to(output) - output) / share).to(key.device))
-                    update = self._solve(layer, key, residual, walk.bare_keys)
-                    written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
-                    before[layer] = matrix.snapshot()
-                    norms[layer] = self._add(layer, update)
-                    self._check_norm(layer, norms[layer], len(batch))
+            def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
+                matrix = self.matrices[layer]
+                residual = self._behind_norm(layer, key, ((targets.to(output) - output) / share).to(key.device))
+                update = self._solve(layer, key, residual, walk.bare_keys)
+                written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
+                undo.callback(matrix.restore, matrix.snapshot())
+                norms[layer] = self._add(layer, update)
+                self._check_norm(layer, norms[layer], len(batch))
 
-                walk.pass_layer(layer, write)
-        except BaseException:
-            for layer, snapshot in before.items():
-                self.matrices[layer].restore(snapshot)
-            raise
+            walk.pass_layer(layer, write)
         return written, updates, norms
 
     def _behind_norm(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """The residuals of the projection's output that move the stream by ``residuals`` ``(d_out, b)``."""
         norm = self.model.anatomy.norm_after_mlp(layer)
-        return residuals if norm is None else before_norm(norm, self.matrices[layer].current() @ keys, residuals)
+        if norm is None:
+            return residuals
+        current = self.matrices[layer].current()
+        return before_norm(norm, current @ keys.to(current), residuals)
 
     def _check_norm(self, layer: int, norm: float, n_facts: int) -> None:
         limit = self.config.update_norm_limit

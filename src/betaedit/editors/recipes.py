@@ -232,7 +232,12 @@ RECIPES: tuple[Recipe, ...] = (
         ridge=False,
         paper=_R_ROME,
         equation="R (C0^-1 k)^T / ((C0^-1 k)^T k)",
-        notes="The mean key over contexts everywhere, and the output of the bare prompt in the residual.",
+        notes=(
+            "The mean key over contexts everywhere, and the output of the bare prompt in the residual, so that the "
+            "mean key's output moves by the value's change: the authors' own code, which takes MEMIT's keys and "
+            "values. EasyEdit's has two other forms: the mean key's output becomes the bare prompt's and the change, "
+            "or the bare prompt's key is used throughout."
+        ),
         form="rank-one",
     ),
     Recipe(

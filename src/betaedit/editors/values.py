@@ -196,8 +196,9 @@ class _Problem:
         state = keep_state(model.anatomy, pose.recording, prefix, layers)
         start = suffix.gather(pose.recording.inputs[above])
         rows = torch.arange(len(facts), device=start.device)
+        starts = suffix.starts.to(start.device)  # prompts are encoded where the embedding is, maybe on another device
         lookups = torch.zeros(start.shape[:2], device=start.device)
-        lookups[rows[:, None], suffix.starts] = 1.0
+        lookups[rows[:, None], starts] = 1.0
         return cls(
             model=model,
             config=config,
@@ -206,9 +207,9 @@ class _Problem:
             calls=suffix.calls(pose.recording, layers, state, prefix),
             state=state,
             lookups=lookups,
-            initial=start[rows, suffix.starts[:, 0]].float(),
-            targets=_targets(pose, facts, suffix),
-            kl_entry=suffix.starts[:, -1],
+            initial=start[rows, starts[:, 0]].float(),
+            targets=_targets(pose, facts, suffix, start.device),
+            kl_entry=starts[:, -1],
         )
 
     @cached_property
@@ -262,14 +263,15 @@ class _Problem:
         changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
         hidden = self._run(changed)
         rows = torch.arange(len(hidden), device=hidden.device)
-        read = torch.cat([hidden[targets.fact, targets.entry], hidden[rows, self.kl_entry]])
+        fact, entry, kl_entry = (index.to(hidden.device) for index in (targets.fact, targets.entry, self.kl_entry))
+        read = torch.cat([hidden[fact, entry], hidden[rows, kl_entry]])
         with narrow_linears([anatomy.head]):
             logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
         e = len(targets.token)
         return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]
 
 
-def _targets(pose: Pose, facts: Sequence[int], suffix: Pack) -> _Targets:
+def _targets(pose: Pose, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
     prompts = pose.prompts(facts)
     ends = suffix.starts + (pose.lengths - pose.lookup)[prompts]
     places: list[tuple[int, int, int, bool]] = []
@@ -280,8 +282,8 @@ def _targets(pose: Pose, facts: Sequence[int], suffix: Pack) -> _Targets:
             sampled = context > 0 or pose.n_contexts == 1
             places += [(row, end - len(ids) + at, token, sampled) for at, token in enumerate(ids)]
         weights += [1 / (len(ids) * pose.n_contexts)] * (len(ids) * pose.n_contexts)
-    fact_of, entry, token, sampled_of = torch.tensor(places, device=ends.device).unbind(dim=1)
-    return _Targets(fact_of, entry, token, torch.tensor(weights, device=ends.device), sampled_of.bool())
+    fact_of, entry, token, sampled_of = torch.tensor(places, device=device).unbind(dim=1)
+    return _Targets(fact_of, entry, token, torch.tensor(weights, device=device), sampled_of.bool())
 
 
 def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) -> list[Value]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from copy import copy
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -130,15 +132,24 @@ class AssociativeMemory:
         Cost: copying the new columns when these keys were solved just before, else half of a ``solve``; now and then a
         ``fold``.
         """
-        self._check_keys(keys)
+        before = self.snapshot()
+        self.carry(keys)
+        if self.fold_due():
+            try:
+                self.fold()
+            except BaseException:
+                self.restore(before)
+                raise
+
+    def carry(self, keys: Float[Tensor, "d_in b"]) -> None:
+        """As ``remember``, but a ``fold`` that falls due is left to the caller, who can undo the rest at no cost."""
+        self.check_keys(keys)
         if self.rule.history:
             keys = self._cast(keys)
             self._system.extend(self._extension(keys))
             self._keys.append(keys)
         self._solved = None
         self.n_written += keys.shape[1]
-        if len(self._keys) >= self._fold_after:
-            self.fold()
 
     def forget(self, keys: Float[Tensor, "d_in b"]) -> None:
         """Take back that ``keys`` were written: one column for each time, with the values that were remembered.
@@ -151,7 +162,7 @@ class AssociativeMemory:
         Raises: MethodError for keys that were not remembered, ShapeError; a refused call forgets nothing.
         Cost: O((d_in + n) m n) for keys since the last fold; one eigendecomposition when any was folded before.
         """
-        self._check_keys(keys)
+        self.check_keys(keys)
         if self.rule.history:
             keys = self._cast(keys)
             kept, folded = self._locate(keys)
@@ -177,7 +188,7 @@ class AssociativeMemory:
         for batch in batches:
             if self.refresh_due():
                 refreshed = self.last_refresh = self.n_written
-            self._check_keys(batch)
+            self.check_keys(batch)
             self.n_written += batch.shape[1]
             if self.rule.history:
                 keys.append(self._cast(batch))
@@ -185,7 +196,7 @@ class AssociativeMemory:
         written = torch.cat([none, *keys], dim=1)
         if refreshed:
             self.n_written = refreshed
-            self._absorb(written[:, :refreshed], none)
+            self._history = self._history_with(written[:, :refreshed], none)
             self.refresh()
             self.n_written = count
             written = written[:, refreshed:]
@@ -193,6 +204,28 @@ class AssociativeMemory:
             self._fold(written, none)
         elif written.shape[1] > 0:
             self._carry_only(written)
+
+    def check_keys(self, keys: Tensor) -> None:
+        """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
+        if keys.dim() != _MATRIX or keys.shape[0] != self.d_in:
+            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
+        if not bool(torch.isfinite(keys).all()):
+            raise NumericalError("the keys are not finite.", mend="Look at the model's activations for overflow.")
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that changes, to go back to with ``restore``, once.
+
+        No tensor is copied: what a fold or a refresh replaces meanwhile stays held.
+        """
+        return {**vars(self), "_keys": copy(self._keys), "_system": self._system.fork()}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Back to ``snapshot``, bit for bit, whatever failed in between."""
+        vars(self).update(snapshot)
+
+    def fold_due(self) -> bool:
+        """Whether as many keys are carried as should be before a fold."""
+        return len(self._keys) >= self._fold_after
 
     def fold(self) -> None:
         """Move the carried keys into the diagonal: one eigendecomposition; later updates are the same."""
@@ -233,8 +266,10 @@ class AssociativeMemory:
         )
         system = GrowingSystem(self._positive(energies))
         carried = self._keys.matrix
-        self._absorb(carried, carried[:, :0])
-        self._install(space.turned(rotation), system)
+        turned = space.turned(rotation)
+        history = self._history_with(carried, carried[:, :0])
+        self._install(turned, system)
+        self._history = history
 
     def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
         """The matrix whose small eigenvalues span the next null space."""
@@ -264,15 +299,19 @@ class AssociativeMemory:
         if lost.numel() > 0 and float(values[0]) < -_RELATIVE_DEBT * float(diagonal.max()):
             raise _unknown()
         system = GrowingSystem(self._positive(values))
-        self._absorb(entering, leaving)
-        self._install(space.turned(rotation), system)
+        turned = space.turned(rotation)
+        history = self._history_with(entering, leaving)
+        self._install(turned, system)
+        self._history = history
 
-    def _absorb(self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]) -> None:
+    def _history_with(
+        self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]
+    ) -> Float[Tensor, "d_in d_in"] | None:
+        """``H`` with some keys more and others less; a new matrix, so that a failure leaves the old one."""
         if self._moment is None or entering.numel() + leaving.numel() == 0:
-            return
-        if self._history is None:
-            self._history = entering.new_zeros(self.d_in, self.d_in)
-        self._history.addmm_(entering, entering.T).addmm_(leaving, leaving.T, alpha=-1)
+            return self._history
+        history = entering.new_zeros(self.d_in, self.d_in) if self._history is None else self._history
+        return history.addmm(entering, entering.T).addmm_(leaving, leaving.T, alpha=-1)
 
     def _positive(self, energies: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """``lambda2 + energies``, raised where rounding took it below zero."""
@@ -338,17 +377,11 @@ class AssociativeMemory:
         return keys.to(self._system.diagonal)
 
     def _check(self, keys: Tensor, residuals: Tensor) -> None:
-        self._check_keys(keys)
+        self.check_keys(keys)
         if residuals.dim() != _MATRIX or keys.shape[1] != residuals.shape[1]:
             raise ShapeError(
                 f"{keys.shape[1]} keys but {residuals.shape[-1]} residuals.", mend="Give one column of each per fact."
             )
-
-    def _check_keys(self, keys: Tensor) -> None:
-        if keys.dim() != _MATRIX or keys.shape[0] != self.d_in:
-            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
-        if not bool(torch.isfinite(keys).all()):
-            raise NumericalError("the keys are not finite.", mend="Look at the model's activations for overflow.")
 
 
 def _unknown() -> MethodError:

@@ -1,7 +1,7 @@
 """Taking facts back from a memory, and giving them new values: exact, because the sum of all updates is one solution.
 
-Under a rule with history and a fixed projector the updates of a sequence add up to the one least-squares solution over
-the facts it holds (methods.md D.1),
+Under a rule of the ridge form with history and a fixed projector the updates of a sequence add up to the one
+least-squares solution over the facts it holds (methods.md D.1),
 
     (V - W_0 K) K^T U (lambda2 I + U^T (lambda1 C0 + K K^T) U)^-1 U^T        K, V: all of them, column by column
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from betaedit.errors import MethodError, NumericalError
 from betaedit.memory.associative import FOLD_AFTER, AssociativeMemory
+from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
 
@@ -84,25 +86,34 @@ def forget(
     Law: ``weight`` becomes what the facts left would have made of the original, with the keys and values they have:
     ``Delta = -(V_o - W K_o) K_o^T U M^-1 U^T`` with ``M`` the system of the facts left (methods.md D.6). Holds as long
     as no refresh came between the first fact and now.
-    Raises: MethodError without history, whose updates are no common solution (write the others again: ``segments``),
-    or when the keys were not remembered; nothing has changed then.
+    Raises: MethodError without history or in the equality form, whose updates are no common solution (write the others
+    again: ``segments``), or when the keys were not remembered.
     Raises: NumericalError when that would multiply the rounding of ``weight`` by more than ``amplification``: the facts
-    fill directions that little else holds. Nothing has changed then; write the others again (``segments``).
+    fill directions that little else holds. Write the others again (``segments``).
+    Whatever is raised, nothing has changed then.
     Cost: that of ``AssociativeMemory.forget`` and of one ``solve``.
     """
-    if not memory.rule.history:
+    if not _adds_up(memory.rule):
+        written = "in the equality form" if memory.rule.form == "equality" else "without history"
         raise MethodError(
-            "facts written without history cannot be taken out of the sum of their updates.",
+            f"facts written {written} cannot be taken out of the sum of their updates.",
             mend="Write the other facts again, from the original weights.",
         )
-    memory.forget(facts.keys)
+    with _undone_by_failure(memory):
+        memory.forget(facts.keys)
+        return _subtraction(memory, weight, facts, amplification)
+
+
+def _subtraction(
+    memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts: Associations, amplification: float
+) -> Update:
+    """What takes ``facts`` out of ``weight``; ``memory`` has forgotten them."""
     solved = memory.solve(facts.keys, facts.residuals(weight))
     # The solve has the keys in its system, right = U (M + P P^T)^-1 P; without them it is right (I - P^T right)^-1.
     b = len(facts)
     reach = torch.eye(b).to(solved.right) - facts.keys.to(solved.right).T @ solved.right
     unreached, info = torch.linalg.inv_ex(reach)
     if int(info) != 0 or not float(torch.linalg.matrix_norm(unreached, 1)) <= amplification:
-        memory.remember(facts.keys)
         raise NumericalError(
             "these facts cannot be taken out of the sum exactly enough.",
             mend="Write the other facts again, from the original weights.",
@@ -121,23 +132,25 @@ def replace(
     becomes the original edited by ``new`` alone.
     Law: as for ``forget``, with ``new`` among the facts left. Raises and cost: those of ``forget`` and of a ``solve``.
     """
-    taken = forget(memory, weight, old)
-    lacking = new.residuals(weight) - taken.left.to(weight) @ (taken.right.T.to(weight) @ new.keys.to(weight))
-    given = memory.solve(new.keys, lacking)
-    memory.remember(new.keys)
+    memory.check_keys(new.keys)
+    with _undone_by_failure(memory):
+        taken = forget(memory, weight, old)
+        lacking = new.residuals(weight) - taken.left.to(weight) @ (taken.right.T.to(weight) @ new.keys.to(weight))
+        given = memory.solve(new.keys, lacking)
+        memory.remember(new.keys)
     return Update(torch.cat([taken.left, given.left], dim=1), torch.cat([taken.right, given.right], dim=1))
 
 
 def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iterator[Associations]:
     """``batches`` joined as far as that leaves the result as it is, for a fresh ``memory`` that shall write them again.
 
-    Solve and remember each segment before asking for the next. With history the order and grouping of facts between
-    two refreshes does not matter (methods.md D.2), so up to 512 of them are solved at once; without it every batch
-    stays alone. ``memory`` is refreshed where a batch finds that due.
+    Solve and remember each segment before asking for the next. In the ridge form with history the order and grouping of
+    facts between two refreshes does not matter (methods.md D.2), so up to 512 of them are solved at once; else every
+    batch stays alone. ``memory`` is refreshed where a batch finds that due.
     """
     waiting: list[Associations] = []
     for batch in batches:
-        if waiting and (not memory.rule.history or _is_full(memory, waiting)):
+        if waiting and (not _adds_up(memory.rule) or _is_full(memory, waiting)):
             yield Associations.joined(waiting)
             waiting = []
         if not waiting and memory.refresh_due():
@@ -145,6 +158,22 @@ def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iter
         waiting.append(batch)
     if waiting:
         yield Associations.joined(waiting)
+
+
+def _adds_up(rule: MemoryRule) -> bool:
+    """Whether updates add up to one solution; a later one of the equality form moves the values of those before it."""
+    return rule.history and rule.form == "ridge"
+
+
+@contextmanager
+def _undone_by_failure(memory: AssociativeMemory) -> Iterator[None]:
+    """A context after which ``memory`` is as before, bit for bit, if it ends by an exception."""
+    before = memory.snapshot()
+    try:
+        yield
+    except BaseException:
+        memory.restore(before)
+        raise
 
 
 def _is_full(memory: AssociativeMemory, waiting: Sequence[Associations]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -123,6 +123,12 @@ class Postprocessor:
             return residuals.double()
         return residuals.to(self.withheld) - self.withheld @ keys.to(self.withheld)
 
+    def wanted(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Float[Tensor, "d_out b"]:
+        """The inverse of ``residuals``: the ``R`` that left them to write; float64."""
+        if self.withheld is None:
+            return residuals.double()
+        return residuals.to(self.withheld) + self.withheld @ keys.to(self.withheld)
+
     def process(
         self,
         update: Update,
@@ -150,12 +156,24 @@ class Postprocessor:
         """The last processed update was written."""
         self.withheld = self._pending
         if self._ideal is not None and tokens is not None:
-            self._ideal.remember(tokens)
+            self._ideal.carry(tokens)
+
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Any] | None]:
+        """What ``settle`` changes, to go back to with ``restore``, once; no tensor is copied."""
+        return self.withheld, None if self._ideal is None else self._ideal.snapshot()
+
+    def restore(self, snapshot: tuple[Tensor | None, dict[str, Any] | None]) -> None:
+        """Back to ``snapshot``, bit for bit."""
+        self.withheld, ideal = snapshot
+        if self._ideal is not None and ideal is not None:
+            self._ideal.restore(ideal)
 
     def _operate(self, change: Tensor, weight: Tensor, tokens: Tensor | None) -> Tensor:
         if self._whitening is not None:
             return self._whitening.sparsify(change, self.rule.adaedit_fraction)
         if self._ideal is not None and tokens is not None:
+            if self._ideal.fold_due():
+                self._ideal.fold()
             return self._ideal.solve(tokens, change @ tokens.to(change)).dense()
         if self.rule.operator == "rect":
             return rect(change, weight, self.rule.rect_fraction)

@@ -20,6 +20,14 @@ class RandomKeys:
         self._root = vectors * values.clamp(min=0).sqrt()
         self._generator = torch.Generator().manual_seed(seed)
 
+    def snapshot(self) -> Tensor:
+        """Where the draws stand, to go back to with ``restore``."""
+        return self._generator.get_state()
+
+    def restore(self, snapshot: Tensor) -> None:
+        """The draws go on from ``snapshot``."""
+        self._generator.set_state(snapshot)
+
     def like(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "d_in b"]:
         """The next draws, as many and each as long as ``keys``; float64."""
         noise = torch.randn(keys.shape, generator=self._generator, dtype=torch.float64).to(self._root.device)

@@ -7,6 +7,7 @@ columns ``P`` gives ``V`` just as many: with ``Y = M^-1 P`` and the Cholesky fac
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,12 @@ class GrowingSystem:
     def __init__(self, diagonal: Float[Tensor, " m"]) -> None:
         self.diagonal = diagonal
         self.columns = Columns(diagonal, len(diagonal))
+
+    def fork(self) -> GrowingSystem:
+        """The system as it is now, which extending this one leaves as it is; only one of the two may be extended."""
+        twin = copy(self)
+        twin.columns = copy(self.columns)
+        return twin
 
     def extension(self, added: Float[Tensor, "m b"]) -> Extension:
         """What adding the columns ``added`` to ``B`` would change; nothing changes.

@@ -57,7 +57,8 @@ class PriorState(Cache):
 
     def take(self, rows: Tensor) -> PriorState:
         """The state of some rows of the pack."""
-        return PriorState({layer: (keys[rows], values[rows]) for layer, (keys, values) in self.held.items()})
+        held = {layer: [state[rows.to(state.device)] for state in pair] for layer, pair in self.held.items()}
+        return PriorState({layer: (keys, values) for layer, (keys, values) in held.items()})
 
 
 @dataclass(frozen=True)
