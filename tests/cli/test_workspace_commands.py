@@ -361,6 +361,9 @@ def test_a_workspace_is_exported_and_measured_as_a_model_is(betaedit, told, fill
     path = tmp_path / "out.jsonl"
     assert told("export", filled, "--to", "facts", "--out", path)["facts"] == 2
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["ana", "bob"]
+    (tmp_path / "empty").mkdir()
+    ran = betaedit("export", filled, "--to", "facts", "--out", tmp_path / "empty")
+    assert (ran.code, "mend: Name a file" in ran.err) == (2, True)
     adapter = tmp_path / "adapter"
     assert told("export", filled, "--to", "adapter", "--out", adapter)["facts"] == 2
     by_workspace, by_adapter = (told("eval", name, "--from", facts) for name in (filled, adapter))
@@ -394,11 +397,13 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
         (["forget", "Anna"], 9, "the model holds no fact 'Anna'", "Did you mean Ana"),
         (["forget", "nobody at all"], 9, "no fact 'nobody at all'", "betaedit log --state live"),
         (["forget"], 2, "nothing to forget", "--last N"),
+        (["forget", ""], 9, "a blank name", "Name a number"),
         (["replace", "Anna", "Rome"], 9, "no fact 'Anna'", "Did you mean Ana"),
         (["replace", " is", "Rome"], 9, "means 2 facts: #2, #3", "by its number"),
         (["replace", "Ana", " "], 3, "new target is empty", ""),
         (["show", "99"], 9, "no fact '99'", "betaedit log"),
         (["restore", "99"], 9, "no event 99", "events 1 to 4"),
+        (["diff", "1", "--text", "text.txt"], 2, "--text is what --drift compares on", "Add --drift"),
         (["diff", "99"], 9, "no event 99", "events 1 to 4"),
         (["diff", "1", "0"], 9, "no event 0", "events 1 to 4"),
         (["log", "--since", "yesterday"], 2, "'yesterday' is no date", "Write 2026-11-21"),

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from betaedit.errors import ConfigError
 from betaedit.facts import EvaluationCase, Fact, Probe, Question, demo_path, read_cases, save_facts
 
 FACT = Fact("The mother tongue of {} is", "Zoë \u2028 Ana", "English", "French", "f1")
@@ -24,6 +27,20 @@ def test_what_is_written_is_read_back_whole(tmp_path: Path):
 def test_what_is_not_known_is_not_written(tmp_path: Path):
     save_facts([Fact("{} is in", "Rome", "Spain")], tmp_path / "f.jsonl")
     assert (tmp_path / "f.jsonl").read_text() == '{"subject": "Rome", "prompt": "{} is in", "target_new": "Spain"}\n'
+
+
+def test_facts_of_several_files_are_read_back_under_ids_of_their_own(tmp_path: Path):
+    ids = [None, "own-1", "own-1", "own-1-2", None, "own-5"]
+    facts = [Fact("{} is number", f"Ana {at}", "two", id=given) for at, given in enumerate(ids)]
+    save_facts(facts, tmp_path / "f.jsonl")
+    read = [case.fact for case in read_cases(tmp_path / "f.jsonl").cases]
+    assert [fact.id for fact in read] == ["own-1-3", "own-1", "own-1-4", "own-1-2", "own-5-2", "own-5"]
+    assert [fact.subject for fact in read] == [fact.subject for fact in facts]
+
+
+def test_a_place_that_is_no_file_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"cannot be written.*Name a file"):
+        save_facts([FACT], tmp_path)
 
 
 def test_the_demo_survives_the_way_through_a_file(tmp_path: Path):

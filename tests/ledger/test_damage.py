@@ -14,7 +14,7 @@ import pytest
 from betaedit.errors import LedgerError
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.workspace import Workspace
-from support.edits import FACTS, editor_for
+from support.edits import FACTS, MANY, editor_for
 from support.tiny import tiny_llama
 
 
@@ -59,6 +59,7 @@ ALTERATIONS = {
     "an event's end": "DELETE FROM spans WHERE writing = 3",
     "a fact's state": "UPDATE spans SET until = 4, why = 'forgotten' WHERE writing = 1",
     "missing factors": "DELETE FROM factors WHERE event = 3",
+    "the missing arrays of a live fact": "DELETE FROM asked WHERE writing = 1",
     "the model": "UPDATE identity SET value = replace(value, 'betaedit', 'memit-h')",
 }
 
@@ -72,6 +73,16 @@ def test_an_alteration_by_anybody_else_is_found(folder: Path, what: str):
     altered(folder, ALTERATIONS[what])
     with Workspace.open(folder, model=tiny_llama()) as workspace:
         assert workspace.store.verify()
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM factors WHERE event = 2", "DELETE FROM snapshots WHERE layer = 2"])
+def test_what_gc_did_not_take_is_missed_beside_a_snapshot(folder: Path, statement: str):
+    with Workspace.open(folder, write=True, model=tiny_llama()) as workspace:
+        workspace.edit(MANY, batch_size=10)
+        assert workspace.store.trail(workspace.store.head)[0] is not None, "there is a snapshot"
+        assert workspace.store.verify() == []
+    altered(folder, statement)
+    assert problems(folder)
 
 
 def test_weights_are_not_built_from_arrays_of_another_size(folder: Path):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from betaedit.editors.matrix import EditedMatrix
 from betaedit.ledger.replica import Replica
 from betaedit.ledger.workspace import Workspace
+from betaedit.memory.update import Update
 from support.edits import FACTS, MANY, editor_for, unchanged
 from support.tiny import tiny_llama
 
@@ -59,6 +61,29 @@ def test_a_thread_keeps_the_served_model_up_to_date_but_never_within_an_answer(t
                 time.sleep(0.01)
         assert replica.event == workspace.store.head
         assert not torch.equal(weights(replica)["model.layers.1.mlp.down_proj.weight"], before)
+        replica.close()
+
+
+def test_a_sync_that_was_cut_off_adds_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Workspace.create(tmp_path / "w", editor_for(tiny_llama(), value_steps=2)) as workspace:
+        workspace.edit(FACTS[0])
+        replica = Replica(tmp_path / "w", model=tiny_llama())
+        workspace.edit(FACTS[1:3])
+        failures = iter([RuntimeError("out of memory")])
+        add = EditedMatrix.add
+
+        def full(matrix: EditedMatrix, update: Update) -> None:
+            add(matrix, update)
+            for failure in failures:
+                raise failure
+
+        monkeypatch.setattr(EditedMatrix, "add", full)
+        with replica.following(every=0.01):  # whose thread survives that
+            until = time.monotonic() + 20
+            while replica.event < workspace.store.head and time.monotonic() < until:
+                time.sleep(0.01)
+        assert replica.event == workspace.store.head
+        assert unchanged(weights(replica), workspace.language_model.model.state_dict())
         replica.close()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 
 from betaedit import Editor, EvaluationCase, Fact
-from betaedit.errors import ConfigError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.errors import ConfigError, FactError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.ledger.health import check, reapply
 from betaedit.ledger.identity import STATISTICS
 from betaedit.ledger.query import compare, find, find_one, history, live_cases, select, status
 from betaedit.ledger.workspace import Workspace
@@ -102,6 +105,44 @@ def test_forgetting_after_reopening_leaves_what_the_other_facts_alone_make(
         assert again.verify(replay=False) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "step"),
+    [
+        ("language_model", "betaedit.ledger.workspace.rebuild"),
+        ("editor", "betaedit.ledger.workspace.rebuild"),
+        ("editor", "betaedit.editors.editor.Engine"),
+        ("editor", "betaedit.ledger.workspace.Workspace._keys"),
+    ],
+)
+def test_a_workspace_whose_opening_was_cut_off_is_opened_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, step: str
+):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[:3])
+    shutil.copytree(tmp_path / "w", tmp_path / "undisturbed" / "w")
+    with reopened(tmp_path / "undisturbed", write=True) as straight, reopened(tmp_path, write=True) as disturbed:
+        straight.edit(FACTS[3])
+        with monkeypatch.context() as patched:
+            cut_off(patched, step)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(disturbed, asked)
+        disturbed.edit(FACTS[3])
+        assert same(state(disturbed), state(straight))
+        assert disturbed.verify(replay=True) == []
+
+
+def cut_off(patched: pytest.MonkeyPatch, name: str, after: int = 0) -> None:
+    """Let a function be interrupted when it was called ``after`` times."""
+    function, calls = pkgutil.resolve_name(name), count()
+
+    def interrupted(*args: object, **options: object) -> object:
+        if next(calls) >= after:
+            raise KeyboardInterrupt
+        return function(*args, **options)
+
+    patched.setattr(name, interrupted)
+
+
 def test_what_is_forgotten_replaced_and_undone_stays_in_the_log(tmp_path: Path):
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:3])
@@ -115,6 +156,47 @@ def test_what_is_forgotten_replaced_and_undone_stays_in_the_log(tmp_path: Path):
         (1, "forgotten"), (2, "replaced"), (3, "live"), (4, "live"), (5, "undone"),
     ]  # fmt: skip
     assert facts[3].fact == replace(FACTS[1], target_new="Oslo")
+
+
+@pytest.mark.parametrize("conflicts", ["replace", "naive"])
+def test_what_interrupts_a_replacement_leaves_the_old_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: str
+):
+    with made(tmp_path, conflicts=conflicts) as workspace:
+        workspace.edit(FACTS[:3])
+        before, head = state(workspace), workspace.store.head
+        with monkeypatch.context() as patched:
+            cut_off(patched, "betaedit.editors.engine.optimize_values")
+            with pytest.raises(KeyboardInterrupt):
+                workspace.replace("#2", "Oslo")
+        with pytest.raises(FactError):
+            workspace.replace("#2", " ")
+        assert (workspace.store.head, live(workspace)) == (head, FACTS[:3])
+        assert same(state(workspace), before)
+        workspace.replace("#2", "Oslo")
+        assert [fact.state for fact in workspace.store.facts()] == ["live", "replaced", "live", "live"]
+        assert workspace.store.head == head + 1, "one event, whole or not at all"
+        assert workspace.verify(replay=True) == []
+
+
+@pytest.mark.parametrize("conflicts", ["replace", "naive"])
+def test_what_interrupts_writing_again_what_slipped_leaves_every_fact_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: str
+):
+    with made(tmp_path, conflicts=conflicts) as workspace:
+        workspace.edit(FACTS[:3])
+        held = workspace.store.facts()
+        with monkeypatch.context() as patched:
+            cut_off(patched, "betaedit.editors.engine.optimize_values", after=1)
+            with pytest.raises(KeyboardInterrupt):
+                reapply(workspace, held)
+        for _ in range(2):
+            found = workspace.store.facts()
+            assert [(fact.number, fact.fact, fact.state) for fact in found] == [
+                (fact.number, fact.fact, "live") for fact in held
+            ]
+            assert workspace.verify(replay=True) == []
+            reapply(workspace, held)
 
 
 def test_restoring_gives_the_weights_of_then_bit_for_bit(tmp_path: Path):
@@ -329,6 +411,19 @@ def test_the_live_facts_of_another_workspace_are_written_after_those_already_her
         assert other.new(live_cases(str(tmp_path / "w"))) == []
 
 
+def test_facts_of_several_files_that_share_an_id_are_imported_and_written_again(tmp_path: Path):
+    alike = [replace(fact, id="own-1") for fact in FACTS[:2]]
+    with made(tmp_path) as workspace:
+        for fact in alike:
+            workspace.edit(fact)
+        reapply(workspace, workspace.store.live())
+        assert live(workspace) == alike
+    with Workspace.create(tmp_path / "other", quick(tiny_llama())) as other:
+        other.edit(other.new(live_cases(tmp_path / "w")))
+        assert [fact.id for fact in live(other)] == ["own-1", "own-1-2"]
+        assert other.new(live_cases(tmp_path / "w")) == []
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +462,31 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
         made(tmp_path)
     with pytest.raises(LedgerError, match="there is no workspace"):
         Workspace.open(tmp_path / "w")
+
+
+def test_a_folder_that_cannot_be_made_or_filled_says_what_to_do(tmp_path: Path):
+    (tmp_path / "w").write_text("a file, and no folder")
+    with pytest.raises(LedgerError, match="cannot be written") as refused:
+        made(tmp_path / "w")
+    assert "rights of the folder" in refused.value.mend
+    (tmp_path / "new" / "w" / STATISTICS).mkdir(parents=True)
+    with pytest.raises(LedgerError, match=f"{STATISTICS} cannot be written"):
+        made(tmp_path / "new")
+
+
+def test_a_workspace_opens_where_its_model_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        left = state(workspace)
+
+    def load(name: str, **_: object) -> LanguageModel:
+        return tiny_llama(seed=0 if name == "here" else 1)
+
+    monkeypatch.setattr("betaedit.ledger.workspace.load_language_model", load)
+    with Workspace.open(tmp_path / "w", model="here") as moved:
+        assert same(state(moved), left)
+    with Workspace.open(tmp_path / "w", model="another model") as other, pytest.raises(IdentityError):
+        _ = other.language_model
 
 
 def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path):
@@ -421,6 +541,17 @@ def test_reading_is_possible_while_somebody_writes_and_a_second_writer_is_refuse
         next_one.edit(FACTS[2])
 
 
+def test_what_others_commit_meanwhile_is_neither_missed_in_the_weights_nor_taken_for_damage(tmp_path: Path):
+    with made(tmp_path) as workspace, reopened(tmp_path) as reader:
+        workspace.edit(FACTS[:2])
+        held = state(reader)
+        workspace.edit(FACTS[2:4])
+        workspace.forget("#1")
+        assert check(reader, texts=["The king."]).holding.count == 2, "those that its weights hold"
+        assert reader.verify() == []
+        assert same(state(reader), held)
+
+
 def test_a_view_hides_what_others_commit_until_it_ends(tmp_path: Path):
     with made(tmp_path) as workspace, reopened(tmp_path) as reader:
         workspace.edit(FACTS[0])
@@ -464,6 +595,21 @@ def test_an_event_that_cannot_be_committed_is_taken_out_of_the_model(tmp_path: P
     with reopened(tmp_path) as again:
         assert same(state(again), left)
         assert live(again) == FACTS[:3]
+
+
+@pytest.mark.parametrize("name", ["", " ", "#2", "2", "own-1"])
+def test_a_name_that_may_mean_what_nobody_meant_is_refused(tmp_path: Path, name: str):
+    with made(tmp_path) as workspace:
+        workspace.edit(Fact("In 2002 {} was in", "Ana", "Rome", id="2"))
+        workspace.edit(FACTS[0])
+        workspace.edit(replace(FACTS[1], id="own-1"))
+        workspace.edit(replace(FACTS[3], id="own-1"))
+        workspace.forget("#2")
+        head = workspace.store.head
+        for work in (workspace.forget, lambda name: workspace.replace(name, "Oslo")):
+            with pytest.raises(LedgerError, match=r"blank name|#2 is forgotten|means 2 facts: #3, #4"):
+                work(name)
+        assert workspace.store.head == head
 
 
 def test_unknown_facts_and_events_are_refused(tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from betaedit.cli import options
+from betaedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,6 +117,8 @@ def diff(
     from betaedit.ledger.query import compare, to_dict
     from betaedit.ledger.weights import distances
 
+    if text is not None and not drift:
+        raise ConfigError("--text is what --drift compares on.", mend="Add --drift, or leave --text out.")
     with closing(_store(workspace)) as store:
         end = store.head if after is None else after
         found, moved = compare(store, before, end), distances(store, before, end)

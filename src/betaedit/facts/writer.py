@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from betaedit.errors import ConfigError
 from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.facts.formats import Reading
 
 
 def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None:
-    """Write facts as JSONL that ``read_cases`` reads back, one a line; folders are made when absent."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as opened:
-        for fact in facts:
-            opened.write(json.dumps(_record(fact), ensure_ascii=False) + "\n")
+    """Write facts as JSONL that ``read_cases`` reads back, one a line; folders are made when absent.
+
+    Ids that facts of several files share are written as ``told_apart`` makes them.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    path, items = Path(file), list(facts)
+    named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
+    lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error}.", mend="Name a file that is not there yet, where there is room for it."
+        ) from error
 
 
-def _record(fact: Fact | EvaluationCase) -> dict[str, Any]:
-    """The fields that say something; a neighbor's target is written even where nobody knows it."""
+def told_apart(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, each under an id that no other has when they are written one a line and read back.
+
+    Readers name what has no id after its line, so facts of several files share such names, and a name of one may be
+    that of another's line. Where it is taken, a fact is named with a number behind: ``own-1-2``.
+    """
+    given = {fact.id for fact in facts}
+    taken: set[str] = set()
+    further: defaultdict[str, count[int]] = defaultdict(lambda: count(2))
+    named = []
+    for line, fact in enumerate(facts, start=1):
+        name = fact.id or Reading("own", line).fact_id()
+        if name in taken or (not fact.id and name in given):
+            others = (f"{name}-{number}" for number in further[name])
+            name = next(other for other in others if other not in given and other not in taken)
+            named.append(replace(fact, id=name))
+        else:
+            named.append(fact)
+        taken.add(name)
+    return named
+
+
+def _record(item: Fact | EvaluationCase, fact: Fact) -> dict[str, Any]:
+    """The fields of ``item``, as ``fact``, that say something; a neighbor's target even where nobody knows it."""
     values = asdict(fact)
-    if isinstance(fact, EvaluationCase):
-        values = {**values.pop("fact"), **values}
+    if isinstance(item, EvaluationCase):
+        values |= asdict(item)
+        del values["fact"]
     order = ("id", "subject", "prompt", "target_new", "target_true")
     return {name: values[name] for name in (*order, *values) if values[name]}

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.editors.editor import Editor
+from betaedit.errors import ConfigError
 from betaedit.ledger.export_card import BeforeAndAfter, Provenance, write_card
 from betaedit.ledger.export_rank import decompose
+from betaedit.ledger.files import file_errors
 from betaedit.models.load import LanguageModel
 
 _LOAD = """\
@@ -39,9 +41,14 @@ def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeA
         editor: Holds the edited model.
         folder: Where it goes.
         figures: For the card.
+
+    Raises:
+        ConfigError: The folder cannot be written.
     """
-    path = editor.save_pretrained(folder)
-    write_card(path, provenance_of(editor, figures), library="transformers", usage=_LOAD)
+    path = Path(folder)
+    with file_errors(path, ConfigError):
+        editor.save_pretrained(path)
+        write_card(path, provenance_of(editor, figures), library="transformers", usage=_LOAD)
     return path
 
 
@@ -55,6 +62,9 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         model: The edited model.
         changes: ``W_t - W_0`` (d_out, d_in) by layer.
         file: Where they go.
+
+    Raises:
+        ConfigError: The file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[int, int] = {}
@@ -65,6 +75,8 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         tensors[f"{layer}.left"] = factors.left.float().contiguous()
         tensors[f"{layer}.right"] = factors.right.float().contiguous()
     modules = {str(layer): model.anatomy.projection_path(layer) for layer in changes}
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"model": model.name, "modules": json.dumps(modules)})
+    path = Path(file)
+    with file_errors(path, ConfigError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata={"model": model.name, "modules": json.dumps(modules)})
     return ranks

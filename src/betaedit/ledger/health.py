@@ -42,7 +42,7 @@ class Health:
 def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health:
     """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own by default)."""
     model, progress = workspace.language_model, workspace.progress
-    live = workspace.store.live()
+    live = workspace.store.live(workspace.position)  # the facts of these weights: others may have committed since
     asked = measure_edits(model, [EvaluationCase(writing.fact) for writing in live], progress=progress, label="asking")
     holds = [outcome.rewrite[0].wanted.argmax for outcome in asked.outcomes]
     prose = held_out_prose() if texts is None else texts
@@ -62,7 +62,8 @@ def drift_between(workspace: Workspace, before: int, after: int, *, texts: Seque
 
 
 def reapply(workspace: Workspace, slipped: Sequence[Writing]) -> None:
-    """Write facts again that do not hold any more; values are sought on the weights as they are now."""
-    if workspace.editor.config.conflicts != "replace":
-        workspace.forget(*(f"#{writing.number}" for writing in slipped))
-    workspace.edit([writing.fact for writing in slipped], note={"reapplied": True})
+    """Write facts again that do not hold any more; values are sought on the weights as they are now.
+
+    What interrupts that leaves every fact held, as it was or written again.
+    """
+    workspace.supersede([(writing, writing.fact) for writing in slipped], note={"reapplied": True})

@@ -11,6 +11,7 @@ from typing import Any
 
 from betaedit.errors import ConfigError, LedgerError, did_you_mean
 from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.writer import told_apart
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.store import State, Store, Writing
 
@@ -53,13 +54,20 @@ def find(store: Store, name: str) -> list[Writing]:
     """The live facts that ``name`` means: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
 
     Raises:
-        LedgerError: There is none; the nearest names are suggested.
+        LedgerError: There is none, and the nearest names are suggested; it is the number of a fact that is not live;
+            several have it for their id; or it is blank.
     """
-    live = [fact for fact in store.facts() if fact.state == "live"]
-    number = name.removeprefix("#")
-    if number.isdecimal() and (found := [fact for fact in live if fact.number == int(number)]):
-        return found
-    for same in (_has_id, _is_about, _mentions):
+    if not name.strip():
+        raise LedgerError(
+            "a blank name means no fact.", mend="Name a number, an id, a subject, or a text of the prompt."
+        )
+    known = store.facts()
+    if (numbered := _numbered(known, name)) is not None:
+        return [_live(numbered)]
+    live = [fact for fact in known if fact.state == "live"]
+    if found := [fact for fact in live if fact.fact.id == name]:
+        return [_only(found, f"the id {name!r}")]
+    for same in (_is_about, _mentions):
         if found := [fact for fact in live if same(fact, name)]:
             return found
     names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
@@ -73,11 +81,7 @@ def find_one(store: Store, name: str) -> Writing:
     Raises:
         LedgerError: There is none, or there are several.
     """
-    found = find(store, name)
-    if len(found) > 1:
-        numbers = ", ".join(f"#{fact.number}" for fact in found)
-        raise LedgerError(f"{name!r} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
-    return found[0]
+    return _only(find(store, name), repr(name))
 
 
 def history(store: Store, name: str) -> list[Writing]:
@@ -86,19 +90,20 @@ def history(store: Store, name: str) -> list[Writing]:
     Raises:
         LedgerError: There is none, or there are several.
     """
-    number = name.removeprefix("#")
-    found = store.writings(int(number)) if number.isdecimal() else []
-    return found or store.writings(find_one(store, name).number)
+    found = _numbered(store.facts(), name) or find_one(store, name)
+    return store.writings(found.number)
 
 
 def live_cases(folder: str | Path) -> list[EvaluationCase]:
     """The live facts of a workspace, in the order they were written, to be written into another one.
 
+    An id that several have, because they came from several files, goes on with a number for all but the first.
+
     Raises:
         LedgerError: There is no workspace, or it is damaged.
     """
     with closing(Store(Path(folder) / LEDGER)) as store:
-        return [EvaluationCase(writing.fact) for writing in store.live()]
+        return [EvaluationCase(fact) for fact in told_apart([writing.fact for writing in store.live()])]
 
 
 def latest(store: Store, count: int) -> list[Writing]:
@@ -122,10 +127,9 @@ def compare(store: Store, before: int, after: int) -> FactChanges:
 
 def status(store: Store) -> dict[str, Any]:
     """Model, method, how many facts in which state, and the size of the file."""
-    states = store.states()
-    n_facts = sum(states.values())
-    last = store.event(store.head)
-    identity = store.identity
+    with store.view():
+        states, last = store.states(), store.event(store.head)
+    n_facts, identity = sum(states.values()), store.identity
     return {
         "workspace": str(store.path.parent),
         "model": identity.model,
@@ -171,8 +175,26 @@ def _moment(text: str) -> str:
     return moment.isoformat()[: _DAY if len(text.strip()) <= _DAY else _MINUTE]
 
 
-def _has_id(writing: Writing, name: str) -> bool:
-    return writing.fact.id == name
+def _numbered(known: Sequence[Writing], name: str) -> Writing | None:
+    """The fact whose number ``name`` is, in whatever state."""
+    number = name.removeprefix("#")
+    return next((fact for fact in known if number.isdecimal() and fact.number == int(number)), None)
+
+
+def _live(writing: Writing) -> Writing:
+    """``writing``, which the model holds: its number means nothing else when it does not."""
+    if writing.state != "live":
+        raise LedgerError(
+            f"the fact #{writing.number} is {writing.state}.", mend="`betaedit log --state live` lists what there is."
+        )
+    return writing
+
+
+def _only(found: Sequence[Writing], name: str) -> Writing:
+    if len(found) > 1:
+        numbers = ", ".join(f"#{fact.number}" for fact in found)
+        raise LedgerError(f"{name} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
+    return found[0]
 
 
 def _is_about(writing: Writing, name: str) -> bool:

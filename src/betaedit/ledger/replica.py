@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from betaedit.errors import LedgerError
-from betaedit.ledger.weights import advance, rebuild
-from betaedit.ledger.workspace import Workspace
+from betaedit.ledger.weights import advance
+from betaedit.ledger.workspace import NOWHERE, Workspace
 from betaedit.models.load import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -24,14 +23,16 @@ class Replica:
 
     Args:
         folder: The workspace.
-        model: Its unedited model, when that is in memory already.
+        model: As for ``Workspace.open``.
         device: Where a loaded model goes.
 
     Raises:
         LedgerError: There is no workspace, or it belongs to another model.
     """
 
-    def __init__(self, folder: str | Path, *, model: LanguageModel | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, model: LanguageModel | str | None = None, device: str | None = None
+    ) -> None:
         self._workspace = Workspace.open(folder, model=model, device=device)
         self._lock = threading.RLock()
         _ = self._workspace.matrices
@@ -50,17 +51,22 @@ class Replica:
     def sync(self) -> int:
         """Apply what was committed since; returns the event that the model is at.
 
-        Costs the updates that are new; after a restore, or where ``gc`` dropped them, the way from the last snapshot.
+        Costs the updates that are new; after a restore, where ``gc`` dropped them, or after a sync that was cut off,
+        the way from the last snapshot.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
         """
-        store, matrices = self._workspace.store, self._workspace.matrices
+        workspace, store = self._workspace, self._workspace.store
         with self._lock, store.view():
-            head = store.head
-            following = store.following(self.event, head)
+            matrices, head = workspace.matrices, store.head
+            following = store.following(workspace.position, head)
             if following is None:
-                rebuild(store, head, matrices)
-            else:
+                workspace.come_to_head()
+            elif following:
+                workspace.position = NOWHERE  # cut off within, the updates would be added twice by the next sync
                 advance(store, following, matrices)
-            self._workspace.position = head
+            workspace.position = head
         return head
 
     @contextmanager
@@ -72,8 +78,8 @@ class Replica:
             while not stop.wait(every):
                 try:
                     self.sync()
-                except LedgerError as error:
-                    logger.warning("the model stays at event %d: %s", self.event, error)
+                except Exception as error:  # whatever it is, the next try may succeed: on a full GPU, for one
+                    logger.warning("the model is not brought up to date, which is tried again: %s", error)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

@@ -418,7 +418,10 @@ class Store:
 
     def snapshot(self, event: int, layer: int) -> bytes:
         """All that was added to one matrix until ``event``."""
-        return bytes(self._rows("SELECT change FROM snapshots WHERE event = ? AND layer = ?", event, layer)[0][0])
+        rows = self._rows("SELECT change FROM snapshots WHERE event = ? AND layer = ?", event, layer)
+        if not rows:
+            raise LedgerError(f"{self.path} lacks the snapshot of event {event}, layer {layer}.", mend=_DAMAGED)
+        return bytes(rows[0][0])
 
     @property
     def weight_bytes(self) -> int:
@@ -447,7 +450,7 @@ class Store:
 
     def verify(self) -> list[str]:
         """What is wrong with the file: damage, or a record that is not as it was committed. Empty when all is well."""
-        with self._guarded():
+        with self._guarded(), self.view():
             problems = [str(row[0]) for row in self._open.execute("PRAGMA integrity_check") if row[0] != "ok"]
             problems += [
                 f"event {row[0]} is not as it was committed"
@@ -458,18 +461,37 @@ class Store:
         return problems
 
     def _changed_arrays(self) -> Iterator[str]:
-        collected = self._one("SELECT coalesce(max(event), 0) FROM snapshots")
-        for event, told in self._rows("SELECT id, factors FROM events WHERE factors != ?", _WHOLE):
-            rows = self._rows("SELECT layer, step, lefts, rights FROM factors WHERE event = ? ORDER BY 1, 2", event)
-            if (rows or event > collected) and _hash_arrays((row[2], row[3]) for row in rows) != told:
+        collected = self._collected()
+        for event, told in self._rows(
+            "SELECT id, factors FROM events WHERE factors != ? AND id > ?", _WHOLE, collected
+        ):
+            rows = self._rows("SELECT lefts, rights FROM factors WHERE event = ? ORDER BY layer, step", event)
+            if _hash_arrays(rows) != told:
                 yield f"the factors of event {event} are not as they were committed"
+        live = {row[0] for row in self._rows("SELECT writing FROM spans WHERE until IS NULL")}
         for writing, told in self._rows("SELECT id, asked FROM writings"):
             rows = self._rows("SELECT key, wanted FROM asked WHERE writing = ? ORDER BY layer", writing)
-            if rows and _hash_arrays(rows) != told:
+            if (rows or writing in live) and _hash_arrays(rows) != told:
                 yield f"the arrays of writing {writing} are not as they were committed"
-        for event, layer, told in self._rows("SELECT event, layer, hash FROM snapshots"):
-            if _hash_arrays([(self.snapshot(event, layer),)]) != told:
-                yield f"the snapshot of event {event}, layer {layer}, is not as it was committed"
+        yield from self._changed_snapshots(collected)
+
+    def _collected(self) -> int:
+        """The event at which ``gc`` ran last; 0 for never.
+
+        The file does not tell. But ``gc`` leaves no factors up to its event and makes the first snapshot that is left;
+        other snapshots come with the factors that lead to them.
+        """
+        first = int(self._one("SELECT coalesce(min(event), 0) FROM snapshots"))
+        return 0 if self._one("SELECT count(*) FROM factors WHERE event <= ?", first) else first
+
+    def _changed_snapshots(self, collected: int) -> Iterator[str]:
+        kept = {(event, layer): told for event, layer, told in self._rows("SELECT event, layer, hash FROM snapshots")}
+        whole = {row[0] for row in self._rows("SELECT id FROM events WHERE factors = ? AND id > ?", _WHOLE, collected)}
+        for event in sorted(whole | {event for event, _ in kept}):
+            for layer in self.layers:
+                told = kept.get((event, layer))
+                if told is None or _hash_arrays([(self.snapshot(event, layer),)]) != told:
+                    yield f"the snapshot of event {event}, layer {layer}, is not as it was committed"
 
     def _array(self, columns: str, writing: int, layer: int) -> tuple[bytes, ...]:
         rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", writing, layer)
@@ -548,7 +570,8 @@ class Store:
         try:
             yield
         finally:
-            self._open.execute("ROLLBACK")
+            if self._open.in_transaction:  # a failing disk ends it, too
+                self._open.execute("ROLLBACK")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
@@ -22,6 +24,7 @@ from betaedit.editors.matrix import Changes, EditedMatrix, recording
 from betaedit.errors import ConfigError, LedgerError, MethodError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
+from betaedit.ledger.files import file_errors
 from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.query import find, find_one, latest
@@ -30,6 +33,8 @@ from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.progress import Progress, SilentProgress
 
+NOWHERE = 0
+"""What ``position`` is while the weights are those of no event: coming to one was cut off, or has not begun."""
 _LOCK = "writer.lock"
 
 
@@ -46,7 +51,8 @@ class Workspace:
         progress: Where long work draws itself.
         lock: The right to write, held.
 
-    ``position`` is the event that the model's weights are at.
+    ``position`` is the event that the model's weights are at, or ``NOWHERE``: then the next use of the model brings it
+    to the last event, from the unedited weights on.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class Workspace:
         self._editor: Editor | None = None
         self._written: dict[LiveFact, Writing] = {}
         self._rank = 0
-        self.position = FIRST
+        self.position = NOWHERE
 
     @classmethod
     def create(cls, folder: str | Path, editor: Editor, *, storage: Storage | None = None) -> Workspace:
@@ -77,7 +83,7 @@ class Workspace:
                 halves the file; what is taken out later is then as exact as that type.
 
         Raises:
-            LedgerError: The folder is a workspace or holds other things.
+            LedgerError: The folder is a workspace or holds other things, or cannot be written.
             MethodError: Facts of this method cannot be taken back.
             ConfigError: The editor has edits.
         """
@@ -93,16 +99,19 @@ class Workspace:
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
             raise LedgerError(f"{folder} exists and is not empty.", mend="Name a new folder.")
         engine = editor.engine
-        folder.mkdir(parents=True, exist_ok=True)
+        with file_errors(folder, LedgerError):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
-            editor.statistics.save(folder / STATISTICS)
+            with file_errors(folder / STATISTICS, LedgerError):
+                editor.statistics.save(folder / STATISTICS)
             store = Store.create(folder / LEDGER, identify(editor, storage))
         except BaseException:
             lock.release()
             raise
         made = cls(folder, store, lambda: editor.language_model, editor.progress, lock)
         made._model, made._editor, made._matrices = editor.language_model, editor, engine.matrices
+        made.position = FIRST
         return made
 
     @classmethod
@@ -111,7 +120,7 @@ class Workspace:
         folder: str | Path,
         *,
         write: bool = False,
-        model: LanguageModel | None = None,
+        model: LanguageModel | str | None = None,
         device: str | None = None,
         progress: Progress | None = None,
     ) -> Workspace:
@@ -120,7 +129,8 @@ class Workspace:
         Args:
             folder: The workspace.
             write: Whether to change it.
-            model: Its unedited model, when that is in memory; loaded when first needed otherwise.
+            model: Its unedited model, when that is in memory, or the place it has now, when that is another than it
+                had; loaded when first needed.
             device: Where a loaded model goes.
             progress: Where long work draws itself.
 
@@ -135,8 +145,13 @@ class Workspace:
             store.close()
             raise
         dtype = cast(DtypeName, store.identity.dtype)
-        load = partial(load_language_model, store.identity.model, dtype=dtype, device=device)
-        return cls(folder, store, load if model is None else lambda: model, progress or SilentProgress(), lock)
+
+        def load() -> LanguageModel:
+            if isinstance(model, LanguageModel):
+                return model
+            return load_language_model(model or store.identity.model, dtype=dtype, device=device)
+
+        return cls(folder, store, load, progress or SilentProgress(), lock)
 
     def __enter__(self) -> Workspace:
         """The workspace itself."""
@@ -164,7 +179,8 @@ class Workspace:
         if not self._matrices:
             projections = {layer: model.anatomy.projection(layer) for layer in self.store.layers}
             self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
-            self._come_to(self.store.head)
+        if self.position == NOWHERE:
+            self.come_to_head()
         return model
 
     def _loaded(self) -> LanguageModel:
@@ -188,15 +204,19 @@ class Workspace:
         """
         if self._editor is None:
             model = self._loaded()
+            self.position = NOWHERE
             for matrix in self._matrices.values():
                 matrix.restore()
             try:
-                self._editor = editor_again(self.folder, self.store.identity, model, self.progress)
+                editor = editor_again(self.folder, self.store.identity, model, self.progress)
+                matrices = editor.engine.matrices
             except BaseException:
-                self._come_to(self.store.head)
+                if self._matrices:
+                    self.come_to_head()
                 raise
-            self._matrices = self._editor.engine.matrices
-            self._come_to_head()
+            self._matrices, self._editor = matrices, editor
+        if self.position == NOWHERE:
+            self.come_to_head()
         return self._editor
 
     @property
@@ -259,9 +279,9 @@ class Workspace:
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
             raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")
-        engine = self._engine
+        _ = self._engine
         with self.event("forget", "forgotten"):
-            engine.forget([live for live, writing in self._written.items() if writing.id in chosen])
+            self._take_out({fact.number for fact in chosen.values()})
         return list(chosen.values())
 
     def replace(self, name: str, target: str) -> tuple[Writing, EditResult]:
@@ -269,12 +289,43 @@ class Workspace:
 
         Raises:
             LedgerError: There is none of that name, or there are several.
+            FactError, LookupTokenError, NumericalError: See ``Editor.edit``; the old answer stays then.
         """
         old = find_one(self.store, name)
-        fact = replace(old.fact, target_new=target)
-        if self.editor.config.conflicts != "replace":
-            self.forget(f"#{old.number}")
-        return old, self.edit(fact)[0]
+        return old, self.supersede([(old, replace(old.fact, target_new=target))])[0]
+
+    def supersede(
+        self, changes: Sequence[tuple[Writing, Fact]], *, note: Mapping[str, Any] | None = None
+    ) -> list[EditResult]:
+        """Write facts in the place of live ones: the ledger holds one of the two at any time.
+
+        Where the engine replaces conflicts, each is an event of its own. Else all are one: taking facts out may mean to
+        write all others again, which is then done once.
+
+        Raises:
+            FactError, LookupTokenError: See ``Editor.edit``; nothing has changed then.
+            NumericalError: See ``Editor.edit``; the facts of its event are as they were.
+            LedgerError: The ledger cannot be written; the model is as the ledger says then.
+        """
+        self._check_writable()
+        for _, fact in changes:
+            self.editor.plan(fact)
+        replaces = self.editor.config.conflicts == "replace"
+        results: list[EditResult] = []
+        with self.progress.task("editing", len(changes), "facts") as task:
+            for group in ([change] for change in changes) if replaces else [changes]:
+                with self.event("edit", "replaced", dict(note or {})):
+                    if not replaces:
+                        self._take_out({old.number for old, _ in group})
+                    for _, fact in group:
+                        (batch,) = self.editor.write(fact)
+                        results += batch.results
+                        task.advance()
+        return results
+
+    def _take_out(self, numbers: Collection[int]) -> None:
+        """Let the engine forget the facts of these numbers."""
+        self._engine.forget([live for live, writing in self._written.items() if writing.number in numbers])
 
     def restore(self, event: int) -> None:
         """Back to the weights and facts after an earlier event; what came since stays in the log, as undone.
@@ -298,11 +349,10 @@ class Workspace:
         if self.store.trail(event) is None:
             self._write_again(then.values(), entry)
             return
+        self.position = NOWHERE  # from before the commit on: cut off after it, the weights would pass for those of now
         self.store.append(replace(entry, parent=event))
-        if self._editor is not None:
-            self._come_to_head()
-        elif self._model is not None:
-            self._come_to(self.store.head)
+        if self._matrices:
+            self.come_to_head()
 
     def _write_again(self, writings: Iterable[Writing], entry: Entry) -> None:
         """Make the model one that was told ``writings`` alone, and commit that."""
@@ -311,10 +361,10 @@ class Workspace:
             self._hold(writings)
             with recording(engine.matrices) as changes:
                 engine.rewrite()
+            self._append(entry, changes)
         except BaseException:
-            self._come_to_head()
+            self.come_to_head()
             raise
-        self._append(entry, changes)
 
     @contextmanager
     def at(self, event: int) -> Iterator[LanguageModel]:
@@ -323,16 +373,25 @@ class Workspace:
         Raises:
             LedgerError: There is no such event, or ``gc`` dropped what leads there.
         """
-        kept = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
-        try:
-            if rebuild(self.store, self.store.event(event).id, self.matrices) is None:
+        model = self.language_model
+        with self._kept():
+            if rebuild(self.store, self.store.event(event).id, self._matrices) is None:
                 raise LedgerError(
                     f"gc dropped what leads to event {event}.", mend="`betaedit restore` can still write it again."
                 )
-            yield self.language_model
+            yield model
+
+    @contextmanager
+    def _kept(self) -> Iterator[dict[int, Tensor]]:
+        """A context in which the weights may be changed, given what they are before it and after it."""
+        kept = {layer: matrix.snapshot() for layer, matrix in self._matrices.items()}
+        try:
+            yield kept
         finally:
-            for layer, matrix in self.matrices.items():
+            here, self.position = self.position, NOWHERE
+            for layer, matrix in self._matrices.items():
                 matrix.restore(kept[layer])
+            self.position = here
 
     def collect(self, *, purge: bool = False) -> int:
         """Drop from the ledger what the weights of now do not need; returns the bytes given back.
@@ -355,15 +414,14 @@ class Workspace:
         if problems := self.store.verify():
             return problems
         matrices = self.matrices
-        here = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
-        if rebuild(self.store, self.store.head, matrices, snapshots=False) is not None:
-            problems = [
-                f"layer {layer} differs from the sum of all events"
-                for layer, matrix in matrices.items()
-                if not torch.equal(matrix.snapshot(), here[layer])
-            ]
-        for layer, matrix in matrices.items():
-            matrix.restore(here[layer])
+        with self._kept() as here:
+            # At the event of these weights: others may have committed since.
+            if rebuild(self.store, self.position, matrices, snapshots=False) is not None:
+                problems = [
+                    f"layer {layer} differs from the sum of all events"
+                    for layer, matrix in matrices.items()
+                    if not torch.equal(matrix.snapshot(), here[layer])
+                ]
         if replay:
             problems += [
                 f"layer {layer} differs by {error:.1e} from its facts written again"
@@ -380,7 +438,7 @@ class Workspace:
             engine.rewrite()
             there = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
         finally:
-            self._come_to_head()
+            self.come_to_head()
         return {
             layer: float((there[layer] - here[layer]).norm() / matrix.current().double().norm())
             for layer, matrix in engine.matrices.items()
@@ -404,12 +462,12 @@ class Workspace:
         with recording(self.editor.engine.matrices) as changes:
             try:
                 yield
+                if _any(changes):
+                    self._commit(kind, changes, why, note or {})
             except BaseException:
-                if any(noted.restarted or noted.updates for noted in changes.values()):
-                    self._come_to_head()
+                if _any(changes):
+                    self.come_to_head()
                 raise
-        if any(noted.restarted or noted.updates for noted in changes.values()):
-            self._commit(kind, changes, why, note or {})
 
     def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
         """Put into the ledger what the engine holds now and did not hold at the last event, and the other way round."""
@@ -417,7 +475,9 @@ class Workspace:
         held = set(live)
         ended = {live: writing for live, writing in self._written.items() if live not in held}
         new = [fact for fact in live if fact not in self._written]
-        numbers = {writing.fact: writing.number for writing in ended.values()}
+        numbers: defaultdict[Fact, list[int]] = defaultdict(list)
+        for writing in ended.values():
+            numbers[writing.fact].append(writing.number)
         again = {fact.fact for fact in new}
         identity = self.store.identity
         entry = Entry(
@@ -425,7 +485,7 @@ class Workspace:
             note=note,
             written=[
                 NewWriting(
-                    numbers.pop(fact.fact, None),
+                    numbers[fact.fact].pop(0) if numbers[fact.fact] else None,
                     fact.batch,
                     fact.fact,
                     fact.result.figures(),
@@ -442,7 +502,7 @@ class Workspace:
             self._written[self._lightened(fact, writing)] = writing
 
     def _append(self, entry: Entry, changes: Mapping[int, Changes]) -> None:
-        """Commit an event with what it did to the weights; without success the model is as the ledger says."""
+        """Commit an event with what it did to the weights."""
         restarted = any(noted.restarted for noted in changes.values())
         parent = FIRST if restarted else self.store.head
         rank = max((sum(update.left.shape[1] for update in noted.updates) for noted in changes.values()), default=0)
@@ -450,12 +510,8 @@ class Workspace:
         carried = rank if restarted else self._rank + rank
         full = self._snapshot() if carried >= self._rank_limit() else None
         factors = {} if whole else factor_bytes(changes, self.store.identity)
-        try:
-            self.store.append(replace(entry, parent=parent, factors=factors, snapshot=full, whole=whole))
-        except BaseException:
-            self._come_to_head()
-            raise
-        self._rank, self.position = 0 if full else carried, self.store.head
+        event = self.store.append(replace(entry, parent=parent, factors=factors, snapshot=full, whole=whole))
+        self._rank, self.position = 0 if full else carried, event
 
     def _rank_limit(self) -> float:
         """From so many rank-one updates on, a whole matrix takes no more bytes than their factors."""
@@ -474,16 +530,23 @@ class Workspace:
         live[live.index(held)] = light
         return light
 
-    def _come_to_head(self) -> None:
-        """Give the engine the weights, facts and memories that the ledger says."""
-        self._come_to(self.store.head)
-        self._hold(self.store.live())
+    def come_to_head(self) -> None:
+        """Give the model the weights, and the engine the facts and memories, that the ledger says.
 
-    def _come_to(self, event: int) -> None:
-        added = rebuild(self.store, event, self._matrices)
-        if added is None:
-            raise LedgerError(f"{self.store.path} lacks what leads to event {event}.", mend="Use the last copy of it.")
-        self._rank, self.position = added, event
+        Raises:
+            LedgerError: The ledger lacks what leads there.
+        """
+        self.position = NOWHERE
+        with self.store.view():
+            head = self.store.head
+            added = rebuild(self.store, head, self._matrices)
+            if added is None:
+                raise LedgerError(
+                    f"{self.store.path} lacks what leads to event {head}.", mend="Use the last copy of it."
+                )
+            if self._editor is not None:
+                self._hold(self.store.live(head))
+        self._rank, self.position = added, head
 
     def _hold(self, writings: Iterable[Writing]) -> None:
         """Let the engine hold ``writings``."""
@@ -496,12 +559,17 @@ class Workspace:
         self._editor.engine.resume(list(held), keys)
         self._written = held
 
-    def _keys(self, layer: int, writings: Iterable[Writing]) -> Iterator[torch.Tensor]:
+    def _keys(self, layer: int, writings: Iterable[Writing]) -> Iterator[Tensor]:
         """The keys of each batch in one layer, in order."""
         dtype = self.store.identity.storage
         for _, batch in groupby(writings, key=lambda fact: fact.batch):
             columns = [from_bytes(self.store.key(fact.id, layer), dtype, -1, 1) for fact in batch]
             yield torch.cat(columns, dim=1)
+
+
+def _any(changes: Mapping[int, Changes]) -> bool:
+    """Whether anything was done to the matrices."""
+    return any(noted.restarted or noted.updates for noted in changes.values())
 
 
 def _words(fact: Fact) -> tuple[str, str, str]:
@@ -512,13 +580,12 @@ def _words(fact: Fact) -> tuple[str, str, str]:
 def _locked(folder: Path) -> FileLock:
     """The right to write, until it is released or the process ends."""
     lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise LedgerError(
-            f"another program is writing to {folder}.",
-            mend="Wait until it has finished; reading is possible meanwhile.",
-        ) from error
-    except OSError as error:
-        raise LedgerError(f"{folder} cannot be written: {error}", mend="Look at the rights of the folder.") from error
+    with file_errors(folder, LedgerError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LedgerError(
+                f"another program is writing to {folder}.",
+                mend="Wait until it has finished; reading is possible meanwhile.",
+            ) from error
     return lock
