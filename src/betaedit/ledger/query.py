@@ -16,6 +16,7 @@ from betaedit.ledger.place import LEDGER
 from betaedit.ledger.store import State, Store, Writing
 
 _DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
+_LONGEST_NUMBER = 19  # digits that SQLite's integers do not hold
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def history(store: Store, name: str) -> list[Writing]:
     Raises:
         LedgerError: There is none, or there are several.
     """
-    found = _numbered(store.facts(), name) or find_one(store, name)
-    return store.writings(found.number)
+    number = name.removeprefix("#")
+    found = store.writings(int(number)) if number.isdecimal() and len(number) < _LONGEST_NUMBER else []
+    return found or store.writings(find_one(store, name).number)
 
 
 def live_cases(folder: str | Path) -> list[EvaluationCase]:
