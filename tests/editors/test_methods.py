@@ -50,6 +50,20 @@ def test_every_method_writes_and_its_batches_written_again_give_the_same_weights
     assert unchanged(weights(written), weights(replayed))
 
 
+@pytest.mark.parametrize(("ablation", "method"), [("betaedit-no-ns", "betaedit"), ("betaedit-no-kl", "alphaedit")])
+def test_the_ablations_are_other_methods_bit_for_bit_until_the_null_space_follows_the_edits(
+    ablation: str, method: str
+) -> None:
+    """docs/comparison.md: with ``refresh_every`` = 1000 a run of 300 of one is a run of the other."""
+
+    def moved_otherwise(refresh_every: int) -> bool:
+        changes = [change_of(name, language_model("llama"), refresh_every=refresh_every) for name in (ablation, method)]
+        return not torch.equal(*changes)
+
+    assert not moved_otherwise(refresh_every=3)
+    assert moved_otherwise(refresh_every=2)
+
+
 @pytest.mark.parametrize("method", ["rect", "rect-aligned", "simie-aligned"])
 def test_a_batch_written_again_wants_the_values_it_wanted_when_it_was_first_written(method: str) -> None:
     """Under an aligned operator the update holds what is left to write beyond all that was withheld (methods.md C)."""
