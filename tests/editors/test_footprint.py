@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_turned_weights
+from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_transposed_copies
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.memory import AssociativeMemory, MemoryRule
 
@@ -32,6 +32,6 @@ def test_original_change_one_eigendecomposition_and_turned_weights_are_counted()
 
 def test_weights_are_turned_round_on_the_cpu_where_they_fit():
     for element in (4, 8):
-        assert most_of_turned_weights(5 * 10**8, element, "cpu") == 5 * 10**8
-    assert most_of_turned_weights(5 * 10**8, 4, "cuda") == most_of_turned_weights(5 * 10**9, 4, "cpu") == 0
-    assert most_of_turned_weights(5 * 10**8, 2, "cpu") == 0
+        assert most_of_transposed_copies(5 * 10**8, element, "cpu") == 5 * 10**8
+    assert most_of_transposed_copies(5 * 10**8, 4, "cuda") == most_of_transposed_copies(5 * 10**9, 4, "cpu") == 0
+    assert most_of_transposed_copies(5 * 10**8, 2, "cpu") == 0

@@ -189,16 +189,16 @@ def test_weights_are_kept_turned_round_once_and_only_where_there_is_room(monkeyp
         part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear
     ]
     size = sum(linear.weight.nbytes for linear in linears)
-    monkeypatch.setattr(lean, "TURNED_BYTES", size - 1)
+    monkeypatch.setattr(lean, "TRANSPOSED_BYTES", size - 1)
     assert_the_same(model, "three", 1e-5)
-    assert lean.turned_bytes(model) == 0
-    monkeypatch.setattr(lean, "TURNED_BYTES", 2 * size)
+    assert lean.transposed_bytes(model) == 0
+    monkeypatch.setattr(lean, "TRANSPOSED_BYTES", 2 * size)
     for _ in range(2):
         assert_the_same(model, "three", 1e-5)
-        assert lean.turned_bytes(model) == size
-    kept = [lean._turned[linear][-1] for linear in linears]
+        assert lean.transposed_bytes(model) == size
+    kept = [lean._transposed[linear][-1] for linear in linears]
     assert_the_same(model, "one", 1e-5)
-    assert all(lean._turned[linear][-1] is turned for linear, turned in zip(linears, kept, strict=True))
+    assert all(lean._transposed[linear][-1] is copy for linear, copy in zip(linears, kept, strict=True))
 
 
 def test_no_layers_leave_the_states_as_they_are():

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from betaedit.memory.associative import FOLD_AFTER
-from betaedit.models.lean import TURNED_BYTES
+from betaedit.models.lean import TRANSPOSED_BYTES
 
 _SINGLE = 4
 
 
-def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, turned: int) -> int:
+def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, transposed: int) -> int:
     """The most that editing holds at one time.
 
     Args:
         solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
-        turned: Bytes of the weights that searches for values keep turned round: ``models.lean.turned_bytes``, or
-            ``most_of_turned_weights``.
+        transposed: Bytes of the transposed copies that searches for values keep: ``models.lean.transposed_bytes``, or
+            ``most_of_transposed_copies``.
     """
     change_size = max(element_size, _SINGLE)  # float32, or float64 beside weights in it
     matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
     building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
-    return solvers + matrices + building + turned
+    return solvers + matrices + building + transposed
 
 
 def most_of_a_solver(d_in: int) -> int:
@@ -36,7 +36,7 @@ def most_of_a_solver(d_in: int) -> int:
     return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
 
 
-def most_of_turned_weights(model_bytes: int, element_size: int, device: str) -> int:
-    """The bound of ``models.lean.turned_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
-    turned = device == "cpu" and element_size >= _SINGLE and model_bytes <= TURNED_BYTES
-    return model_bytes if turned else 0
+def most_of_transposed_copies(model_bytes: int, element_size: int, device: str) -> int:
+    """The bound of ``models.lean.transposed_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
+    transposed = device == "cpu" and element_size >= _SINGLE and model_bytes <= TRANSPOSED_BYTES
+    return model_bytes if transposed else 0

@@ -1,7 +1,7 @@
 """Reading and writing a run folder (``record.py`` says what is in it).
 
-Files appear whole or not at all: they are written beside their place and then moved there. A line that an interrupted
-run left unfinished at the end of ``edits.jsonl`` is not read, and is cut off by the next one.
+Files appear whole or not at all (``files.py``). A line that an interrupted run left unfinished at the end of
+``edits.jsonl`` is not read, and is cut off by the next one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from betaedit.errors import RunFolderError
 from betaedit.experiments.record import Checkpoint, Outcome, RunSetup
+from betaedit.files import file_errors, written_whole
 
 FORMAT = 1
 Stored = TypeVar("Stored", bound=BaseModel)
@@ -125,27 +125,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: It cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def cannot_write(path: Path, error: Exception) -> RunFolderError:
-    """The error of a file that could not be written."""
-    return RunFolderError(
-        f"{path} cannot be written: {error}.",
-        mend="Look at its rights and the room on the disk, then repeat the command.",
-    )
+    with file_errors(path, RunFolderError), written_whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
@@ -154,12 +135,9 @@ def append_line(path: Path, data: dict[str, Any]) -> None:
     Raises:
         RunFolderError: It cannot be written.
     """
-    try:
-        with path.open("ab+") as file:
-            _cut_unfinished_line(file)
-            file.write(f"{json.dumps(data, ensure_ascii=False)}\n".encode())
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with file_errors(path, RunFolderError), path.open("ab+") as file:
+        _cut_unfinished_line(file)
+        file.write(f"{json.dumps(data, ensure_ascii=False)}\n".encode())
 
 
 def _cut_unfinished_line(file: Any) -> None:

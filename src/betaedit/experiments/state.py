@@ -13,8 +13,8 @@ from torch import Tensor
 
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import RunFolderError
-from betaedit.experiments.folder import cannot_write
 from betaedit.facts.fact import Fact
+from betaedit.files import file_errors, written_whole
 from betaedit.memory.update import Update
 
 
@@ -30,15 +30,10 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
         tensors[f"{layer}.left"] = update.left.cpu().contiguous()
         tensors[f"{layer}.right"] = update.right.cpu().contiguous()
     file = folder / f"{first:08d}.safetensors"
-    scratch = file.with_suffix(".writing")
     figures = {"results": batch.results, "again": batch.again}
     metadata = {name: json.dumps([_plain(result) for result in results]) for name, results in figures.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with file_errors(file, RunFolderError), written_whole(file) as scratch:
         save_file(tensors, scratch, metadata=metadata)
-        scratch.replace(file)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(file, error) from error
 
 
 def count_edits(folder: Path) -> int:

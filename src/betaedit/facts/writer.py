@@ -13,6 +13,7 @@ from typing import Any
 from betaedit.errors import ConfigError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.facts.formats import Reading
+from betaedit.files import file_errors, written_whole
 
 
 def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None:
@@ -26,13 +27,8 @@ def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None
     path, items = Path(file), list(facts)
     named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
     lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error}.", mend="Name a file that is not there yet, where there is room for it."
-        ) from error
+    with file_errors(path, ConfigError), written_whole(path) as scratch:
+        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def told_apart(facts: Sequence[Fact]) -> list[Fact]:

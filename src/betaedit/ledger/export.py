@@ -11,9 +11,9 @@ from torch import Tensor
 
 from betaedit.editors.editor import Editor
 from betaedit.errors import ConfigError
+from betaedit.files import file_errors, written_whole
 from betaedit.ledger.export_card import BeforeAndAfter, Provenance, write_card
 from betaedit.ledger.export_rank import decompose
-from betaedit.ledger.files import file_errors
 from betaedit.models.load import LanguageModel
 
 _LOAD = """\
@@ -76,7 +76,6 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         tensors[f"{layer}.right"] = factors.right.float().contiguous()
     modules = {str(layer): model.anatomy.projection_path(layer) for layer in changes}
     path = Path(file)
-    with file_errors(path, ConfigError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"model": model.name, "modules": json.dumps(modules)})
+    with file_errors(path, ConfigError), written_whole(path) as scratch:
+        save_file(tensors, scratch, metadata={"model": model.name, "modules": json.dumps(modules)})
     return ranks

@@ -22,9 +22,9 @@ from betaedit.editors.matrix import EditedMatrix
 from betaedit.errors import ConfigError
 from betaedit.evaluation.metrics import Figure, measure_edits
 from betaedit.facts.fact import EvaluationCase
+from betaedit.files import file_errors
 from betaedit.ledger.export_card import Provenance, write_card
 from betaedit.ledger.export_rank import Decomposition, decompose
-from betaedit.ledger.files import file_errors
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel, local_model

@@ -23,8 +23,8 @@ from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, recording
 from betaedit.errors import ConfigError, LedgerError, MethodError
 from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
-from betaedit.ledger.files import file_errors
 from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.query import find, find_one, latest

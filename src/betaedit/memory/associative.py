@@ -11,7 +11,8 @@ under a rule that cuts new projectors from them. The equality form is solved wit
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -132,14 +133,10 @@ class AssociativeMemory:
         Cost: copying the new columns when these keys were solved just before, else half of a ``solve``; now and then a
         ``fold``.
         """
-        before = self.snapshot()
-        self.carry(keys)
-        if self.fold_due():
-            try:
+        with self.undone_by_failure():
+            self.carry(keys)
+            if self.fold_due():
                 self.fold()
-            except BaseException:
-                self.restore(before)
-                raise
 
     def carry(self, keys: Float[Tensor, "d_in b"]) -> None:
         """As ``remember``, but a ``fold`` that falls due is left to the caller, who can undo the rest at no cost."""
@@ -222,6 +219,16 @@ class AssociativeMemory:
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Back to ``snapshot``, bit for bit, whatever failed in between."""
         vars(self).update(snapshot)
+
+    @contextmanager
+    def undone_by_failure(self) -> Iterator[None]:
+        """A context after which the memory is as before, bit for bit, if it ends by an exception."""
+        before = self.snapshot()
+        try:
+            yield
+        except BaseException:
+            self.restore(before)
+            raise
 
     def fold_due(self) -> bool:
         """Whether as many keys are carried as should be before a fold."""

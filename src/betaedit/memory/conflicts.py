@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +98,7 @@ def forget(
             f"facts written {written} cannot be taken out of the sum of their updates.",
             mend="Write the other facts again, from the original weights.",
         )
-    with _undone_by_failure(memory):
+    with memory.undone_by_failure():
         memory.forget(facts.keys)
         return _subtraction(memory, weight, facts, amplification)
 
@@ -133,7 +132,7 @@ def replace(
     Law: as for ``forget``, with ``new`` among the facts left. Raises and cost: those of ``forget`` and of a ``solve``.
     """
     memory.check_keys(new.keys)
-    with _undone_by_failure(memory):
+    with memory.undone_by_failure():
         taken = forget(memory, weight, old)
         lacking = new.residuals(weight) - taken.left.to(weight) @ (taken.right.T.to(weight) @ new.keys.to(weight))
         given = memory.solve(new.keys, lacking)
@@ -163,17 +162,6 @@ def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iter
 def _adds_up(rule: MemoryRule) -> bool:
     """Whether updates add up to one solution; a later one of the equality form moves the values of those before it."""
     return rule.history and rule.form == "ridge"
-
-
-@contextmanager
-def _undone_by_failure(memory: AssociativeMemory) -> Iterator[None]:
-    """A context after which ``memory`` is as before, bit for bit, if it ends by an exception."""
-    before = memory.snapshot()
-    try:
-        yield
-    except BaseException:
-        memory.restore(before)
-        raise
 
 
 def _is_full(memory: AssociativeMemory, waiting: Sequence[Associations]) -> bool:

@@ -32,11 +32,11 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-TURNED_BYTES = 2**30
-"""Weights of the layers of a search that are kept a second time, turned round for the way back, if they fit in this."""
+TRANSPOSED_BYTES = 2**30
+"""Weights of the layers of a search are kept a second time, transposed for the way back, if they fit in this."""
 
 _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_turned: WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = WeakKeyDictionary()
+_transposed: WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = WeakKeyDictionary()
 
 
 def lean_layers(
@@ -165,29 +165,29 @@ def _layer_of(
 
 
 def _has_room(layers: Sequence[nn.Module]) -> bool:
-    """Whether the weights of ``layers`` may be kept turned round: on the CPU, where it pays, and not too many."""
+    """Whether transposed copies of the weights of ``layers`` are kept: on the CPU, where it pays, and not too many."""
     weights = [weight for layer in layers for weight in layer.parameters()]
     plain = all(is_by_mkl(weight) and not weight.is_inference() for weight in weights)
-    return plain and sum(weight.nbytes for weight in weights) <= TURNED_BYTES
+    return plain and sum(weight.nbytes for weight in weights) <= TRANSPOSED_BYTES
 
 
-def turned_bytes(model: nn.Module) -> int:
-    """Bytes of the weights of ``model`` that are kept turned round."""
-    return sum(_turned[module][-1].nbytes for module in model.modules() if module in _turned)
+def transposed_bytes(model: nn.Module) -> int:
+    """Bytes of the transposed copies of weights of ``model``."""
+    return sum(_transposed[module][-1].nbytes for module in model.modules() if module in _transposed)
 
 
 def _projection(linear: nn.Linear, room: bool) -> Projection:
-    """The layer with its weights turned round if there is ``room``, the ones kept if they are of its weights still."""
+    """The layer with a transposed copy if there is ``room``, the one kept if it is of its weights still."""
     weight: Tensor = linear.weight
     if not room:
         return Projection(weight, linear.bias, None)
     place, row = (weight.data_ptr(), weight._version), len(weight) // 2
-    *kept_place, turned = _turned.get(linear, (0, 0, weight))
+    *kept_place, transposed = _transposed.get(linear, (0, 0, weight))
     # Weights changed through `.data` keep place and version; hardly any change spares a whole row.
-    if tuple(kept_place) != place or not torch.equal(turned[:, row], weight[row]):
-        turned = weight.detach().t().contiguous()
-        _turned[linear] = (*place, turned)
-    return Projection(weight, linear.bias, turned)
+    if tuple(kept_place) != place or not torch.equal(transposed[:, row], weight[row]):
+        transposed = weight.detach().t().contiguous()
+        _transposed[linear] = (*place, transposed)
+    return Projection(weight, linear.bias, transposed)
 
 
 def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> bool:

@@ -97,13 +97,13 @@ class Projection:
     Args:
         weight: ``(d_out, d_in)``.
         bias: ``(d_out,)``, if there is one.
-        turned: ``W^T`` ``(d_in, d_out)`` with its rows side by side in memory, if there is room for it: the way back
-            takes two thirds of the time with it.
+        transposed: ``W^T`` ``(d_in, d_out)`` with its rows one after another in memory, if there is room for it: the
+            way back takes two thirds of the time with it.
     """
 
     weight: Tensor
     bias: Tensor | None
-    turned: Tensor | None
+    transposed: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
         """``W x + b`` ``(d_out, n)``; its way back is ``_back_products``, for several of them at once."""
@@ -113,10 +113,10 @@ class Projection:
 
 def _back_products(*slopes: tuple[Tensor, Projection]) -> Tensor:
     """The sum of ``W^T g`` over gradients ``g`` of products of one ``x``."""
-    if all(projection.turned is not None for _, projection in slopes):
+    if all(projection.transposed is not None for _, projection in slopes):
         columns: Tensor | None = None
         for gradient, projection in slopes:
-            columns = column_product(cast(Tensor, projection.turned), gradient, columns)
+            columns = column_product(cast(Tensor, projection.transposed), gradient, columns)
         return cast(Tensor, columns)
     (gradient, projection), *others = slopes
     rows = torch.mm(gradient.t(), projection.weight)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from betaedit.errors import StatisticsError
+from betaedit.files import written_whole
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
@@ -24,7 +25,7 @@ from betaedit.models.partial import ForwardEnded, hooks
 from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
-from betaedit.statistics.files import one_at_a_time, written_whole
+from betaedit.statistics.lock import one_at_a_time
 from betaedit.statistics.moments import FORMAT, Moments
 
 logger = logging.getLogger(__name__)

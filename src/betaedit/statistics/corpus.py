@@ -20,11 +20,11 @@ import torch
 
 from betaedit.errors import StatisticsError
 from betaedit.extras import import_extra
+from betaedit.files import written_whole
 from betaedit.models.generate import sample
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
 from betaedit.paths import cache_folder
-from betaedit.statistics.files import written_whole
 
 Rows = list[list[int]]
 

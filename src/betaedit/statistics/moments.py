@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.errors import StatisticsError
-from betaedit.statistics.files import written_whole
+from betaedit.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ class Moments:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: one matrix a layer, origin in the metadata."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "n_tokens": str(self.n_tokens), **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
         with written_whole(path) as scratch:

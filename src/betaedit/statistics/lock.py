@@ -1,10 +1,8 @@
-"""Files that several processes may write at once: whole or not at all, and work that only one of them does."""
+"""Work that only one of several processes does."""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +10,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, this process's own; it takes the place of ``path``, or goes on an error."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @contextmanager

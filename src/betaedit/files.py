@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all, and what the system says against writing them as an error of this package."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from betaedit.errors import BetaEditError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write to, this thread's own; afterwards it stands at ``path``, or is gone if the context failed.
+
+    Folders are made when absent, a link at ``path`` stays one, and what is no file (a pipe, a terminal) is written to
+    as it is.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
+    try:
+        yield scratch
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
+        scratch.replace(path)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_errors(path: Path, kind: type[BetaEditError]) -> Iterator[None]:
+    """A context in which what the system says against writing ``path`` becomes an error of that ``kind``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise kind(
+            f"{path} cannot be written: {error}.",
+            mend="Look at its rights and the room on the disk, then repeat the command.",
+        ) from error
