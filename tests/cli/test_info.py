@@ -15,7 +15,7 @@ from betaedit.editors import PRESETS, RECIPES, EditConfig
 COMMANDS = [
     *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
     *("models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore", "import"),
-    *("check", "verify", "gc"),
+    *("check", "verify", "gc", "locate"),
 ]
 
 

@@ -231,7 +231,7 @@ def test_restoring_what_leads_back_bit_for_bit_does_not_load_the_model(tmp_path:
         loaded.append(name)
         return tiny_llama()
 
-    monkeypatch.setattr("betaedit.ledger.workspace.load_language_model", load)
+    monkeypatch.setattr("betaedit.ledger.identity.load_language_model", load)
     with Workspace.open(tmp_path / "w", write=True) as again:
         again.restore(event)
         assert loaded == []
@@ -482,7 +482,7 @@ def test_a_workspace_opens_where_its_model_lies_elsewhere(tmp_path: Path, monkey
     def load(name: str, **_: object) -> LanguageModel:
         return tiny_llama(seed=0 if name == "here" else 1)
 
-    monkeypatch.setattr("betaedit.ledger.workspace.load_language_model", load)
+    monkeypatch.setattr("betaedit.ledger.identity.load_language_model", load)
     with Workspace.open(tmp_path / "w", model="here") as moved:
         assert same(state(moved), left)
     with Workspace.open(tmp_path / "w", model="another model") as other, pytest.raises(IdentityError):

@@ -1,4 +1,4 @@
-"""``betaedit init | forget | replace | restore | check | verify | gc``: what changes or examines a workspace."""
+"""``betaedit init | forget | replace | restore | check | verify | gc | locate``: what changes or checks a workspace."""
 
 from __future__ import annotations
 
@@ -209,6 +209,25 @@ def gc(
         options.print_json({"freed": freed, "bytes": left})
         return
     say(console, f"freed {freed / 2**20:.2f} MiB, {left / 2**20:.2f} MiB are left")
+
+
+def locate(
+    kept: Annotated[str, typer.Argument(metavar="FROM", help="A workspace or a run folder.")],
+    model: Annotated[str, typer.Argument(help="Where its unedited model is now: a name or a folder.")],
+    json_: options.JsonOption = False,
+) -> None:
+    """Say where the model of a workspace or run is, when it has moved; it must be the same model."""
+    from rich.console import Console
+
+    from betaedit.cli.render import say
+    from betaedit.experiments.target import locate as look
+
+    options.quiet_libraries()
+    place = look(kept, model)
+    if json_:
+        options.print_json({"path": kept, "model": place})
+        return
+    say(Console(), f"{kept} takes its model from {place} now")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from betaedit.cli.exit_codes import exit_code
 from betaedit.cli.export import export
 from betaedit.cli.import_facts import import_facts
 from betaedit.cli.info import doctor, env, methods, models
-from betaedit.cli.ledger import check, forget, gc, init, replace, restore, verify
+from betaedit.cli.ledger import check, forget, gc, init, locate, replace, restore, verify
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
@@ -53,7 +53,7 @@ _MEASURED = (
     doctor,
     env,
 )
-_KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc)
+_KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc, locate)
 _RENAMED = {evaluate: "eval", import_facts: "import"}  # words that Python keeps for itself
 for measured in _MEASURED:
     app.command(name=_RENAMED.get(measured))(measured)

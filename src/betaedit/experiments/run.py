@@ -20,7 +20,6 @@ from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
-from betaedit.models.load import local_model
 from betaedit.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -257,7 +256,7 @@ def _setup(
     model = editor.language_model
     return RunSetup(
         method=plain["method"],
-        model={"name": str(local_model(model.name) or model.name), "weights": model.fingerprint()},
+        model={"name": model.place, "weights": model.fingerprint()},
         dtype=str(model.model.dtype).removeprefix("torch."),
         config=_as_stored(plain["config"]),
         data=describe_cases(cases, source),

@@ -9,10 +9,11 @@ from typing import cast
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
-from betaedit.experiments.folder import RunFolder
+from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
+from betaedit.ledger.identity import keep_place, load_kept
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.workspace import Workspace
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
@@ -86,12 +87,8 @@ def editor_of(
     setup = run.setup
     own = cast(DtypeName, setup.dtype or dtype or "float32")
     _check_type(name, own, dtype)
-    model = load_language_model(setup.model["name"], dtype=own, device=device)
-    if model.fingerprint() != setup.model["weights"]:
-        raise ModelError(
-            f"{run.path} was made with other weights of {model.name}.",
-            mend="Put the model's files back as they were then; a run of an older version may need its --dtype.",
-        )
+    model = load_kept(run.path, setup.model["name"], dtype=own, device=device)
+    _check_weights(run, model)
     editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
     if (found := editor.statistics.to_dict()) != setup.details["statistics"]:
         raise StatisticsError(
@@ -102,6 +99,41 @@ def editor_of(
     for batch in load_batches(state, count_edits(state)):
         editor.replay(batch)
     return editor
+
+
+def locate(name: str, place: str) -> str:
+    """From now on the model of a run or workspace is taken from ``place``, which is returned as it is kept.
+
+    Args:
+        name: A run folder or a workspace.
+        place: Name or folder of its unedited model.
+
+    Raises:
+        ModelError: There is no such model, or it has other weights than the run's.
+        IdentityError: It has other weights than the workspace's.
+        RunFolderError: It is no run folder, is damaged, or cannot be written.
+        LedgerError: The workspace is damaged, or cannot be written.
+    """
+    if (Path(name) / LEDGER).is_file():
+        with Workspace.open(name) as workspace:
+            identity = workspace.store.identity
+            model = load_language_model(place, dtype=cast(DtypeName, identity.dtype), device="cpu")
+            keep_place(workspace.folder, identity, model)
+        return model.place
+    run = _run(name)
+    model = load_language_model(place, dtype=cast(DtypeName, run.setup.dtype or "float32"), device="cpu")
+    _check_weights(run, model)
+    moved = run.setup.model | {"name": model.place}
+    write_json(run.path / "run.json", run.setup.model_copy(update={"model": moved}))
+    return model.place
+
+
+def _check_weights(run: RunFolder, model: LanguageModel) -> None:
+    if model.fingerprint() != run.setup.model["weights"]:
+        raise ModelError(
+            f"{run.path} was made with other weights of {model.name}.",
+            mend="Put the model's files back as they were then; a run of an older version may need its --dtype.",
+        )
 
 
 def _workspace_editor(

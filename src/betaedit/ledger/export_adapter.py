@@ -27,7 +27,7 @@ from betaedit.ledger.export_card import Provenance, write_card
 from betaedit.ledger.export_rank import Decomposition, decompose
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import is_transposed
-from betaedit.models.load import LanguageModel, local_model
+from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: in
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(local_model(model.name) or model.name),
+        "base_model_name_or_path": model.place,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,  # the adapter's scale is lora_alpha / r

@@ -12,9 +12,11 @@ from typing import cast
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
 from betaedit.editors.recipes import find_recipe
-from betaedit.errors import IdentityError
+from betaedit.errors import IdentityError, LedgerError, ModelNotFoundError
+from betaedit.files import file_errors, written_whole
+from betaedit.ledger.place import MODEL_PLACE
 from betaedit.ledger.store import Identity, Storage
-from betaedit.models.load import LanguageModel, fingerprint_weights, local_model
+from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
 from betaedit.progress import Progress
 from betaedit.statistics.moments import Moments
 from betaedit.versions import library_versions
@@ -28,7 +30,7 @@ def identify(editor: Editor, storage: Storage | None) -> Identity:
     exact = cast(Storage, str(next(iter(matrices.values())).change().dtype).removeprefix("torch."))
     config = editor.config.replace(context_templates=editor.engine.contexts)
     return Identity(
-        model=str(local_model(model.name) or model.name),
+        model=model.place,
         weights=model.fingerprint(),
         dtype=str(model.model.dtype).removeprefix("torch."),
         method=editor.recipe.name,
@@ -42,6 +44,31 @@ def identify(editor: Editor, storage: Storage | None) -> Identity:
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def keep_place(folder: Path, identity: Identity, model: LanguageModel) -> None:
+    """From now on the model of the workspace ``folder`` is where ``model`` was loaded from.
+
+    Raises:
+        IdentityError: It has other weights.
+        LedgerError: That cannot be written.
+    """
+    checked_model(folder, identity, model)
+    with file_errors(folder / MODEL_PLACE, LedgerError), written_whole(folder / MODEL_PLACE) as scratch:
+        scratch.write_text(f"{model.place}\n", encoding="utf-8")
+
+
+def load_kept(folder: Path, place: str, *, dtype: DtypeName, device: str | None) -> LanguageModel:
+    """The model at ``place`` of a run or workspace ``folder``.
+
+    Raises:
+        ModelError: As ``load_language_model``.
+    """
+    try:
+        return load_language_model(place, dtype=dtype, device=device)
+    except ModelNotFoundError as error:
+        mend = f"{error.mend} If it has moved: betaedit locate {folder} PLACE."
+        raise ModelNotFoundError(error.message, mend=mend) from error
 
 
 def checked_model(folder: Path, identity: Identity, model: LanguageModel) -> LanguageModel:

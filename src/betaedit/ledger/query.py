@@ -12,7 +12,7 @@ from typing import Any
 from betaedit.errors import ConfigError, LedgerError, did_you_mean
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.writer import told_apart
-from betaedit.ledger.place import LEDGER
+from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.store import State, Store, Writing
 
 _DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
@@ -134,7 +134,7 @@ def status(store: Store) -> dict[str, Any]:
     n_facts, identity = sum(states.values()), store.identity
     return {
         "workspace": str(store.path.parent),
-        "model": identity.model,
+        "model": model_place(store.path.parent, identity.model),
         "method": identity.method,
         "layers": sorted(identity.shapes),
         "live": states["live"],

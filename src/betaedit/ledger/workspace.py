@@ -25,12 +25,12 @@ from betaedit.errors import ConfigError, LedgerError, MethodError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
-from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify
-from betaedit.ledger.place import LEDGER
+from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept
+from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.query import find, find_one, latest
 from betaedit.ledger.store import FIRST, Entry, Kind, NewWriting, Reason, Storage, Store, Writing, scratch_files
 from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
-from betaedit.models.load import DtypeName, LanguageModel, load_language_model
+from betaedit.models.load import DtypeName, LanguageModel
 from betaedit.progress import Progress, SilentProgress
 
 NOWHERE = 0
@@ -129,8 +129,8 @@ class Workspace:
         Args:
             folder: The workspace.
             write: Whether to change it.
-            model: Its unedited model, when that is in memory, or the place it has now, when that is another than it
-                had; loaded when first needed.
+            model: Its unedited model, when that is in memory, or where it is, when that is not where it was; loaded
+                when first needed.
             device: Where a loaded model goes.
             progress: Where long work draws itself.
 
@@ -149,7 +149,7 @@ class Workspace:
         def load() -> LanguageModel:
             if isinstance(model, LanguageModel):
                 return model
-            return load_language_model(model or store.identity.model, dtype=dtype, device=device)
+            return load_kept(folder, model or model_place(folder, store.identity.model), dtype=dtype, device=device)
 
         return cls(folder, store, load, progress or SilentProgress(), lock)
 

@@ -62,6 +62,11 @@ class LanguageModel:
         return self.model.get_input_embeddings().get_parameter("weight").device
 
     @property
+    def place(self) -> str:
+        """Its name, or where its files are, whatever the current folder is."""
+        return str(local_model(self.name) or self.name)
+
+    @property
     def max_length(self) -> int:
         """The longest input in tokens that the model has positions for."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
