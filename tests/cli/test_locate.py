@@ -46,7 +46,7 @@ def test_a_run_is_exported_where_its_model_was_found(betaedit, movable, tmp_path
 
 @pytest.mark.parametrize("kind", ["workspace", "run"])
 def test_another_model_is_refused_and_nothing_is_noted(betaedit, movable, tmp_path: Path, kind: str) -> None:
-    place, options = movable
+    _, options = movable
     kept = tmp_path / "kept"
     made = ["init", kept] if kind == "workspace" else ["edit", *FACT, "--out", kept]
     assert betaedit(*made, *options).code == 0
