@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from betaedit.editors.config import EditConfig
+    from betaedit.editors.pose import Pose
+    from betaedit.editors.values import Value
     from betaedit.models import LanguageModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
@@ -52,3 +55,19 @@ def smollm2() -> LanguageModel:
         else:
             patch.setenv("BETAEDIT_CACHE", _USERS_CACHE)
         return load_language_model("smollm2", device="cpu")
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many facts each search for values was for."""
+    from betaedit.editors import engine
+
+    found: list[int] = []
+    search = engine.optimize_values
+
+    def counted(model: LanguageModel, posed: Pose, config: EditConfig) -> list[Value]:
+        found.append(len(posed))
+        return search(model, posed, config)
+
+    monkeypatch.setattr(engine, "optimize_values", counted)
+    return found

@@ -109,6 +109,15 @@ def test_the_unedited_model_is_measured_once_and_counts_for_every_method(
     assert [report.checkpoints for report in again.values()] == [report.checkpoints for report in found.values()]
 
 
+def test_values_sought_on_the_unedited_model_are_those_of_every_method(tmp_path: Path, searches: list[int]) -> None:
+    settings = {"value_look_ahead": len(CASES)}
+    compared(tmp_path, [Variant(method, settings) for method in ("memit", "alphaedit", "betaedit")])
+    assert searches == [len(CASES)]
+    kept = [list(folder.edits()) for folder in map(RunFolder, sorted((tmp_path / "runs").iterdir()))]
+    assert len({tuple(edit["value_length"] for edit in edits) for edits in kept}) == 1
+    assert len({str([edit["update_norms"] for edit in edits]) for edits in kept}) == 3
+
+
 def test_a_method_compared_in_a_later_call_takes_the_unedited_model_from_the_runs_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

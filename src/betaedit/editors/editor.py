@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
+from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import Preset
@@ -76,6 +77,7 @@ class Editor:
         preset: A preset, the name of one, or a file that ``betaedit calibrate`` wrote; the model's own when not given.
         statistics: Second moments, or a file of them; collected when not given.
         progress: Where long work draws itself.
+        known_values: What editors of this same unedited model share, so that a search is not repeated.
 
     Raises:
         MethodError: The method is unknown.
@@ -94,12 +96,14 @@ class Editor:
         preset: Preset | str | Path | None = None,
         statistics: Moments | str | Path | None = None,
         progress: Progress | None = None,
+        known_values: KnownValues | None = None,
     ) -> None:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
         self.preset = choose_preset(preset, model.name, model.anatomy.n_layers)
         self.config = self.recipe.settings(config or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
+        self._known_values = known_values
         self._engine: Engine | None = None
         self._check_layers()
         self.recipe.check(self.config)
@@ -161,8 +165,7 @@ class Editor:
     def engine(self) -> Engine:
         """The engine, made ready on first use."""
         if self._engine is None:
-            contexts = context_templates(self.language_model, self.config)
-            self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
+            self._engine = self._new_engine(context_templates(self.language_model, self.config))
         return self._engine
 
     @property
@@ -254,7 +257,7 @@ class Editor:
         if self._engine is not None:
             contexts = self._engine.contexts
             self._engine.restore()
-            self._engine = Engine(self.language_model, self.recipe, self.config, self.statistics, contexts)
+            self._engine = self._new_engine(contexts)
 
     def complete(self, prompt: str, n_tokens: int = 8) -> str:
         """What the model says next, greedily."""
@@ -300,6 +303,10 @@ class Editor:
         ahead = batch_size * self.config.value_look_ahead
         for at in range(0, len(facts), ahead):
             yield from self.engine.write(facts[at : at + ahead], batch_size=batch_size)
+
+    def _new_engine(self, contexts: tuple[str, ...]) -> Engine:
+        model, known = self.language_model, self._known_values
+        return Engine(model, self.recipe, self.config, self.statistics, contexts, known)
 
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk, token_keys
+from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
 from betaedit.editors.matrix import EditedMatrix, set_aside
 from betaedit.editors.norms import before_norm
@@ -119,6 +121,7 @@ class Engine:
         config: Its hyper-parameters.
         moments: ``C0`` of the edited layers.
         contexts: Context templates, the bare one first.
+        known: Values found under the model's unedited weights, shared with other engines.
 
     ``live`` holds the facts that the weights hold, in the order in which they were written.
 
@@ -128,7 +131,13 @@ class Engine:
     """
 
     def __init__(
-        self, model: LanguageModel, recipe: Recipe, config: EditConfig, moments: Moments, contexts: tuple[str, ...]
+        self,
+        model: LanguageModel,
+        recipe: Recipe,
+        config: EditConfig,
+        moments: Moments,
+        contexts: tuple[str, ...],
+        known: KnownValues | None = None,
     ) -> None:
         self.model, self.recipe, self.contexts = model, recipe, contexts
         self.config = config = recipe.settings(config)
@@ -151,6 +160,7 @@ class Engine:
         }
         self._tokens: dict[int, Tensor] = {}
         self.live: list[LiveFact] = []
+        self._known = known
         self._n_batches = 0
 
     def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
@@ -317,7 +327,10 @@ class Engine:
 
     def _seek(self, facts: list[Fact]) -> _Sought:
         posed = pose(self.model, facts, self.contexts, self.config)
-        return _Sought(facts, posed, optimize_values(self.model, posed, self.config))
+        search = partial(optimize_values, self.model, posed, self.config)
+        if self._known is None or self._n_batches > 0:
+            return _Sought(facts, posed, search())
+        return _Sought(facts, posed, self._known.of(facts, self.contexts, self.config, search))
 
     def _write_rows(
         self, sought: _Sought, rows: range, n_new: int, leaving: Sequence[LiveFact], seconds: float = 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from betaedit.editors.editor import Editor, check_names
+from betaedit.editors.known_values import KnownValues
 from betaedit.editors.preset_file import choose_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
@@ -52,8 +53,9 @@ def compare_methods(
 ) -> dict[str, RunReport | BetaEditError]:
     """A measured run of every method, kept under ``folder/NAME``; repeating the call continues where it was.
 
-    The model is unedited before each and at the end, and measured as such only once, in this call or an earlier one. A
-    method that fails leaves its error in place of a report, and the others go on.
+    The model is unedited before each and at the end, and measured as such only once, in this call or an earlier one;
+    values sought under its unedited weights are shared by the methods of this call that seek them alike. A method that
+    fails leaves its error in place of a report, and the others go on.
 
     Args:
         model: The unedited model.
@@ -79,8 +81,9 @@ def compare_methods(
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants
     ]
+    known = KnownValues()
     editors = [
-        Editor(model, method=variant.method, config=config, preset=chosen, progress=progress)
+        Editor(model, method=variant.method, config=config, preset=chosen, progress=progress, known_values=known)
         for variant, config in zip(variants, configs, strict=True)
     ]
     found: dict[str, RunReport | BetaEditError] = {}

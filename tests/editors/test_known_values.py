@@ -1,0 +1,74 @@
+"""Editors of one unedited model that share the values they would find alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from betaedit import Editor
+from betaedit.editors import EditConfig
+from betaedit.editors.known_values import AFTERWARDS, KnownValues
+from support.edits import FACTS, SETTINGS, moments_for
+from support.families import language_model
+
+
+def change_of(method: str, known: KnownValues | None, *, batch_size: int = 1, **settings: Any) -> torch.Tensor:
+    """The change of a layer that ``method`` makes of all facts, in a model of its own."""
+    model = language_model("llama")
+    config = EditConfig(**{**SETTINGS, **settings})
+    editor = Editor(model, method=method, config=config, statistics=moments_for(model), known_values=known)
+    editor.edit(FACTS, batch_size=batch_size)
+    return editor.engine.matrices[1].change()
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": len(FACTS)}, {"value_look_ahead": len(FACTS)}])
+def test_methods_that_write_the_same_values_seek_them_once(searches: list[int], settings: dict[str, int]) -> None:
+    known = KnownValues()
+    shared = [change_of(method, known, **settings) for method in ("memit", "alphaedit", "rect-seq")]
+    assert searches == [len(FACTS)]
+    alone = [change_of(method, None, **settings) for method in ("memit", "alphaedit", "rect-seq")]
+    assert all(torch.equal(*pair) for pair in zip(shared, alone, strict=True))
+
+
+def test_in_sequence_only_the_first_fact_has_a_value_to_share(searches: list[int]) -> None:
+    known = KnownValues()
+    shared = [change_of(method, known) for method in ("memit", "alphaedit")]
+    assert len(searches) == 2 * len(FACTS) - 1
+    alone = [change_of(method, None) for method in ("memit", "alphaedit")]
+    assert all(torch.equal(*pair) for pair in zip(shared, alone, strict=True))
+
+
+def test_a_search_that_would_find_something_else_is_made(searches: list[int]) -> None:
+    known = KnownValues()
+    for settings in (
+        {},
+        {"ridge": 1.0, "leakage_weight": 7.0},
+        {"value_clamp": 0.1},
+        {"layers": (1,)},
+        {"kl_template": "{} was"},
+        {"context_templates": ("{}",)},
+    ):
+        change_of("memit-h", known, batch_size=len(FACTS), **settings)
+    assert len(searches) == 5
+
+
+def test_a_reset_editor_finds_its_first_values_again(searches: list[int]) -> None:
+    model = language_model("llama")
+    editor = Editor(
+        model, method="memit", config=EditConfig(**SETTINGS), statistics=moments_for(model), known_values=KnownValues()
+    )
+    editor.edit(FACTS[0])
+    editor.edit(FACTS[0])
+    editor.reset()
+    editor.edit(FACTS[0])
+    assert searches == [1, 1]
+
+
+def test_every_setting_is_either_part_of_a_search_or_named_as_none() -> None:
+    assert set(EditConfig.model_fields) >= AFTERWARDS
+    searched = set(EditConfig.model_fields) - AFTERWARDS
+    assert {name for name in searched if not name.startswith(("value_", "context_", "kl_"))} == {
+        "layers", "lookup", "shared_subjects", "seed",
+    }  # fmt: skip
