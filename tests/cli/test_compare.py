@@ -73,3 +73,22 @@ def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_f
     shown = betaedit(*args).out
     assert "memit-lookup-last" in shown
     assert "betaedit report" in shown
+
+
+def test_the_table_cuts_no_name_off_in_a_narrow_terminal(
+    betaedit, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text(json.dumps({"subject": "Bob", "prompt": "The home of {} is", "target_new": "Rome"}))
+    monkeypatch.setenv("COLUMNS", "80")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Ordinary words follow one another in the long text. " * 40)
+    settings = ["--set", f"statistics_corpus={corpus}", "--set", "statistics_tokens=200"]
+    ran = betaedit(
+        "compare", "--from", facts, "--methods", "alphaedit-naive", "--out", tmp_path / "runs", *tiny[:2], *tiny[4:],
+        *settings,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    table = ran.out[ran.out.index("method") :]
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= 80

@@ -90,14 +90,17 @@ def compare(
 
 
 def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from betaedit.cli.render import both_forms
+    from betaedit.experiments.record import METRICS
     from betaedit.experiments.verdict import judge
 
-    table = Table("method", "edits", "efficacy", "generality", "specificity", "leakage", "weight change")
-    for name in ("perplexity", "agreement", "verdict"):
-        table.add_column(name)
+    # Ten columns in a terminal of 80 characters: what does not fit goes on below, and no name is cut off.
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("method", "edits", *METRICS, "leakage", "weight change", "perplexity", "agreement", "verdict"):
+        table.add_column(name, overflow="fold")
     table.caption = "efficacy, generality, specificity: probability / argmax; leakage and weight change: relative, mean"
     for name, report in found.items():
         if isinstance(report, BetaEditError):
@@ -108,7 +111,7 @@ def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
             table.add_row(
                 name,
                 str(point.edits),
-                *(both_forms(figure) for figure in (point.efficacy, point.generality, point.specificity)),
+                *(both_forms(getattr(point, metric)) for metric in METRICS),
                 f"{sum(state.relative_leakage for state in states) / len(states):.1%}",
                 f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
                 f"{point.perplexity:.2f}",
