@@ -42,7 +42,7 @@ def file_errors(path: Path, kind: type[BetaEditError]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise kind(
-            f"{path} cannot be written: {error}.",
-            mend="Look at its rights and the room on the disk, then repeat the command.",
-        ) from error
+        mend = "Look at the rights of the folder and the room on the disk, then repeat the command."
+        if isinstance(error, IsADirectoryError):
+            mend = "Name a file, or remove the folder in its place."
+        raise kind(f"{path} cannot be written: {error}.", mend=mend) from error

@@ -22,7 +22,7 @@ def test_a_solver_of_whole_rank_that_is_about_to_fold_again_holds_the_most():
     assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 16 * d + 4 * d * d + 8 * d * d + 8 * (d + d) * 512
 
 
-def test_original_change_one_eigendecomposition_and_turned_weights_are_counted():
+def test_original_change_one_eigendecomposition_and_transposed_copies_are_counted():
     shapes = [(3, 7), (3, 5)]
     for dtype, element, change in ((torch.bfloat16, 2, 4), (torch.float32, 4, 4), (torch.float64, 8, 8)):
         assert editing_bytes(100, shapes, element, 5) == 100 + 36 * (element + change) + 24 * 49 + 5
@@ -30,7 +30,7 @@ def test_original_change_one_eigendecomposition_and_turned_weights_are_counted()
         assert matrix.change().element_size() == change
 
 
-def test_weights_are_turned_round_on_the_cpu_where_they_fit():
+def test_weights_are_kept_transposed_on_the_cpu_where_they_fit():
     for element in (4, 8):
         assert most_of_transposed_copies(5 * 10**8, element, "cpu") == 5 * 10**8
     assert most_of_transposed_copies(5 * 10**8, 4, "cuda") == most_of_transposed_copies(5 * 10**9, 4, "cpu") == 0

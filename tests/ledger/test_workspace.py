@@ -468,7 +468,7 @@ def test_a_folder_that_cannot_be_made_or_filled_says_what_to_do(tmp_path: Path):
     (tmp_path / "w").write_text("a file, and no folder")
     with pytest.raises(LedgerError, match="cannot be written") as refused:
         made(tmp_path / "w")
-    assert "Look at its rights" in refused.value.mend
+    assert "rights of the folder" in refused.value.mend
     (tmp_path / "new" / "w" / STATISTICS).mkdir(parents=True)
     with pytest.raises(LedgerError, match=f"{STATISTICS} cannot be written"):
         made(tmp_path / "new")

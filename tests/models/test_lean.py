@@ -183,7 +183,7 @@ def test_weights_that_change_between_searches_change_both_ways(
     assert runs_leanly(model, monkeypatch)
 
 
-def test_weights_are_kept_turned_round_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model("llama").requires_grad_(False)
     linears = [
         part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear

@@ -212,7 +212,7 @@ def gc(
 
 
 def locate(
-    kept: Annotated[str, typer.Argument(metavar="FROM", help="A workspace or a run folder.")],
+    kept: Annotated[str, typer.Argument(metavar="FOLDER", help="A workspace or a run folder.")],
     model: Annotated[str, typer.Argument(help="Where its unedited model is now: a name or a folder.")],
     json_: options.JsonOption = False,
 ) -> None:
