@@ -332,6 +332,42 @@ def test_a_value_that_needs_twice_the_anchor_is_left_out() -> None:
     assert left_out == [length == max(lengths) for length in lengths]
 
 
+def test_a_margin_lengthens_the_change_that_was_found_though_not_beyond_the_clamp() -> None:
+    model, config = language_model("llama"), config_for(value_optimizer="spectral", value_stop_loss=5.8)
+    clamp = 0.9 * max(value.relative_length for value in values_of(model, NEAR, config))
+    plain, longer = (
+        values_of(model, NEAR, config.replace(value_margin=margin, value_clamp=clamp)) for margin in (0.0, 0.2)
+    )
+    factors = [min(1.2, clamp / max(value.relative_length, 1e-9)) for value in plain]
+    assert min(factors) < 1.1, "the clamp is in the way of some"
+    assert any(factor == 1.2 and value.relative_length > 0 for factor, value in zip(factors, plain, strict=True))
+    for before, after, factor in zip(plain, longer, factors, strict=True):
+        assert relative(after.target, after.initial + factor * (before.target - before.initial)) < 1e-5
+        assert (after.loss, after.n_evaluations) == (before.loss, before.n_evaluations)
+
+
+def test_facts_that_share_their_change_share_its_margin() -> None:
+    model, (first, *_) = language_model("llama"), NEAR
+    facts = [first, Fact("{} lives in", first.subject, " Rome")]
+    config = config_for(shared_subjects="together")
+    plain, longer = (values_of(model, facts, config.replace(value_margin=margin)) for margin in (0.0, 0.1))
+    for before, after in zip(plain, longer, strict=True):
+        assert relative(after.target - after.initial, 1.1 * (before.target - before.initial)) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j"])
+def test_padding_to_the_width_that_the_processor_likes_changes_no_value(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = language_model(family), []
+    for processor in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=processor: name)
+        found.append(values_of(model, NEAR, config_for()))
+    for padded, plain in zip(*found, strict=True):
+        assert relative(padded.target, plain.target) < 1e-5
+        assert padded.n_evaluations == plain.n_evaluations
+
+
 def test_a_spectral_search_never_ends_higher_for_having_more_evaluations() -> None:
     model = language_model("llama")
     config = config_for(value_optimizer="spectral", value_first_step=1.0, value_longest_step=1.0, value_decay=5.0)

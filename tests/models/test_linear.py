@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from betaedit.models.linear import column_product, narrow_linears
+from betaedit.models.linear import column_product, narrow_linears, rounded_width
 from support.families import FAMILY_NAMES, shared_model
 from support.recordings import TOLERANCE, random_prompts
 
@@ -41,6 +41,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["AVX2", "AVX512"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A processor that is slow at odd numbers of columns, or one that is not."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    name: str = request.param
+    return name
+
+
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 @pytest.mark.parametrize("n", [1, 12], ids=["few rows", "many rows"])
 def test_a_model_gives_the_same_logits_and_gradients(name: str, n: int):
@@ -52,6 +60,7 @@ def test_a_model_gives_the_same_logits_and_gradients(name: str, n: int):
     )
 
 
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(1,), (63,), (64,), (65,), (2, 5), (3, 2, 4), (8, 20)], ids=str)
 def test_inputs_of_any_shape_keep_it_with_bias_or_without(bias: bool, rows: tuple[int, ...]):
@@ -151,3 +160,11 @@ def test_products_of_columns_are_the_same_however_many_threads_share_them(
 def test_a_matrix_whose_rows_do_not_lie_side_by_side_can_be_a_factor():
     weight, columns = torch.randn(8, 12).t(), torch.randn(8, 60)
     torch.testing.assert_close(column_product(weight, columns), weight @ columns, **TOLERANCE)
+
+
+def test_where_columns_left_over_from_eight_are_slow_products_have_none(processor: str):
+    float32, half = torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)
+    widths = [1, 16, 17, 24, 39, 40, 41]
+    rounded = [16, 16, 24, 24, 40, 40, 48] if processor == "AVX2" else widths
+    assert [rounded_width(n, float32) for n in widths] == rounded
+    assert [rounded_width(n, half) for n in widths] == widths

@@ -14,6 +14,7 @@ from torch import Tensor
 from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, published_moments
 from betaedit.benchmarks.rows import Row, bandwidth, relative_error, seconds
 from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import Engine
 from betaedit.editors.pose import pose
@@ -36,9 +37,12 @@ _HISTORY = 100
 _EDITS = 5
 _ROW = 256
 _PUBLISHED = {
+    "context_openings": make_config({}).context_openings,
+    "value_steps": 25,
     "value_optimizer": "adam",
     "value_stop_loss": 0.05,
     "value_stop_probability": None,
+    "value_margin": 0.0,
     "value_look_ahead": 1,
     "conflicts": "naive",
     "shared_subjects": "apart",
@@ -114,9 +118,9 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
     Fact by fact, as the published code and edits at batch size 1 seek them, and all facts sharing passes.
     """
-    model, contexts = editor.language_model, editor.engine.contexts
-    plain = editor.config.replace(**_PUBLISHED)
-    published = PublishedEditor(model, contexts, plain, editor.statistics.matrices)
+    model, plain = editor.language_model, editor.config.replace(**_PUBLISHED)
+    contexts = {plain: context_templates(model, plain), editor.config: editor.engine.contexts}
+    published = PublishedEditor(model, contexts[plain], plain, editor.statistics.matrices)
     expected: list[Tensor] = []
     steps: list[int] = []
 
@@ -128,7 +132,7 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
     def ours(config: EditConfig, together: bool, found: list[Value]) -> None:
         for group in [facts] if together else [[fact] for fact in facts]:
-            found += optimize_values(model, pose(model, group, contexts, config), config)
+            found += optimize_values(model, pose(model, group, contexts[config], config), config)
 
     ours(plain, True, [])
     dense = seconds(reference) / len(facts)
@@ -150,10 +154,11 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
 def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     """Whole edits in sequence: published settings, the editor's own, batches of ten, and looking ten facts ahead."""
-    model, contexts, moments = editor.language_model, editor.engine.contexts, editor.statistics
-    plain = editor.config.replace(**_PUBLISHED)
-    published = PublishedEditor(model, contexts, plain, moments.matrices)
+    model, moments, own = editor.language_model, editor.statistics, editor.engine.contexts
     editor.reset()
+    plain = editor.config.replace(**_PUBLISHED)
+    contexts = context_templates(model, plain)
+    published = PublishedEditor(model, contexts, plain, moments.matrices)
 
     def reference() -> None:
         for fact in facts:
@@ -169,7 +174,7 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
         ("edit, preset, look-ahead 10", editor.config.replace(value_look_ahead=10), 1),
     ):
         editor.reset()
-        engine = Engine(model, editor.recipe, config, moments, contexts)
+        engine = Engine(model, editor.recipe, config, moments, contexts if config is plain else own)
         step = batch * config.value_look_ahead
 
         def work(engine: Engine = engine, step: int = step, batch: int = batch) -> None:

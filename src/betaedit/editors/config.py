@@ -67,6 +67,10 @@ class EditConfig(BaseModel):
         description="Stop at the n-th evaluation that finds every target token the most probable one in every sampled "
         "context (ENCORE); never if not given.",
     )
+    value_margin: NotNegative = Field(
+        0.0,
+        description="Share by which the change found is lengthened, within the clamp: a margin against later edits.",
+    )
     value_norm_anchor: Positive | None = Field(
         None,
         description="Length given to every value at the MLP's output (NAS); a fact that needs twice of it is left out.",

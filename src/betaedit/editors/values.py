@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
 from betaedit.models.lean import lean_layers
-from betaedit.models.linear import narrow_linears
+from betaedit.models.linear import narrow_linears, rounded_width
 from betaedit.models.load import LanguageModel
 from betaedit.models.pack import Pack, PriorState, keep_state
 from betaedit.models.partial import LayerCall, take_rows
@@ -36,7 +36,7 @@ class Value:
     Args:
         target: (d_out,) hidden state ``z = h0 + delta`` wanted after the last edited layer.
         initial: (d_out,) the state ``h0`` at the bare prompt before.
-        loss: Loss at ``target``, before an anchor scaled it; of facts that share their change, the mean.
+        loss: Loss at ``target``, before a margin or an anchor scaled it; of facts that share their change, the mean.
         target_probability: Mean probability per target token over all contexts, likewise.
         n_evaluations: Evaluations of the loss.
     """
@@ -65,7 +65,8 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     Facts of one group share ``delta`` (MEMIT-Merge, methods.md B.10): it lowers their mean loss, stays within the clamp
     of the first one's ``h0``, and is done when it is for each of them. With ``shared_subjects=together`` a group of
     ``n`` facts has ``n`` times the evaluations. Groups do not influence one another: the batch changes the cost only.
-    With ``value_norm_anchor`` each value is scaled when its search is over (NAS, methods.md B.10).
+    A change that was found is lengthened by the share ``value_margin``, within the clamp; loss and probability are
+    those before. With ``value_norm_anchor`` each value is scaled when its search is over (NAS, methods.md B.10).
     """
     found: dict[int, Value] = {}
     for facts in _passes(model, pose):
@@ -192,9 +193,10 @@ class _Problem:
         layers = range(above, max(loss_layer, above - 1) + 1)
         chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
         prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
-        suffix = Pack.of(chosen, lookup, lengths)
+        entering = pose.recording.inputs[above]
+        suffix = Pack.of(chosen, lookup, lengths, partial(rounded_width, like=entering))
         state = keep_state(model.anatomy, pose.recording, prefix, layers)
-        start = suffix.gather(pose.recording.inputs[above])
+        start = suffix.gather(entering)
         rows = torch.arange(len(facts), device=start.device)
         starts = suffix.starts.to(start.device)  # prompts are encoded where the embedding is, maybe on another device
         lookups = torch.zeros(start.shape[:2], device=start.device)
@@ -324,7 +326,15 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
         search.step(groups[going], loss.detach()[going], gradient[going])
         staying = goes_on[place].nonzero()[:, 0]
         problem, rows, groups = problem.take(staying), rows[staying], groups[going]
-    return [values[row] for row in range(len(initial))]
+    radius = [config.value_clamp * initial[firsts[group]].norm() for group in group_of]
+    return [_lengthened(values[row], radius[row], config.value_margin) for row in range(len(initial))]
+
+
+def _lengthened(value: Value, radius: Tensor, margin: float) -> Value:
+    """``value`` with its change longer by the share ``margin``, though no longer than ``radius``."""
+    change = value.target - value.initial
+    longer = (radius / change.norm()).clamp(min=1.0, max=1.0 + margin)
+    return replace(value, target=value.initial + longer * change) if margin else value
 
 
 def _group_means(figures: Tensor, place: Tensor, n_groups: int) -> Tensor:

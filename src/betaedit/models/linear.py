@@ -2,7 +2,8 @@
 
 On CPUs torch computes ``x W^T`` for a few dozen rows at half the speed of ``W x^T``, which is the same numbers
 (docs/benchmarks.md). A few dozen rows are what the value of one fact needs. From some width on MKL does not divide
-``W x^T`` well among its threads; then each is given rows of ``W`` of its own.
+``W x^T`` well among its threads; then each is given rows of ``W`` of its own. Its kernels for AVX2 take columns eight
+at a time, and what is left over, one by one: there columns are padded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ NARROW = 64
 
 # The most columns that MKL divides well: of a matrix that is taller than wide, and of one that is wider.
 _UNDIVIDED = {True: 48, False: 28}
+
+_FEWEST, _LANES = 16, 8
+
+
+def rounded_width(n: int, like: Tensor) -> int:
+    """Columns, ``n`` or a few more, whose products take the least time where and in the type that ``like`` has."""
+    if not is_by_mkl(like) or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return n
+    return max(_FEWEST, -(-n // _LANES) * _LANES)
 
 
 def column_product(weight: Tensor, columns: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -78,11 +88,22 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         """``(W x^T)^T``."""
         ctx.save_for_backward(weight)
-        product = torch.mm(weight, x.flatten(0, -2).t()).t()
-        return product.contiguous().view(*x.shape[:-1], weight.shape[0])
+        product = _rounded_product(weight, x.flatten(0, -2).t())
+        return product.t().contiguous().view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """``g W``."""
         (weight,) = ctx.saved_tensors
-        return torch.mm(gradient.flatten(0, -2), weight).view(*gradient.shape[:-1], weight.shape[1]), None
+        rows = gradient.flatten(0, -2)
+        if rounded_width(len(rows), weight) == len(rows):
+            product = torch.mm(rows, weight)
+        else:
+            product = _rounded_product(weight.t(), rows.t()).t().contiguous()
+        return product.view(*gradient.shape[:-1], weight.shape[1]), None
+
+
+def _rounded_product(weight: Tensor, columns: Tensor) -> Tensor:
+    """``W x`` ``(d_out, n)``, with columns of zeros beside ``x`` ``(d_in, n)`` while it is computed."""
+    n = columns.shape[1]
+    return torch.mm(weight, nn.functional.pad(columns, (0, rounded_width(n, weight) - n)))[:, :n]

@@ -7,6 +7,7 @@ family gives what the full forward pass gives at those positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,15 @@ class Pack:
     starts: Tensor
 
     @classmethod
-    def of(cls, chosen: Tensor, begin: Tensor, end: Tensor) -> Pack:
-        """The pack of ``chosen`` ``(g, p)`` prompts, row by row; ``begin`` and ``end`` are ``(n,)``, of all prompts."""
+    def of(cls, chosen: Tensor, begin: Tensor, end: Tensor, widen: Callable[[int], int] = lambda width: width) -> Pack:
+        """The pack of ``chosen`` ``(g, p)`` prompts, row by row; ``begin`` and ``end`` are ``(n,)``, of all prompts.
+
+        ``widen`` may ask for more entries than the longest row has.
+        """
         sizes = (end - begin)[chosen]
         ends = sizes.cumsum(dim=1)
         starts = ends - sizes
-        entries = torch.arange(max(int(ends.max()), 1), device=chosen.device)
+        entries = torch.arange(widen(max(int(ends.max()), 1)), device=chosen.device)
         slot = (entries[None, :, None] >= ends[:, None, :]).sum(dim=2)
         real = slot < chosen.shape[1]
         slot = slot.clamp(max=chosen.shape[1] - 1)
