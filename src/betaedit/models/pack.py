@@ -8,6 +8,7 @@ family gives what the full forward pass gives at those positions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +19,31 @@ from transformers import Cache
 from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy
 from betaedit.models.lookup import EncodedPrompts
-from betaedit.models.partial import LayerCall, Recording, record, run_layers
+from betaedit.models.partial import ForwardEnded, LayerCall, Recording, record, run_layers
 
 _MASK_DIM = 4
 
 
 class KeptState(Cache):
-    """Attention keys and values of one pack, by layer: kept while it runs, then given to the pack that follows."""
+    """Attention keys and values of one pack, by layer: kept while it runs, then given to the pack that follows.
 
-    def __init__(self) -> None:
+    Nothing but them is wanted, so the state of the layer ``last`` ends the run.
+    """
+
+    def __init__(self, last: int) -> None:
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.layers = []
+        self._last = last
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Remember a layer's state."""
+        """Remember a layer's state.
+
+        Raises:
+            ForwardEnded: It is that of the last one.
+        """
         self.held[layer_idx] = (key_states, value_states)
+        if layer_idx == self._last:
+            raise ForwardEnded
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -154,9 +165,9 @@ class Pack:
 
 def keep_state(anatomy: Anatomy, recording: Recording, pack: Pack, layers: range) -> PriorState:
     """The attention state of ``pack`` at ``layers``, from the recorded hidden states entering the first of them."""
-    state = KeptState()
+    state = KeptState(layers.stop - 1)
     calls = pack.calls(recording, layers, state)
-    with torch.no_grad():
+    with torch.no_grad(), suppress(ForwardEnded):
         run_layers(anatomy, calls, pack.gather(recording.inputs[layers.start]), layers.start, layers.stop - 1)
     return PriorState(state.held)
 
