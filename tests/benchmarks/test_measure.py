@@ -24,6 +24,8 @@ def test_values_by_whole_passes_and_by_the_engine_are_the_same(editor) -> None:
         assert row.relative_error < 1e-4
         assert row.details["evaluations"] == row.details["reference_evaluations"]
     assert preset.relative_error is None
+    for row in (alone, preset):
+        assert row.floor_seconds == max(row.details["arithmetic_seconds"], row.details["bandwidth_seconds"]) > 0
 
 
 def test_edits_by_the_published_loop_and_by_the_engine_are_the_same(editor) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, published_moments
-from betaedit.benchmarks.rows import Row, bandwidth, relative_error, seconds
+from betaedit.benchmarks.rows import Row, arithmetic, bandwidth, relative_error, seconds
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import Engine
-from betaedit.editors.pose import pose
+from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import find_recipe
 from betaedit.editors.values import Value, optimize_values
 from betaedit.evaluation.drift import held_out_prose
@@ -144,11 +144,14 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
             taken = seconds(partial(ours, config, together, found)) / len(facts)
             pairs = zip(found, expected, strict=True)
             error = max(relative_error(sought.target, z) for sought, z in pairs) if config is plain else None
-            evaluations = sum(value.n_evaluations for value in found) / len(found)
-            details = {"evaluations": evaluations, "reference_evaluations": n_steps, "facts": len(facts)}
-            floor = None if together else evaluations * _step_bytes(editor) / bandwidth(model.device)
+            evaluations = [value.n_evaluations for value in found]
+            least: dict[str, float] = {}
+            if not together:
+                least = _least_seconds(editor, [pose(model, [f], contexts[config], config) for f in facts], evaluations)
+            floor = max(least.values(), default=None)
+            details = {"evaluations": sum(evaluations) / len(facts), "reference_evaluations": n_steps, **least}
             label = f"value, {name}" + (f", {len(facts)} facts together" if together else "")
-            rows.append(Row(label, taken, dense, error, floor, details))
+            rows.append(Row(label, taken, dense, error, floor, {"facts": len(facts), **details}))
     return rows
 
 
@@ -299,9 +302,23 @@ def _into(results: list[_Found], edit: Callable[[Tensor, Tensor], _Found], key: 
     results.append(edit(key, residual))
 
 
-def _step_bytes(editor: Editor) -> float:
-    """Bytes of weights that one evaluation of a value must read: forward and backward, layers above and head."""
-    anatomy = editor.language_model.anatomy
-    modules = [*anatomy.layers[editor.config.layers[-1] + 1 :], anatomy.head]
-    total: float = 2.0 * sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    return total
+def _least_seconds(editor: Editor, posed: Sequence[Pose], evaluations: Sequence[int]) -> dict[str, float]:
+    """What a value takes at least, for its products with the weights of the layers above the edited ones and the head.
+
+    ``bandwidth_seconds`` for reading them, forward and backward; ``arithmetic_seconds`` for multiplying. Means over the
+    facts, ``posed`` one by one.
+    """
+    model = editor.language_model
+    anatomy = model.anatomy
+    above = [weight for layer in anatomy.layers[editor.config.layers[-1] + 1 :] for weight in layer.parameters()]
+    head = list(anatomy.head.parameters())
+    operations = 0.0
+    for fact, count in zip(posed, evaluations, strict=True):
+        n_positions = int((fact.lengths - fact.lookup).sum())
+        n_read = fact.n_contexts * len(fact.target_ids[0]) + 1
+        operations += 4 * count * sum(n * w.numel() for part, n in ((above, n_positions), (head, n_read)) for w in part)
+    read = 2 * sum(evaluations) * sum(weight.nbytes for weight in [*above, *head])
+    return {
+        "bandwidth_seconds": read / bandwidth(model.device) / len(posed),
+        "arithmetic_seconds": operations / arithmetic(model.device) / len(posed),
+    }

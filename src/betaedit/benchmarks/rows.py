@@ -13,6 +13,7 @@ import psutil
 import torch
 
 _STREAM = 2**26
+_SQUARE = 2048
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ def bandwidth(device: torch.device | str = "cpu") -> float:
     return stream.numel() * stream.element_size() / seconds(stream.sum, repeat=5, device=device)
 
 
+def arithmetic(device: torch.device | str = "cpu") -> float:
+    """Float32 operations per second of this machine in a large product."""
+    factor = torch.ones(_SQUARE, _SQUARE, device=device)
+    return 2 * _SQUARE**3 / seconds(lambda: factor @ factor, repeat=5, device=device)
+
+
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What the figures were taken on."""
     on_gpu = torch.device(device).type == "cuda"
@@ -72,6 +79,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "bandwidth_bytes_per_second": bandwidth(device),
+        "operations_per_second": arithmetic(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
