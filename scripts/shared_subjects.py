@@ -47,7 +47,7 @@ def facts_about(n_subjects: int, path: Path) -> list[Fact]:
 def main(mode: str, n_subjects: str, path: str, at_a_time: str = "5") -> None:
     """Write the facts, then ask for all of them."""
     facts = facts_about(int(n_subjects), Path(path))
-    editor = Editor.from_pretrained("smollm2", shared_subjects=mode)
+    editor = Editor.from_pretrained("smollm2", preset="smollm2-adam", shared_subjects=mode)
     editor.edit(facts, batch_size=int(at_a_time))
     scores = score_targets(editor.language_model, [(fact.text, fact.target_new) for fact in facts])
     right = sum(score.argmax for score in scores)
