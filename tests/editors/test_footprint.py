@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_transposed_copies
@@ -30,7 +31,10 @@ def test_original_change_one_eigendecomposition_and_transposed_copies_are_counte
         assert matrix.change().element_size() == change
 
 
-def test_weights_are_kept_transposed_on_the_cpu_where_they_fit():
+def test_weights_are_kept_transposed_on_the_cpu_where_they_fit_and_it_pays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert most_of_transposed_copies(5 * 10**8, 4, "cpu") == 0
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for element in (4, 8):
         assert most_of_transposed_copies(5 * 10**8, element, "cpu") == 5 * 10**8
     assert most_of_transposed_copies(5 * 10**8, 4, "cuda") == most_of_transposed_copies(5 * 10**9, 4, "cpu") == 0

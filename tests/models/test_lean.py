@@ -183,7 +183,30 @@ def test_weights_that_change_between_searches_change_both_ways(
     assert runs_leanly(model, monkeypatch)
 
 
+def on_a_processor_with(registers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: registers)
+
+
+@pytest.mark.parametrize("registers", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_states_and_gradients_are_the_same_whatever_the_processor(
+    name: str, registers: str, monkeypatch: pytest.MonkeyPatch
+):
+    on_a_processor_with(registers, monkeypatch)
+    model = tiny_model(name).requires_grad_(False)
+    assert_the_same(model, "three", 1e-5)
+    assert runs_leanly(model, monkeypatch)
+
+
+def test_nothing_is_kept_transposed_where_products_with_it_are_as_quick_as_it_lies(monkeypatch: pytest.MonkeyPatch):
+    on_a_processor_with("AVX2", monkeypatch)
+    model = tiny_model("llama").requires_grad_(False)
+    assert_the_same(model, "three", 1e-5)
+    assert lean.transposed_bytes(model) == 0
+
+
 def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+    on_a_processor_with("AVX512", monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
     linears = [
         part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear

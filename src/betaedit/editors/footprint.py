@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from betaedit.memory.associative import FOLD_AFTER
 from betaedit.models.lean import TRANSPOSED_BYTES
+from betaedit.models.linear import is_by_avx2
 
 _SINGLE = 4
 
@@ -38,5 +41,5 @@ def most_of_a_solver(d_in: int) -> int:
 
 def most_of_transposed_copies(model_bytes: int, element_size: int, device: str) -> int:
     """The bound of ``models.lean.transposed_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
-    transposed = device == "cpu" and element_size >= _SINGLE and model_bytes <= TRANSPOSED_BYTES
-    return model_bytes if transposed else 0
+    copied = device == "cpu" and element_size >= _SINGLE and not is_by_avx2(torch.empty(0))
+    return model_bytes if copied and model_bytes <= TRANSPOSED_BYTES else 0

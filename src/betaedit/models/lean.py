@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from betaedit.models.anatomy import Anatomy
 from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projection
-from betaedit.models.linear import is_by_mkl, narrow_linears
+from betaedit.models.linear import is_by_avx2, is_by_mkl, narrow_linears
 from betaedit.models.pack import PriorState
 from betaedit.models.partial import LayerCall, layer_output, run_layers
 
@@ -167,7 +167,7 @@ def _layer_of(
 def _has_room(layers: Sequence[nn.Module]) -> bool:
     """Whether transposed copies of the weights of ``layers`` are kept: on the CPU, where it pays, and not too many."""
     weights = [weight for layer in layers for weight in layer.parameters()]
-    plain = all(is_by_mkl(weight) and not weight.is_inference() for weight in weights)
+    plain = all(is_by_mkl(weight) and not is_by_avx2(weight) and not weight.is_inference() for weight in weights)
     return plain and sum(weight.nbytes for weight in weights) <= TRANSPOSED_BYTES
 
 
@@ -180,7 +180,7 @@ def _projection(linear: nn.Linear, room: bool) -> Projection:
     """The layer with a transposed copy if there is ``room``, the one kept if it is of its weights still."""
     weight: Tensor = linear.weight
     if not room:
-        return Projection(weight, linear.bias, None)
+        return Projection(weight, linear.bias, weight.t() if is_by_avx2(weight) else None)
     place, row = (weight.data_ptr(), weight._version), len(weight) // 2
     *kept_place, transposed = _transposed.get(linear, (0, 0, weight))
     # Weights changed through `.data` keep place and version; hardly any change spares a whole row.

@@ -97,8 +97,8 @@ class Projection:
     Args:
         weight: ``(d_out, d_in)``.
         bias: ``(d_out,)``, if there is one.
-        transposed: ``W^T`` ``(d_in, d_out)`` with its rows one after another in memory, if there is room for it: the
-            way back takes two thirds of the time with it.
+        transposed: ``W^T`` ``(d_in, d_out)`` for the way back. Where products are quicker if its rows lie one after
+            another in memory, it is a copy, if there is room for it: that takes two thirds of the time.
     """
 
     weight: Tensor

@@ -28,7 +28,7 @@ _FEWEST, _LANES = 16, 8
 
 def rounded_width(n: int, like: Tensor) -> int:
     """Columns, ``n`` or a few more, whose products take the least time where and in the type that ``like`` has."""
-    if not is_by_mkl(like) or torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if not is_by_avx2(like):
         return n
     return max(_FEWEST, -(-n // _LANES) * _LANES)
 
@@ -44,6 +44,11 @@ def column_product(weight: Tensor, columns: Tensor, onto: Tensor | None = None) 
         return torch.bmm(*parts).view(d_out, n)
     onto.view(threads, -1, n).baddbmm_(*parts)
     return onto
+
+
+def is_by_avx2(weight: Tensor) -> bool:
+    """Whether MKL computes products with ``weight`` without wider registers: then ``W^T g`` is as quick as ``W x``."""
+    return is_by_mkl(weight) and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def is_by_mkl(weight: Tensor) -> bool:
