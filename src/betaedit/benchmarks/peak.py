@@ -61,8 +61,19 @@ def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
     shapes = [matrix.shape for matrix in engine.matrices.values()]
     beside = editing_bytes(held, shapes, editor.model.dtype.itemsize, transposed_bytes(editor.model))
     predicted = libraries + parameters + beside
-    measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Peak(libraries, parameters, predicted, measured)
+    return Peak(libraries, parameters, predicted, _most_resident())
+
+
+def _most_resident() -> int:
+    """Bytes of resident memory that this program held at most.
+
+    What `getrusage` tells begins with what the process that started this one held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        high = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(high.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
