@@ -426,7 +426,10 @@ class Engine:
 
             def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                 matrix = self.matrices[layer]
-                residual = self._behind_norm(layer, key, ((targets.to(output) - output) / share).to(key.device))
+                # Laid out as they come back from disk: on some processors products round by how a factor lies.
+                key = key.contiguous()
+                missing = ((targets.to(output) - output) / share).to(key.device)
+                residual = self._behind_norm(layer, key, missing).contiguous()
                 update = self._solve(layer, key, residual, walk.bare_keys)
                 written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
                 undo.callback(matrix.restore, matrix.snapshot())
