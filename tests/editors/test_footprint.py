@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_transposed_copies
+from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_copies
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.memory import AssociativeMemory, MemoryRule
 
@@ -23,7 +23,7 @@ def test_a_solver_of_whole_rank_that_is_about_to_fold_again_holds_the_most():
     assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 16 * d + 4 * d * d + 8 * d * d + 8 * (d + d) * 512
 
 
-def test_original_change_one_eigendecomposition_and_transposed_copies_are_counted():
+def test_original_change_one_eigendecomposition_and_copies_are_counted():
     shapes = [(3, 7), (3, 5)]
     for dtype, element, change in ((torch.bfloat16, 2, 4), (torch.float32, 4, 4), (torch.float64, 8, 8)):
         assert editing_bytes(100, shapes, element, 5) == 100 + 36 * (element + change) + 24 * 49 + 5
@@ -31,11 +31,14 @@ def test_original_change_one_eigendecomposition_and_transposed_copies_are_counte
         assert matrix.change().element_size() == change
 
 
-def test_weights_are_kept_transposed_on_the_cpu_where_they_fit_and_it_pays(monkeypatch: pytest.MonkeyPatch):
+def test_copies_of_weights_are_counted_on_the_cpu_where_they_fit_and_pay(monkeypatch: pytest.MonkeyPatch):
+    small, large = 5 * 10**8, 5 * 10**9
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert most_of_transposed_copies(5 * 10**8, 4, "cpu") == 0
+    assert [most_of_copies(size, 4, "cpu") for size in (small, large)] == [2 * small, 2**30]
+    assert most_of_copies(small, 8, "cpu") == 0
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for element in (4, 8):
-        assert most_of_transposed_copies(5 * 10**8, element, "cpu") == 5 * 10**8
-    assert most_of_transposed_copies(5 * 10**8, 4, "cuda") == most_of_transposed_copies(5 * 10**9, 4, "cpu") == 0
-    assert most_of_transposed_copies(5 * 10**8, 2, "cpu") == 0
+        assert [most_of_copies(size, element, "cpu") for size in (small, large)] == [small, 0]
+    for registers in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda registers=registers: registers)
+        assert most_of_copies(small, 4, "cuda") == most_of_copies(small, 2, "cpu") == 0

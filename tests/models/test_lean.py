@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
-from betaedit.models import Anatomy, find_anatomy, lean
+from betaedit.models import Anatomy, copies, find_anatomy, lean
 from betaedit.models.lean import lean_layers
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
@@ -202,7 +202,7 @@ def test_nothing_is_kept_transposed_where_products_with_it_are_as_quick_as_it_li
     on_a_processor_with("AVX2", monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
     assert_the_same(model, "three", 1e-5)
-    assert lean.transposed_bytes(model) == 0
+    assert copies.copies_bytes(model) == 0
 
 
 def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
@@ -212,16 +212,16 @@ def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypat
         part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear
     ]
     size = sum(linear.weight.nbytes for linear in linears)
-    monkeypatch.setattr(lean, "TRANSPOSED_BYTES", size - 1)
+    monkeypatch.setattr(copies, "COPIED_BYTES", size - 1)
     assert_the_same(model, "three", 1e-5)
-    assert lean.transposed_bytes(model) == 0
-    monkeypatch.setattr(lean, "TRANSPOSED_BYTES", 2 * size)
+    assert copies.copies_bytes(model) == 0
+    monkeypatch.setattr(copies, "COPIED_BYTES", 2 * size)
     for _ in range(2):
         assert_the_same(model, "three", 1e-5)
-        assert lean.transposed_bytes(model) == size
-    kept = [lean._transposed[linear][-1] for linear in linears]
+        assert copies.copies_bytes(model) == size
+    kept = [copies.transposed.of(linear) for linear in linears]
     assert_the_same(model, "one", 1e-5)
-    assert all(lean._transposed[linear][-1] is copy for linear, copy in zip(linears, kept, strict=True))
+    assert all(copies.transposed.of(linear) is copy for linear, copy in zip(linears, kept, strict=True))
 
 
 def test_no_layers_leave_the_states_as_they_are():

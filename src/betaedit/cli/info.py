@@ -168,14 +168,12 @@ def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
     """Weights, and the most that editing holds beside them (docs/concepts.md)."""
     import torch
 
-    from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_transposed_copies
+    from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_copies
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)
-    transposed = most_of_transposed_copies(weights, bytes_per_weight, "cuda" if torch.cuda.is_available() else "cpu")
-    need = weights + editing_bytes(
-        len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight, transposed
-    )
+    copies = most_of_copies(weights, bytes_per_weight, "cuda" if torch.cuda.is_available() else "cpu")
+    need = weights + editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight, copies)
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 
 

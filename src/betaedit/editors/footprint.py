@@ -7,26 +7,26 @@ from collections.abc import Sequence
 import torch
 
 from betaedit.memory.associative import FOLD_AFTER
-from betaedit.models.lean import TRANSPOSED_BYTES
+from betaedit.models.copies import COPIED_BYTES
 from betaedit.models.linear import is_by_avx2
 
 _SINGLE = 4
 
 
-def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, transposed: int) -> int:
+def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, copies: int) -> int:
     """The most that editing holds at one time.
 
     Args:
         solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
-        transposed: Bytes of the transposed copies that searches for values keep: ``models.lean.transposed_bytes``, or
-            ``most_of_transposed_copies``.
+        copies: Bytes of the copies of weights that searches for values keep: ``models.copies.copies_bytes``, or
+            ``most_of_copies``.
     """
     change_size = max(element_size, _SINGLE)  # float32, or float64 beside weights in it
     matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
     building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
-    return solvers + matrices + building + transposed
+    return solvers + matrices + building + copies
 
 
 def most_of_a_solver(d_in: int) -> int:
@@ -39,7 +39,10 @@ def most_of_a_solver(d_in: int) -> int:
     return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
 
 
-def most_of_transposed_copies(model_bytes: int, element_size: int, device: str) -> int:
-    """The bound of ``models.lean.transposed_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
-    copied = device == "cpu" and element_size >= _SINGLE and not is_by_avx2(torch.empty(0))
-    return model_bytes if copied and model_bytes <= TRANSPOSED_BYTES else 0
+def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
+    """The bound of ``models.copies.copies_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
+    if device != "cpu" or element_size < _SINGLE:
+        return 0
+    if is_by_avx2(torch.empty(0)):
+        return min(2 * model_bytes, COPIED_BYTES) if element_size == _SINGLE else 0
+    return model_bytes if model_bytes <= COPIED_BYTES else 0

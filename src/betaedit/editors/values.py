@@ -20,8 +20,9 @@ from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
 from betaedit.models.lean import lean_layers
-from betaedit.models.linear import narrow_linears, rounded_width
+from betaedit.models.linear import rounded_width
 from betaedit.models.load import LanguageModel
+from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import Pack, PriorState, keep_state
 from betaedit.models.partial import LayerCall, take_rows
 
@@ -267,7 +268,7 @@ class _Problem:
         rows = torch.arange(len(hidden), device=hidden.device)
         fact, entry, kl_entry = (index.to(hidden.device) for index in (targets.fact, targets.entry, self.kl_entry))
         read = torch.cat([hidden[fact, entry], hidden[rows, kl_entry]])
-        with narrow_linears([anatomy.head]):
+        with narrow_linears([anatomy.head], often=True):
             logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
         e = len(targets.token)
         return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from betaedit.models.anatomy import Anatomy
+from betaedit.models.copies import is_kept_transposed, transposed
 from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projection
-from betaedit.models.linear import is_by_avx2, is_by_mkl, narrow_linears
+from betaedit.models.linear import is_by_avx2
+from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import PriorState
 from betaedit.models.partial import LayerCall, layer_output, run_layers
 
@@ -32,11 +34,8 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-TRANSPOSED_BYTES = 2**30
-"""Weights of the layers of a search are kept a second time, transposed for the way back, if they fit in this."""
 
 _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_transposed: WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = WeakKeyDictionary()
 
 
 def lean_layers(
@@ -90,8 +89,8 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     shared: dict[tuple[int, ...], Positions] = {}
-    room = _has_room([anatomy.layers[layer] for layer in layers])
-    lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared, room) for layer in layers]
+    copied = is_kept_transposed(weight for layer in layers for weight in anatomy.layers[layer].parameters())
+    lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared, copied) for layer in layers]
     found = [layer for layer in lean if layer is not None]
     if len(found) < len(lean):
         return None
@@ -127,7 +126,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def _layer_of(
-    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions], room: bool
+    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions], copied: bool
 ) -> Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
@@ -153,41 +152,23 @@ def _layer_of(
         shared[arguments] = Positions.of(angles, mask, (kv, share))
     first, second, *head_norms = (Norm.of(norm) for norm in norms)
     query, key, value, output = (
-        _projection(linear, room) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        _projection(linear, copied)
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     )
     mixing = (attention.scaling, attention.head_dim, state.held[index], shared[arguments])
     return Layer(
         first,
         Attention(query, key, value, output, tuple(head_norms), *mixing),
         second,
-        Mlp(*(_projection(linear, room) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))),
+        Mlp(*(_projection(linear, copied) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))),
     )
 
 
-def _has_room(layers: Sequence[nn.Module]) -> bool:
-    """Whether transposed copies of the weights of ``layers`` are kept: on the CPU, where it pays, and not too many."""
-    weights = [weight for layer in layers for weight in layer.parameters()]
-    plain = all(is_by_mkl(weight) and not is_by_avx2(weight) and not weight.is_inference() for weight in weights)
-    return plain and sum(weight.nbytes for weight in weights) <= TRANSPOSED_BYTES
-
-
-def transposed_bytes(model: nn.Module) -> int:
-    """Bytes of the transposed copies of weights of ``model``."""
-    return sum(_transposed[module][-1].nbytes for module in model.modules() if module in _transposed)
-
-
-def _projection(linear: nn.Linear, room: bool) -> Projection:
-    """The layer with a transposed copy if there is ``room``, the one kept if it is of its weights still."""
+def _projection(linear: nn.Linear, copied: bool) -> Projection:
+    """The layer, with ``W^T`` where products with it are quick: a copy, or with AVX2 the weight as it lies."""
     weight: Tensor = linear.weight
-    if not room:
-        return Projection(weight, linear.bias, weight.t() if is_by_avx2(weight) else None)
-    place, row = (weight.data_ptr(), weight._version), len(weight) // 2
-    *kept_place, transposed = _transposed.get(linear, (0, 0, weight))
-    # Weights changed through `.data` keep place and version; hardly any change spares a whole row.
-    if tuple(kept_place) != place or not torch.equal(transposed[:, row], weight[row]):
-        transposed = weight.detach().t().contiguous()
-        _transposed[linear] = (*place, transposed)
-    return Projection(weight, linear.bias, transposed)
+    way_back = transposed.of(linear)[0] if copied else weight.t() if is_by_avx2(weight) else None
+    return Projection(weight, linear.bias, way_back)
 
 
 def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> bool:

@@ -8,17 +8,8 @@ at a time, and what is left over, one by one: there columns are padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-
-from betaedit.models.partial import replaced_forwards
-
-NARROW = 64
-"""Rows from which on torch is quick by itself."""
+from torch import Tensor
 
 # The most columns that MKL divides well: of a matrix that is taller than wide, and of one that is wider.
 _UNDIVIDED = {True: 48, False: 28}
@@ -54,61 +45,3 @@ def is_by_avx2(weight: Tensor) -> bool:
 def is_by_mkl(weight: Tensor) -> bool:
     """Whether products with ``weight`` are computed on the CPU in single or double precision."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-
-
-@contextmanager
-def narrow_linears(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A context in which the linear layers within ``modules`` compute products of few rows the quick way round.
-
-    Only for frozen float32 weights on the CPU; other layers, and those that accelerate moves about, stay as they are.
-    """
-    linears = {part for module in modules for part in module.modules() if _is_plain(part)}
-    with replaced_forwards({linear: _narrow_forward(linear) for linear in linears}):
-        yield
-
-
-def _is_plain(module: nn.Module) -> bool:
-    if type(module) is not nn.Linear or "forward" in module.__dict__:
-        return False
-    weight = module.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
-
-
-def _narrow_forward(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
-
-    def forward(x: Tensor) -> Tensor:
-        if x.numel() >= NARROW * x.shape[-1]:
-            return nn.functional.linear(x, weight, bias)
-        product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
-        return product if bias is None else product + bias
-
-    return forward
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """``x W^T`` for ``x`` ``(..., d_in)``, with a gradient for ``x`` alone."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """``(W x^T)^T``."""
-        ctx.save_for_backward(weight)
-        product = _rounded_product(weight, x.flatten(0, -2).t())
-        return product.t().contiguous().view(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """``g W``."""
-        (weight,) = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        if rounded_width(len(rows), weight) == len(rows):
-            product = torch.mm(rows, weight)
-        else:
-            product = _rounded_product(weight.t(), rows.t()).t().contiguous()
-        return product.view(*gradient.shape[:-1], weight.shape[1]), None
-
-
-def _rounded_product(weight: Tensor, columns: Tensor) -> Tensor:
-    """``W x`` ``(d_out, n)``, with columns of zeros beside ``x`` ``(d_in, n)`` while it is computed."""
-    n = columns.shape[1]
-    return torch.mm(weight, nn.functional.pad(columns, (0, rounded_width(n, weight) - n)))[:, :n]

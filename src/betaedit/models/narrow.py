@@ -1,0 +1,81 @@
+"""Linear layers of a model that compute products of few rows the quick way round (models/linear.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from betaedit.models.copies import is_kept_packed, packed, packed_product
+from betaedit.models.linear import rounded_width
+from betaedit.models.partial import replaced_forwards
+
+NARROW = 64
+"""Rows from which on torch is quick by itself."""
+
+
+@contextmanager
+def narrow_linears(modules: Iterable[nn.Module], *, often: bool = False) -> Iterator[None]:
+    """A context in which the linear layers within ``modules`` compute products of few rows the quick way round.
+
+    Only for frozen float32 weights on the CPU; other layers, and those that accelerate moves about, stay as they are.
+
+    Args:
+        modules: Modules.
+        often: Whether products are so many that copies of the weights pay (models/copies.py).
+    """
+    linears = {cast(nn.Linear, part) for module in modules for part in module.modules() if _is_plain(part)}
+    with replaced_forwards({linear: _narrow_forward(linear, often) for linear in linears}):
+        yield
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear or "forward" in module.__dict__:
+        return False
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
+
+
+def _narrow_forward(linear: nn.Linear, often: bool) -> Callable[[Tensor], Tensor]:
+    weight, bias = linear.weight, linear.bias
+
+    def forward(x: Tensor) -> Tensor:
+        if x.numel() >= NARROW * x.shape[-1]:
+            return nn.functional.linear(x, weight, bias)
+        factors = packed.of(linear) if often and is_kept_packed(weight) else (weight, weight.t())
+        product: Tensor = _FrozenProduct.apply(x, *factors)  # type: ignore[no-untyped-call]
+        return product if bias is None else product + bias
+
+    return forward
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """``x W^T`` for ``x`` ``(..., d_in)``, with a gradient for ``x`` alone, from ``W`` and ``W^T``, packed or not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: Tensor) -> Tensor:
+        """``(W x^T)^T``."""
+        ctx.save_for_backward(transposed)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """``g W``."""
+        (transposed,) = ctx.saved_tensors
+        return _product(gradient, transposed), None, None
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` ``(..., d_out)`` of ``x`` ``(..., d_in)``, with rows of zeros below ``x`` while it is computed."""
+    rows = x.flatten(0, -2)
+    if weight.is_mkldnn:
+        product = packed_product(rows, weight)
+    elif weight.is_contiguous() or rounded_width(len(rows), weight) > len(rows):
+        width = rounded_width(len(rows), weight)
+        product = torch.mm(weight, nn.functional.pad(rows.t(), (0, width - len(rows))))[:, : len(rows)].t().contiguous()
+    else:
+        product = torch.mm(rows, weight.t())
+    return product.view(*x.shape[:-1], -1)
