@@ -100,8 +100,10 @@ def test_what_a_value_says_of_itself_is_what_a_whole_forward_pass_finds(optimize
 def test_a_value_at_the_last_layer_needs_no_layer_above() -> None:
     model = language_model("llama")
     config = EditConfig(layers=(2, 3), value_steps=6, value_learning_rate=0.05)
-    reference = plain_value(model.model, model.tokenizer, FACT, settings_of(model, config))
-    assert relative(value_of(model, FACT, config).target, reference) < 1e-4
+    # No later position sees the lookup token there, so what it says next is all that it can change.
+    fact = Fact("They all speak of {}", "Danielle Darrieux", "English words")
+    reference = plain_value(model.model, model.tokenizer, fact, settings_of(model, config))
+    assert relative(value_of(model, fact, config).target, reference) < 1e-4
 
 
 def test_the_loss_can_be_read_off_an_earlier_layer() -> None:

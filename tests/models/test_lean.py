@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
 from betaedit.models import Anatomy, copies, find_anatomy, lean
-from betaedit.models.lean import lean_layers
+from betaedit.models.lean import lean_layers, run_lean_layers
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
 from support.families import FAMILIES_AND_ATTENTION, N_LAYERS, family, model_of, shared_model, tiny_model
@@ -222,6 +222,27 @@ def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypat
     kept = [copies.transposed.of(linear) for linear in linears]
     assert_the_same(model, "one", 1e-5)
     assert all(copies.transposed.of(linear) is copy for linear, copy in zip(linears, kept, strict=True))
+
+
+def test_no_copies_are_made_for_a_way_back_that_nobody_goes(monkeypatch: pytest.MonkeyPatch):
+    on_a_processor_with("AVX512", monkeypatch)
+    model = tiny_model("llama").requires_grad_(False)
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(anatomy)
+    with torch.no_grad():
+        found = run_lean_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1)
+    torch.testing.assert_close(found, run_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1))
+    assert copies.copies_bytes(model) == 0
+
+
+def test_layers_run_by_their_modules_where_attention_scores_would_be_too_many(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model("llama").requires_grad_(False)
+    calls, _ = problem(find_anatomy(model))
+    scores = model.config.num_attention_heads * calls[LAYERS.start].kwargs["attention_mask"].numel()
+    for most, leanly in ((scores, True), (scores - 1, False)):
+        monkeypatch.setattr(lean, "_MOST_SCORES", most)
+        assert runs_leanly(model, monkeypatch) == leanly
+        assert_the_same(model, "three", 1e-5)
 
 
 def test_no_layers_leave_the_states_as_they_are():

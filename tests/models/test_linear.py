@@ -16,14 +16,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["AVX2", "AVX512"])
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A processor that is slow at odd numbers of columns, or one that is not."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    name: str = request.param
-    return name
-
-
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

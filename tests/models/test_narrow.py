@@ -45,14 +45,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["AVX2", "AVX512"])
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A processor that is slow at odd numbers of columns, or one that is not."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    name: str = request.param
-    return name
-
-
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 @pytest.mark.parametrize("n", [1, 12], ids=["few rows", "many rows"])
 def test_a_model_gives_the_same_logits_and_gradients(name: str, n: int):

@@ -17,7 +17,8 @@ from transformers import BloomConfig, CohereConfig, FalconConfig, GPTNeoConfig, 
 from betaedit import Editor, Fact
 from betaedit.errors import ModelError
 from betaedit.models import Anatomy, EncodedPrompts, find_anatomy
-from betaedit.models.pack import Pack, check_packs, keep_state
+from betaedit.models.lean import run_lean_layers
+from betaedit.models.pack import Pack, RunLayers, check_packs, extend, keep_state
 from betaedit.models.partial import LayerCall, Recording, record, run_layers, take_rows
 from betaedit.statistics import Moments
 from support.families import (
@@ -32,6 +33,7 @@ from support.families import (
     shared_model,
 )
 from support.recordings import (
+    TOLERANCE,
     assert_all_close,
     count_runs,
     from_lookup_on,
@@ -85,6 +87,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 some_layouts = pytest.mark.parametrize(
     "layout", [LAYOUTS["three prompts a row"], LAYOUTS["no padding in the recording"]], ids=["padded", "not padded"]
 )
+every_run = pytest.mark.parametrize("run", [run_layers, run_lean_layers], ids=["by the modules", "leanly"])
 THREE = LAYOUTS["three prompts a row"]
 
 
@@ -235,13 +238,34 @@ def test_a_pack_of_what_leads_to_the_lookup_tokens_gives_the_hidden_states_of_a_
         assert_all_close(by_prompt(found, pack), by_prompt(expected, pack))
 
 
+@every_run
+@every_attention
+@every_layout
+def test_a_recording_is_extended_without_padding_by_what_a_full_forward_has(
+    name: str, attention: str, layout: Layout, run: RunLayers
+):
+    anatomy, prompts = find_anatomy(shared_model(name, attention)), layout.prompts
+    whole = record(anatomy, prompts, run=N_LAYERS, keep=(1, 2, N_LAYERS))
+    first = record(anatomy, prompts, run=1, keep=(0, 1))
+    recording = extend(anatomy, first, layout.chosen, (1, 2, N_LAYERS), run)
+    assert sorted(recording.inputs) == [0, 1, 2, N_LAYERS]
+    assert torch.equal(recording.inputs[1], first.inputs[1])
+    there = torch.zeros_like(prompts.attention_mask, dtype=torch.bool)
+    there[layout.chosen.flatten()] = prompts.attention_mask[layout.chosen.flatten()].bool()
+    for layer in (2, N_LAYERS):
+        found = recording.inputs[layer]
+        torch.testing.assert_close(found[there], whole.inputs[layer][there], **TOLERANCE)
+        assert not found[~there].any()
+
+
+@every_run
 @every_attention
 @some_layouts
-def test_the_kept_state_is_that_of_the_models_own_cache(name: str, attention: str, layout: Layout):
+def test_the_kept_state_is_that_of_the_models_own_cache(name: str, attention: str, layout: Layout, run: RunLayers):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), layout.prompts
     recording = record(anatomy, prompts, run=1, keep=(1,))
     prefix = Pack.of(layout.chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
-    state = keep_state(anatomy, recording, prefix, range(1, N_LAYERS))
+    state = keep_state(anatomy, recording, prefix, range(1, N_LAYERS), run)
     assert list(state.held) == list(range(1, N_LAYERS))
     full = anatomy.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, use_cache=True)
     window = getattr(anatomy.model.config, "sliding_window", None)

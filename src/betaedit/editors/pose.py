@@ -7,16 +7,21 @@ their keys, and the residuals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from betaedit.editors.config import SLOT, EditConfig
 from betaedit.facts.fact import Fact
+from betaedit.models.lean import run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts, encode_target
+from betaedit.models.pack import extend
 from betaedit.models.partial import Recording, record
+
+_SHORT = 64
+"""The prompts of a fact run in one row up to this length; beyond, masks of so many squared would take too much room."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,13 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
     encoded = encode_prompts(
         model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
-    first, above = config.layers[0], config.layers[-1] + 1
-    recording = record(model.anatomy, encoded, run=above, keep=(first, above))
-    return Pose(recording, target_ids, len(contexts), _groups(facts, config))
+    keep = config.layers[0], config.layers[-1] + 1
+    recording = record(model.anatomy, encoded, run=1, keep=(0, 1))
+    posed = Pose(recording, target_ids, len(contexts), _groups(facts, config))
+    rows = posed.prompts(range(len(facts)))
+    if int(encoded.lengths.max()) > _SHORT:
+        rows = rows.view(-1, 1)
+    return replace(posed, recording=extend(model.anatomy, recording, rows, keep, run_lean_layers))
 
 
 def _groups(facts: Sequence[Fact], config: EditConfig) -> tuple[int, ...]:

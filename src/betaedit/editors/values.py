@@ -19,7 +19,7 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
-from betaedit.models.lean import lean_layers
+from betaedit.models.lean import lean_layers, run_lean_layers
 from betaedit.models.linear import rounded_width
 from betaedit.models.load import LanguageModel
 from betaedit.models.narrow import narrow_linears
@@ -193,10 +193,11 @@ class _Problem:
         loss_layer = model.anatomy.n_layers - 1 if config.value_loss_layer is None else config.value_loss_layer
         layers = range(above, max(loss_layer, above - 1) + 1)
         chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
-        prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
         entering = pose.recording.inputs[above]
-        suffix = Pack.of(chosen, lookup, lengths, partial(rounded_width, like=entering))
-        state = keep_state(model.anatomy, pose.recording, prefix, layers)
+        widen = partial(rounded_width, like=entering)
+        prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup, widen)
+        suffix = Pack.of(chosen, lookup, lengths, widen)
+        state = keep_state(model.anatomy, pose.recording, prefix, layers, run_lean_layers)
         start = suffix.gather(entering)
         rows = torch.arange(len(facts), device=start.device)
         starts = suffix.starts.to(start.device)  # prompts are encoded where the embedding is, maybe on another device

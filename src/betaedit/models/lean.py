@@ -19,13 +19,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
 from betaedit.models.copies import is_kept_transposed, transposed
 from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projection
 from betaedit.models.linear import is_by_avx2
 from betaedit.models.narrow import narrow_linears
-from betaedit.models.pack import PriorState
+from betaedit.models.pack import KeptState
 from betaedit.models.partial import LayerCall, layer_output, run_layers
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -34,6 +35,8 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
+_MOST_SCORES = 2**26
+"""Attention scores of a layer are held at once, so of long prompts there would be too many."""
 
 _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -45,19 +48,35 @@ def lean_layers(
 
     Args:
         anatomy: The model, its weights frozen.
-        calls: The layers' other arguments, for positions after an earlier pack whose state they hold.
+        calls: The layers' other arguments, those of a pack.
         hidden: ``(g, width, d)`` such states entering the first of the layers, to try it with.
         layers: Which.
     """
     lean = _read(anatomy, calls, hidden, layers)
 
     def run(hidden: Tensor) -> Tensor:
-        if lean is not None:
+        if lean is not None and torch.is_grad_enabled():
             return cast(Tensor, _Run.apply(hidden, lean))  # type: ignore[no-untyped-call]
+        if lean is not None:
+            return _forward(hidden, lean)
         with narrow_linears(anatomy.layers[layer] for layer in layers):
             return run_layers(anatomy, calls, hidden, layers.start, layers.stop - 1)
 
     return run
+
+
+def run_lean_layers(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, first: int, last: int) -> Tensor:
+    """``run_layers`` sooner, once."""
+    return lean_layers(anatomy, calls, hidden, range(first, last + 1))(hidden)
+
+
+def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
+    g, width, d = hidden.shape
+    columns = hidden.reshape(g * width, d).t().contiguous()
+    for layer in layers:
+        columns = layer(columns)[0]
+    return columns.t().reshape(g, width, d)
 
 
 class _Run(torch.autograd.Function):
@@ -89,18 +108,26 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     shared: dict[tuple[int, ...], Positions] = {}
-    copied = is_kept_transposed(weight for layer in layers for weight in anatomy.layers[layer].parameters())
-    lean = [_layer_of(anatomy.layers[layer], calls[layer], layer, shared, copied) for layer in layers]
-    found = [layer for layer in lean if layer is not None]
-    if len(found) < len(lean):
-        return None
-    for layer, one in zip(layers, found, strict=True):
+    copied = torch.is_grad_enabled() and is_kept_transposed(
+        weight for layer in layers for weight in anatomy.layers[layer].parameters()
+    )
+    lean: list[Layer] = []
+    for layer in layers:
         module = anatomy.layers[layer]
-        if module not in _trusted:
-            _trusted[module] = _agrees(module, calls[layer], one, hidden.detach())
-        if not _trusted[module]:
+        one = _layer_of(module, calls[layer], layer, shared, copied)
+        if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
-    return found
+        lean.append(one)
+    return lean
+
+
+def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
+    """Whether the plain layer does what its parts say, as was seen when it was first met."""
+    if module not in _trusted:
+        call = call.map(lambda value: None if isinstance(value, KeptState) else value)
+        lean = _layer_of(module, call, index, {}, False)
+        _trusted[module] = lean is not None and _agrees(module, call, lean, hidden)
+    return _trusted[module]
 
 
 def _is_plain(layer: nn.Module, hidden: Tensor) -> bool:
@@ -131,22 +158,23 @@ def _layer_of(
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]
-    state = next((value for value in given.values() if isinstance(value, PriorState)), None)
+    cache = next((value for value in given.values() if isinstance(value, Cache)), None)
     norms = [
         layer.input_layernorm,
         layer.post_attention_layernorm,
         *(attention._modules[name] for name in _HEAD_NORMS if name in attention._modules),
     ]
     if (
-        state is None
-        or not isinstance(angles, tuple)
+        not isinstance(angles, tuple)
         or angles[0].shape[-1] != getattr(attention, "head_dim", None)
         or mask.shape[1] != 1
         or not all(hasattr(norm, "variance_epsilon") for norm in norms)
     ):
         return None
-    kv = state.held[index][0].shape[1]
+    kv = attention.k_proj.out_features // attention.head_dim
     share = attention.q_proj.out_features // attention.head_dim // kv
+    if kv * share * mask.numel() > _MOST_SCORES:
+        return None
     arguments = (id(angles[0]), id(mask), kv, share)
     if arguments not in shared:
         shared[arguments] = Positions.of(angles, mask, (kv, share))
@@ -155,7 +183,7 @@ def _layer_of(
         _projection(linear, copied)
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     )
-    mixing = (attention.scaling, attention.head_dim, state.held[index], shared[arguments])
+    mixing = (attention.scaling, attention.head_dim, cache, index, shared[arguments])
     return Layer(
         first,
         Attention(query, key, value, output, tuple(head_norms), *mixing),

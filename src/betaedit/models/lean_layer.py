@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from betaedit.models.linear import column_product
 
@@ -134,7 +135,8 @@ class Attention:
         norms: Of queries and of keys, head by head; none in most models.
         scaling: Of the scores.
         head_dim: Width of a head.
-        prior: Keys and values ``(g, kv, prior, head_dim)`` of the positions before.
+        cache: Puts keys and values of the positions before in front of new ones, or keeps these.
+        index: The layer's number there.
         positions: Angles and mask.
     """
 
@@ -145,7 +147,8 @@ class Attention:
     norms: tuple[Norm, ...]
     scaling: float
     head_dim: int
-    prior: tuple[Tensor, Tensor]
+    cache: Cache | None
+    index: int
     positions: Positions
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
@@ -173,14 +176,16 @@ class Attention:
 
     def _mix(self, turned: Tensor, values: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """``(h * head_dim, n)``, from queries and keys ``(h + kv, head_dim, n)`` and values ``(kv, head_dim, n)``."""
-        held_keys, held_values = self.prior
-        g, kv, prior, dim = held_keys.shape
-        h = len(turned) - kv
+        kv, dim = len(values), self.head_dim
+        h, g = len(turned) - kv, len(self.positions.mask) // kv
         rows = _rows(turned, g)
         width = rows.shape[2]
         queries = rows[:, :h].reshape(g * kv, -1, dim)
-        keys = torch.cat([held_keys, rows[:, h:]], dim=2).view(g * kv, -1, dim)
-        all_values = torch.cat([held_values, _rows(values, g)], dim=2).view(g * kv, -1, dim)
+        both = rows[:, h:], _rows(values, g)
+        if self.cache is not None:
+            both = self.cache.update(*both, self.index)
+        keys, all_values = (each.reshape(g * kv, -1, dim) for each in both)
+        prior = keys.shape[1] - width
         scores = torch.baddbmm(self.positions.mask, queries, keys.transpose(1, 2), alpha=self.scaling)
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 

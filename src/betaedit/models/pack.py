@@ -7,9 +7,10 @@ family gives what the full forward pass gives at those positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from transformers import Cache
 
 from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy
+from betaedit.models.linear import rounded_width
 from betaedit.models.lookup import EncodedPrompts
 from betaedit.models.partial import ForwardEnded, LayerCall, Recording, record, run_layers
 
+RunLayers = Callable[[Anatomy, dict[int, LayerCall], Tensor, int, int], Tensor]
 _MASK_DIM = 4
 
 
@@ -41,10 +44,10 @@ class KeptState(Cache):
         Raises:
             ForwardEnded: It is that of the last one.
         """
-        self.held[layer_idx] = (key_states, value_states)
+        self.held[layer_idx] = key_states.contiguous(), value_states.contiguous()
         if layer_idx == self._last:
             raise ForwardEnded
-        return key_states, value_states
+        return self.held[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing comes before."""
@@ -111,6 +114,13 @@ class Pack:
         prompts, positions = self.prompts.to(value.device), self.positions.to(value.device)
         return value[prompts if value.shape[0] > 1 else torch.zeros_like(prompts), positions]
 
+    def scatter(self, entries: Tensor, recorded: EncodedPrompts) -> Tensor:
+        """``(g, width, d)`` entries in their places in the recorded prompts: ``(n, length, d)``, zero elsewhere."""
+        spread = entries.new_zeros(*recorded.input_ids.shape, entries.shape[-1])
+        prompts, positions, real = (each.to(entries.device) for each in (self.prompts, self.positions, self.real))
+        spread[prompts[real], positions[real]] = entries[real]
+        return spread
+
     def calls(
         self, recording: Recording, layers: range, state: Cache | None = None, prior: Pack | None = None
     ) -> dict[int, LayerCall]:
@@ -163,13 +173,39 @@ class Pack:
         return cut & seen if cut.dtype == torch.bool else cut.masked_fill(~seen, torch.finfo(cut.dtype).min)
 
 
-def keep_state(anatomy: Anatomy, recording: Recording, pack: Pack, layers: range) -> PriorState:
+def keep_state(
+    anatomy: Anatomy, recording: Recording, pack: Pack, layers: range, run: RunLayers = run_layers
+) -> PriorState:
     """The attention state of ``pack`` at ``layers``, from the recorded hidden states entering the first of them."""
     state = KeptState(layers.stop - 1)
     calls = pack.calls(recording, layers, state)
     with torch.no_grad(), suppress(ForwardEnded):
-        run_layers(anatomy, calls, pack.gather(recording.inputs[layers.start]), layers.start, layers.stop - 1)
+        run(anatomy, calls, pack.gather(recording.inputs[layers.start]), layers.start, layers.stop - 1)
     return PriorState(state.held)
+
+
+@torch.no_grad()
+def extend(
+    anatomy: Anatomy, recording: Recording, chosen: Tensor, keep: Sequence[int], run: RunLayers = run_layers
+) -> Recording:
+    """The recording with what enters the layers ``keep`` too, above those it has.
+
+    Args:
+        anatomy: The model.
+        recording: The recording.
+        chosen: ``(g, p)`` prompts that run in one row each, without padding; of others there are zeros.
+        keep: The layers, ``n_layers`` for the output of the last.
+        run: What runs layers.
+    """
+    inputs, prompts = dict(recording.inputs), recording.prompts
+    at = max(inputs)
+    widen = partial(rounded_width, like=inputs[at])
+    pack = Pack.of(chosen, torch.zeros_like(prompts.lengths), prompts.lengths, widen)
+    hidden, calls = pack.gather(inputs[at]), pack.calls(recording, range(at, max(keep)))
+    for layer in sorted(set(keep) - set(inputs)):
+        hidden, at = run(anatomy, calls, hidden, at, layer - 1), layer
+        inputs[layer] = pack.scatter(hidden, prompts)
+    return replace(recording, inputs=inputs)
 
 
 def _checked(mask: Any) -> Tensor | None:
