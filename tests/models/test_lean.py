@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
 from betaedit.models import Anatomy, copies, find_anatomy, lean
-from betaedit.models.lean import lean_layers, run_lean_layers
+from betaedit.models.lean import lean_layers, pass_projection, run_lean_layers
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
 from support.families import FAMILIES_AND_ATTENTION, N_LAYERS, family, model_of, shared_model, tiny_model
@@ -222,6 +222,28 @@ def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypat
     kept = [copies.transposed.of(linear) for linear in linears]
     assert_the_same(model, "one", 1e-5)
     assert all(copies.transposed.of(linear) is copy for linear, copy in zip(linears, kept, strict=True))
+
+
+@pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
+def test_a_projection_changed_halfway_through_its_layer_is_the_one_that_is_used(name: str, attention: str):
+    model = tiny_model(name, attention=attention).requires_grad_(False)
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(anatomy)
+    weight = anatomy.projection(2).get_parameter("weight")
+    entered: list[Tensor] = []
+    expected_entering: list[Tensor] = []
+
+    def pause(entering: Tensor) -> None:
+        entered.append(entering.clone())
+        weight.mul_(2)
+
+    found = pass_projection(anatomy, calls, hidden, 2, pause)
+    handle = anatomy.projection(2).register_forward_pre_hook(lambda _, args: expected_entering.append(args[0]))
+    expected = run_layers(anatomy, calls, hidden, 2, 2)
+    handle.remove()
+    torch.testing.assert_close(found, expected)
+    assert len(entered) == len(expected_entering) == 1
+    torch.testing.assert_close(entered[0], expected_entering[0])
 
 
 def test_no_copies_are_made_for_a_way_back_that_nobody_goes(monkeypatch: pytest.MonkeyPatch):

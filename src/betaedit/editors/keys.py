@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from betaedit.editors.config import SLOT, EditConfig
 from betaedit.editors.pose import Pose
 from betaedit.facts.fact import Fact
+from betaedit.models.lean import pass_projection, run_lean_layers
+from betaedit.models.linear import rounded_width
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts, encode_target
 from betaedit.models.pack import Pack
-from betaedit.models.partial import ForwardEnded, hooks, run_layers
+from betaedit.models.partial import ForwardEnded, hooks
 
 
 class LayerWalk:
@@ -38,7 +41,8 @@ class LayerWalk:
         layers = range(first, self._last + 1)
         prompts = pose.prompts(facts)[:, :-1]
         begin, end = torch.zeros_like(pose.lookup), pose.lookup + 1
-        pack, self._bare = Pack.of(prompts, begin, end), Pack.of(prompts[:, :1], begin, end)
+        widen = partial(rounded_width, like=pose.recording.inputs[first])
+        pack, self._bare = (Pack.of(rows, begin, end, widen) for rows in (prompts, prompts[:, :1]))
         self._anatomy = model.anatomy
         self._calls = pack.calls(pose.recording, layers)
         self._bare_calls = self._bare.calls(pose.recording, layers)
@@ -55,27 +59,25 @@ class LayerWalk:
         has at the bare prompts' lookup tokens, both under the weights as they are when it is called. Meanwhile
         ``bare_keys`` holds the ``(d_in, b)`` keys of the bare prompts alone.
         """
-        self._advance(layer)
+        self._hidden = run_lean_layers(self._anatomy, self._calls, self._hidden, self._next, layer - 1)
+        self._next = layer
         output = self._output()
 
-        def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            keys = _at(args[0], self._lookup)
+        def pause(entering: Tensor) -> None:
+            keys = _at(entering, self._lookup)
             self.bare_keys = keys[:, 0].float().T
             write(average_keys(keys), output)
             if layer == self._last:
                 raise ForwardEnded
 
-        with hooks([self._anatomy.projection(layer).register_forward_pre_hook(pause)]), suppress(ForwardEnded):
-            self._advance(layer + 1)
-
-    def _advance(self, layer: int) -> None:
-        self._hidden = run_layers(self._anatomy, self._calls, self._hidden, self._next, layer - 1)
-        self._next = layer
+        with suppress(ForwardEnded):
+            self._hidden = pass_projection(self._anatomy, self._calls, self._hidden, layer, pause)
+            self._next = layer + 1
 
     def _output(self) -> Tensor:
         """``(d_out, b)`` of the last edited layer; the bare prompt is the first in each row."""
         bare = self._hidden[:, : self._bare.real.shape[1]]
-        hidden = run_layers(self._anatomy, self._bare_calls, bare, self._next, self._last)
+        hidden = run_lean_layers(self._anatomy, self._bare_calls, bare, self._next, self._last)
         return _at(hidden, self._lookup[:, :1])[:, 0].float().T
 
 

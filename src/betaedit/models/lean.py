@@ -27,7 +27,7 @@ from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, P
 from betaedit.models.linear import is_by_avx2
 from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import KeptState
-from betaedit.models.partial import LayerCall, layer_output, run_layers
+from betaedit.models.partial import LayerCall, hooks, layer_output, run_layers
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -70,13 +70,39 @@ def run_lean_layers(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tenso
     return lean_layers(anatomy, calls, hidden, range(first, last + 1))(hidden)
 
 
+@torch.no_grad()
+def pass_projection(
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layer: int, pause: Callable[[Tensor], None]
+) -> Tensor:
+    """``(g, width, d)`` states after one layer, halfway through which its MLP's output projection may be changed.
+
+    ``pause`` is given what enters the projection, ``(g, width, d_in)``; the states after the layer are those under the
+    weight that it leaves.
+    """
+    lean = _read(anatomy, calls, hidden, range(layer, layer + 1))
+    if lean is None:
+        handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
+        with hooks([handle]):
+            return run_layers(anatomy, calls, hidden, layer, layer)
+    return _rows(lean[0](_columns(hidden), lambda entering: pause(_rows(entering, hidden)))[0], hidden)
+
+
 def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
     """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
-    g, width, d = hidden.shape
-    columns = hidden.reshape(g * width, d).t().contiguous()
+    columns = _columns(hidden)
     for layer in layers:
         columns = layer(columns)[0]
-    return columns.t().reshape(g, width, d)
+    return _rows(columns, hidden)
+
+
+def _columns(hidden: Tensor) -> Tensor:
+    """``(g, width, d)`` as ``(d, g * width)``."""
+    return hidden.flatten(0, 1).t().contiguous()
+
+
+def _rows(columns: Tensor, like: Tensor) -> Tensor:
+    """``(d, g * width)`` as ``(g, width, d)``."""
+    return columns.t().reshape(*like.shape[:2], -1)
 
 
 class _Run(torch.autograd.Function):
@@ -85,22 +111,20 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``(g, width, d)`` after the last layer."""
-        g, width, d = hidden.shape
-        columns, ctx.backs = hidden.reshape(g * width, d).t().contiguous(), []
+        columns, ctx.backs = _columns(hidden), []
         for layer in layers:
             columns, back = layer(columns)
             ctx.backs.append(back)
-        return columns.t().reshape(g, width, d)
+        return _rows(columns, hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """``(g, width, d)`` before the first."""
-        g, width, d = gradient.shape
-        columns = gradient.reshape(g * width, d).t().contiguous()
+        columns = _columns(gradient)
         for back in reversed(ctx.backs):
             columns = back(columns)
-        return columns.t().reshape(g, width, d), None
+        return _rows(columns, gradient), None
 
 
 def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> list[Layer] | None:

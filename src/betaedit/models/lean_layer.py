@@ -17,6 +17,7 @@ from transformers import Cache
 from betaedit.models.linear import column_product
 
 Back = Callable[[Tensor], Tensor]
+Pause = Callable[[Tensor], None]
 
 
 class Positions(NamedTuple):
@@ -214,17 +215,20 @@ class Mlp:
     up: Projection
     down: Projection
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
+    def __call__(self, x: Tensor, pause: Pause | None = None) -> tuple[Tensor, Back]:
         """What the MLP adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
         gate, up = self.gate(x), self.up(x)
         active = nn.functional.silu(gate)
+        entering = active * up
+        if pause is not None:
+            pause(entering)
 
         def back(gradient: Tensor) -> Tensor:
             slope = _back_products((gradient, self.down))
             gate_slope = torch.ops.aten.silu_backward(slope * up, gate)
             return _back_products((gate_slope, self.gate), (slope.mul_(active), self.up))
 
-        return self.down(active * up), back
+        return self.down(entering), back
 
 
 class Layer(NamedTuple):
@@ -235,13 +239,16 @@ class Layer(NamedTuple):
     second_norm: Norm
     mlp: Mlp
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """States ``(d, n)`` after the layer, and the way back."""
+    def __call__(self, x: Tensor, pause: Pause | None = None) -> tuple[Tensor, Back]:
+        """States ``(d, n)`` after the layer, and the way back.
+
+        ``pause`` is given what enters ``W_down``, ``(d_in, n)``, and may change that before it is used.
+        """
         normed, first_back = self.first_norm(x)
         attended, attention_back = self.attention(normed)
         middle = attended.add_(x)
         normed, second_back = self.second_norm(middle)
-        changed, mlp_back = self.mlp(normed)
+        changed, mlp_back = self.mlp(normed, pause)
 
         def back(gradient: Tensor) -> Tensor:
             slope = second_back(mlp_back(gradient)).add_(gradient)
