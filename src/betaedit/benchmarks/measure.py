@@ -13,6 +13,7 @@ from torch import Tensor
 
 from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, published_moments
 from betaedit.benchmarks.rows import Row, arithmetic, bandwidth, relative_error, seconds
+from betaedit.benchmarks.turns import Contestant, take_turns
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
@@ -25,7 +26,6 @@ from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
-from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.statistics.collect import Sums, add_rows, batches
@@ -121,37 +121,36 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     model, plain = editor.language_model, editor.config.replace(**_PUBLISHED)
     contexts = {plain: context_templates(model, plain), editor.config: editor.engine.contexts}
     published = PublishedEditor(model, contexts[plain], plain, editor.statistics.matrices)
-    expected: list[Tensor] = []
-    steps: list[int] = []
+    expected: list[tuple[Tensor, int]] = []
 
-    def reference() -> None:
-        for fact in facts:
-            target, n = published.value(fact)
-            expected.append(target)
-            steps.append(n)
+    def ours(config: EditConfig, found: list[Value], group: Sequence[Fact]) -> None:
+        found += optimize_values(model, pose(model, group, contexts[config], config), config)
 
-    def ours(config: EditConfig, together: bool, found: list[Value]) -> None:
-        for group in [facts] if together else [[fact] for fact in facts]:
-            found += optimize_values(model, pose(model, group, contexts[config], config), config)
-
-    ours(plain, True, [])
-    dense = seconds(reference) / len(facts)
-    n_steps = sum(steps) / len(steps)
+    reference = Contestant("published", lambda group: expected.extend(published.value(fact) for fact in group))
+    ways = [
+        (f"value, {name}{label}", config, step, list[Value]())
+        for name, config in (("published settings", plain), ("preset", editor.config))
+        for label, step in (("", 1), (f", {len(facts)} facts together", len(facts)))
+    ]
+    others = [Contestant(name, partial(ours, config, found), step) for name, config, step, found in ways]
+    ours(plain, [], facts)  # what is made once is made before
+    take_turns([reference, *others], facts, model.device)
     rows: list[Row] = []
-    for name, config in (("published settings", plain), ("preset", editor.config)):
-        for together in (False, True):
-            found: list[Value] = []
-            taken = seconds(partial(ours, config, together, found)) / len(facts)
-            pairs = zip(found, expected, strict=True)
-            error = max(relative_error(sought.target, z) for sought, z in pairs) if config is plain else None
-            evaluations = [value.n_evaluations for value in found]
-            least: dict[str, float] = {}
-            if not together:
-                least = _least_seconds(editor, [pose(model, [f], contexts[config], config) for f in facts], evaluations)
-            floor = max(least.values(), default=None)
-            details = {"evaluations": sum(evaluations) / len(facts), "reference_evaluations": n_steps, **least}
-            label = f"value, {name}" + (f", {len(facts)} facts together" if together else "")
-            rows.append(Row(label, taken, dense, error, floor, {"facts": len(facts), **details}))
+    for at, ((name, config, _, found), contestant) in enumerate(zip(ways, others, strict=True)):
+        pairs = zip(found, expected, strict=True)
+        error = max(relative_error(sought.target, z) for sought, (z, _) in pairs) if config is plain else None
+        evaluations = [value.n_evaluations for value in found]
+        least: dict[str, float] = {}
+        if at % 2 == 0:  # fact by fact
+            least = _least_seconds(editor, [pose(model, [f], contexts[config], config) for f in facts], evaluations)
+        details = {
+            "facts": len(facts),
+            "evaluations": sum(evaluations) / len(facts),
+            "reference_evaluations": sum(steps for _, steps in expected) / len(facts),
+            **least,
+        }
+        floor = max(least.values(), default=None)
+        rows.append(Row(name, contestant.taken / len(facts), reference.taken / len(facts), error, floor, details))
     return rows
 
 
@@ -162,34 +161,41 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     plain = editor.config.replace(**_PUBLISHED)
     contexts = context_templates(model, plain)
     published = PublishedEditor(model, contexts, plain, moments.matrices)
+    weights = [model.anatomy.projection(layer).get_parameter("weight").detach() for layer in plain.layers]
 
-    def reference() -> None:
-        for fact in facts:
+    def reference(group: Sequence[Fact]) -> None:
+        for fact in group:
             published.edit(fact)
 
-    dense = seconds(reference) / len(facts)
-    expected = _changes(editor.engine)
-    rows: list[Row] = []
+    def ours(engine: Engine, batch: int, group: Sequence[Fact]) -> None:
+        list(engine.write(group, batch_size=batch))
+
+    contestants = [Contestant("published", reference, 1, weights)]
     for name, config, batch in (
         ("edit, published settings", plain, 1),
         ("edit, preset", editor.config, 1),
         ("edit, preset, batches of 10", editor.config, 10),
         ("edit, preset, look-ahead 10", editor.config.replace(value_look_ahead=10), 1),
     ):
-        editor.reset()
         engine = Engine(model, editor.recipe, config, moments, contexts if config is plain else own)
         step = batch * config.value_look_ahead
-
-        def work(engine: Engine = engine, step: int = step, batch: int = batch) -> None:
-            for at in range(0, len(facts), step):
-                list(engine.write(facts[at : at + step], batch_size=batch))
-
-        taken = seconds(work) / len(facts)
-        found = _changes(engine)
-        error = max(relative_error(found[layer], expected[layer]) for layer in expected)
-        engine.restore()
-        rows.append(Row(name, taken, dense, error if config is plain else None, None, {"facts": len(facts)}))
-    return rows
+        contestants.append(Contestant(name, partial(ours, engine, batch), step, weights))
+    optimize_values(model, pose(model, facts[:1], contexts, plain), plain)  # what is made once is made before
+    before = [weight.clone() for weight in weights]
+    take_turns(contestants, facts, model.device)
+    editor.reset()
+    dense, same, *_ = contestants
+    errors = [relative_error(a - w, b - w) for a, b, w in zip(same.left, dense.left, before, strict=True)]
+    return [
+        Row(
+            contestant.name,
+            contestant.taken / len(facts),
+            dense.taken / len(facts),
+            max(errors) if contestant is same else None,
+            details={"facts": len(facts)},
+        )
+        for contestant in contestants[1:]
+    ]
 
 
 def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
@@ -274,16 +280,6 @@ def _prose_rows(model: LanguageModel, n_tokens: int) -> tuple[list[list[int]], i
 
 def _rule(config: EditConfig) -> MemoryRule:
     return find_recipe("betaedit").rule(config)
-
-
-def _changes(engine: Engine) -> dict[int, Tensor]:
-    """How far the model's own weights are from the original ones, whoever changed them."""
-    changes = {}
-    for layer, matrix in engine.matrices.items():
-        projection = engine.model.anatomy.projection(layer)
-        weight = projection.get_parameter("weight").detach()
-        changes[layer] = (weight.T if is_transposed(projection) else weight) - matrix.original()
-    return changes
 
 
 def _timed_updates(
