@@ -22,21 +22,27 @@ KIND = {"llama", "mistral", "qwen2", "qwen3"}
 ROWS = {"one": ((0, 1, 2),), "three": ((0, 1), (2, 3), (4, 5)), "many": tuple((row % 6,) for row in range(24))}
 
 
-def problem(anatomy: Anatomy, rows: str = "three") -> tuple[dict[int, LayerCall], Tensor]:
+def problem(
+    anatomy: Anatomy, rows: str = "three", widen: Callable[[int], int] = lambda width: width
+) -> tuple[dict[int, LayerCall], Tensor]:
     """Packed prompts from their lookup tokens on: the layers' arguments, and the hidden states entering the first."""
     prompts = random_prompts((12, 9, 11, 7, 5, 10), (5, 0, 8, 6, 2, 9))
     recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
     chosen = torch.tensor(ROWS[rows])
     prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
-    suffix = Pack.of(chosen, prompts.lookup, prompts.lengths)
+    suffix = Pack.of(chosen, prompts.lookup, prompts.lengths, widen)
     state = keep_state(anatomy, recording, prefix, LAYERS)
     return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start])
 
 
-def output_and_gradient(run: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
+def output_and_gradient(
+    run: Callable[[Tensor], Tensor], hidden: Tensor, n_read: int | None = None
+) -> tuple[Tensor, Tensor]:
     hidden = hidden.detach().clone().requires_grad_()
     output = run(hidden)
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    if n_read is not None:
+        slope[:, n_read:] = 0.0
     (gradient,) = torch.autograd.grad(output, hidden, slope)
     return output.detach(), gradient
 
@@ -198,10 +204,50 @@ def test_states_and_gradients_are_the_same_whatever_the_processor(
     assert runs_leanly(model, monkeypatch)
 
 
+@pytest.mark.parametrize("name", sorted(KIND))
+def test_few_positions_run_by_packed_weights_and_padding_behind_them_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    on_a_processor_with("AVX2", monkeypatch)
+    model = tiny_model(name).requires_grad_(False)
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(anatomy, "one", widen=lambda width: width + 5)
+    n_real = hidden.shape[1] - 5
+    assert_the_same(model, "one", 1e-5)
+    kept = copies.packed.nbytes(model)
+    assert kept == 2 * sum(linear.weight.nbytes for linear in mlp_linears(anatomy))
+    ours = output_and_gradient(lean_layers(anatomy, calls, hidden, LAYERS, n_real), hidden, n_real)
+    theirs = output_and_gradient(lambda x: run_layers(anatomy, calls, x, LAYERS.start, LAYERS.stop - 1), hidden, n_real)
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found[:, :n_real], expected[:, :n_real], rtol=1e-4, atol=1e-5)
+    assert copies.packed.nbytes(model) == kept
+
+
+def mlp_linears(anatomy: Anatomy) -> list[nn.Linear]:
+    modules = [part for index in LAYERS for part in anatomy.layers[index].get_submodule("mlp").modules()]
+    return [part for part in modules if type(part) is nn.Linear]
+
+
+def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+    on_a_processor_with("AVX2", monkeypatch)
+    biased = model_of(LlamaConfig(**{**family("llama").settings, "mlp_bias": True})).requires_grad_(False)
+    assert_the_same(biased, "one", 1e-5)
+    assert copies.copies_bytes(biased) == 0
+    model = tiny_model("llama").requires_grad_(False)
+    anatomy = find_anatomy(model)
+    size = 2 * sum(linear.weight.nbytes for linear in mlp_linears(anatomy))
+    n_few = problem(anatomy, "one")[1].shape[1]
+    for few, room, kept in ((n_few - 1, size, 0), (n_few, size - 1, 0), (n_few, size, size)):
+        monkeypatch.setattr(lean, "FEW", few)
+        monkeypatch.setattr(copies, "COPIED_BYTES", room)
+        assert_the_same(model, "one", 1e-5)
+        assert copies.copies_bytes(model) == kept
+
+
 def test_nothing_is_kept_transposed_where_products_with_it_are_as_quick_as_it_lies(monkeypatch: pytest.MonkeyPatch):
     on_a_processor_with("AVX2", monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
-    assert_the_same(model, "three", 1e-5)
+    assert_the_same(model, "many", 1e-5)
     assert copies.copies_bytes(model) == 0
 
 

@@ -44,5 +44,5 @@ def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
     if device != "cpu" or element_size < _SINGLE:
         return 0
     if is_by_avx2(torch.empty(0)):
-        return min(2 * model_bytes, COPIED_BYTES) if element_size == _SINGLE else 0
+        return 2 * min(model_bytes, COPIED_BYTES) if element_size == _SINGLE else 0
     return model_bytes if model_bytes <= COPIED_BYTES else 0

@@ -13,6 +13,7 @@ on trust: a model whose own modules give something else runs by those.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -22,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.copies import is_kept_transposed, transposed
-from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projection
+from betaedit.models.copies import FEW, is_kept_packed, is_kept_transposed, packed, transposed
+from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, PackedMlp, Positions, Projection
 from betaedit.models.linear import is_by_avx2
 from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import KeptState
@@ -42,7 +43,7 @@ _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lean_layers(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, n_real: int | None = None
 ) -> Callable[[Tensor], Tensor]:
     """What ``run_layers`` computes, as a function of the hidden states and with a gradient for them alone, sooner.
 
@@ -51,8 +52,9 @@ def lean_layers(
         calls: The layers' other arguments, those of a pack.
         hidden: ``(g, width, d)`` such states entering the first of the layers, to try it with.
         layers: Which.
+        n_real: The positions of all rows, one after another, behind so many are padding; all are real by default.
     """
-    lean = _read(anatomy, calls, hidden, layers)
+    lean = _read(anatomy, calls, hidden, layers, n_real)
 
     def run(hidden: Tensor) -> Tensor:
         if lean is not None and torch.is_grad_enabled():
@@ -84,7 +86,8 @@ def pass_projection(
         handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
-    return _rows(lean[0](_columns(hidden), lambda entering: pause(_rows(entering, hidden)))[0], hidden)
+    mlp = replace(cast(Mlp, lean[0].mlp), pause=lambda entering: pause(_rows(entering, hidden)))
+    return _forward(hidden, [lean[0]._replace(mlp=mlp)])
 
 
 def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -127,7 +130,9 @@ class _Run(torch.autograd.Function):
         return _rows(columns, gradient), None
 
 
-def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> list[Layer] | None:
+def _read(
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, n_real: int | None = None
+) -> list[Layer] | None:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
@@ -142,7 +147,20 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
         if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
         lean.append(one)
-    return lean
+    n = hidden.shape[:2].numel() if n_real is None else n_real
+    return _packed(anatomy, lean, layers, n) if torch.is_grad_enabled() and n <= FEW else lean
+
+
+def _packed(anatomy: Anatomy, lean: list[Layer], layers: range, n: int) -> list[Layer]:
+    """The layers with packed MLPs at the first ``n`` positions, if there is room and they have no biases."""
+    mlps = [cast(Any, anatomy.layers[layer]).mlp for layer in layers]
+    linears = [linear for mlp in mlps for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    if any(linear.bias is not None for linear in linears) or not is_kept_packed(linear.weight for linear in linears):
+        return lean
+    return [
+        layer._replace(mlp=PackedMlp(packed.of(mlp.gate_proj, mlp.up_proj), packed.of(mlp.down_proj), n))
+        for layer, mlp in zip(lean, mlps, strict=True)
+    ]
 
 
 def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
@@ -212,7 +230,7 @@ def _layer_of(
         first,
         Attention(query, key, value, output, tuple(head_norms), *mixing),
         second,
-        Mlp(*(_projection(linear, copied) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))),
+        Mlp(_projection(mlp.gate_proj, copied), _projection(mlp.up_proj, copied), _projection(mlp.down_proj, copied)),
     )
 
 

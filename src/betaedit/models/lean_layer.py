@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from betaedit.models.copies import packed_product
 from betaedit.models.linear import column_product
 
 Back = Callable[[Tensor], Tensor]
@@ -214,14 +215,16 @@ class Mlp:
     gate: Projection
     up: Projection
     down: Projection
+    pause: Pause | None = None
+    """Is given what enters ``W_down``, ``(d_in, n)``, and may change that before it is used."""
 
-    def __call__(self, x: Tensor, pause: Pause | None = None) -> tuple[Tensor, Back]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
         """What the MLP adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
         gate, up = self.gate(x), self.up(x)
         active = nn.functional.silu(gate)
         entering = active * up
-        if pause is not None:
-            pause(entering)
+        if self.pause is not None:
+            self.pause(entering)
 
         def back(gradient: Tensor) -> Tensor:
             slope = _back_products((gradient, self.down))
@@ -231,24 +234,56 @@ class Mlp:
         return self.down(entering), back
 
 
+@dataclass(frozen=True)
+class PackedMlp:
+    """The same without biases at the first ``n`` positions alone, by packed weights (models/copies.py).
+
+    Args:
+        gate_up: ``W_gate`` above ``W_up``, and that transposed.
+        down: Likewise.
+        n: The positions behind them are padding: they get nothing.
+    """
+
+    gate_up: tuple[Tensor, ...]
+    down: tuple[Tensor, ...]
+    n: int
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
+        """What the MLP adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
+        gate, up = self._product(x, self.gate_up[0]).chunk(2, dim=1)
+        active = nn.functional.silu(gate)
+
+        def back(gradient: Tensor) -> Tensor:
+            slope = self._product(gradient, self.down[1])
+            slopes = torch.cat([torch.ops.aten.silu_backward(slope * up, gate), slope.mul_(active)], dim=1)
+            return self._padded(packed_product(slopes, self.gate_up[1]), x)
+
+        return self._padded(packed_product(active * up, self.down[0]), x), back
+
+    def _product(self, columns: Tensor, packed: Tensor) -> Tensor:
+        return packed_product(columns[:, : self.n].t(), packed)
+
+    def _padded(self, rows: Tensor, like: Tensor) -> Tensor:
+        columns = torch.zeros_like(like)
+        columns[:, : self.n] = rows.t()
+        return columns
+
+
 class Layer(NamedTuple):
     """One decoder layer."""
 
     first_norm: Norm
     attention: Attention
     second_norm: Norm
-    mlp: Mlp
+    mlp: Mlp | PackedMlp
 
-    def __call__(self, x: Tensor, pause: Pause | None = None) -> tuple[Tensor, Back]:
-        """States ``(d, n)`` after the layer, and the way back.
-
-        ``pause`` is given what enters ``W_down``, ``(d_in, n)``, and may change that before it is used.
-        """
+    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
+        """States ``(d, n)`` after the layer, and the way back."""
         normed, first_back = self.first_norm(x)
         attended, attention_back = self.attention(normed)
         middle = attended.add_(x)
         normed, second_back = self.second_norm(middle)
-        changed, mlp_back = self.mlp(normed, pause)
+        changed, mlp_back = self.mlp(normed)
 
         def back(gradient: Tensor) -> Tensor:
             slope = second_back(mlp_back(gradient)).add_(gradient)

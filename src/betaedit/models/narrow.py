@@ -45,7 +45,7 @@ def _narrow_forward(linear: nn.Linear, often: bool) -> Callable[[Tensor], Tensor
     def forward(x: Tensor) -> Tensor:
         if x.numel() >= NARROW * x.shape[-1]:
             return nn.functional.linear(x, weight, bias)
-        factors = packed.of(linear) if often and is_kept_packed(weight) else (weight, weight.t())
+        factors = packed.of(linear) if often and is_kept_packed([weight]) else (weight, weight.t())
         product: Tensor = _FrozenProduct.apply(x, *factors)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
