@@ -15,6 +15,8 @@ COPIED_BYTES = 2**30
 """The copies of one kind are kept if they fit in this."""
 
 _USUAL_ROWS = 16
+_GIVEN_BACK = 2**23 + 1
+"""Floats in a block of memory so large that it is given back when let go; smaller ones leave holes between copies."""
 
 
 class _Kept(NamedTuple):
@@ -52,9 +54,15 @@ class Copies:
 
 
 def _pack(*weights: Tensor) -> tuple[Tensor, Tensor]:
-    weight = torch.cat(weights)
-    blocks, transposed_blocks = (torch.ops.mkldnn._reorder_linear_weight(w, _USUAL_ROWS) for w in (weight, weight.t()))
-    return blocks, transposed_blocks
+    size, d_in = sum(weight.numel() for weight in weights), weights[0].shape[1]
+    room = torch.empty(max(size, _GIVEN_BACK))[:size]
+    blocks = _blocks(torch.cat(weights, out=room.view(-1, d_in)))
+    return blocks, _blocks(torch.cat([weight.t() for weight in weights], dim=1, out=room.view(d_in, -1)))
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
+    return blocks
 
 
 transposed = Copies(lambda weight: (weight.t().contiguous(),))

@@ -25,10 +25,13 @@ def narrow_linears(modules: Iterable[nn.Module], *, often: bool = False) -> Iter
 
     Args:
         modules: Modules.
-        often: Whether products are so many that copies of the weights pay (models/copies.py).
+        often: Whether products are so many that copies of the weights pay (models/copies.py). They are made at once.
     """
     linears = {cast(nn.Linear, part) for module in modules for part in module.modules() if _is_plain(part)}
-    with replaced_forwards({linear: _narrow_forward(linear, often) for linear in linears}):
+    copied = {linear for linear in linears if often and is_kept_packed([linear.weight])}
+    for linear in copied:
+        packed.of(linear)
+    with replaced_forwards({linear: _narrow_forward(linear, linear in copied) for linear in linears}):
         yield
 
 
@@ -39,13 +42,13 @@ def _is_plain(module: nn.Module) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
 
 
-def _narrow_forward(linear: nn.Linear, often: bool) -> Callable[[Tensor], Tensor]:
+def _narrow_forward(linear: nn.Linear, copied: bool) -> Callable[[Tensor], Tensor]:
     weight, bias = linear.weight, linear.bias
 
     def forward(x: Tensor) -> Tensor:
         if x.numel() >= NARROW * x.shape[-1]:
             return nn.functional.linear(x, weight, bias)
-        factors = packed.of(linear) if often and is_kept_packed([weight]) else (weight, weight.t())
+        factors = packed.of(linear) if copied else (weight, weight.t())
         product: Tensor = _FrozenProduct.apply(x, *factors)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
