@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import BloomConfig, CohereConfig, FalconConfig, GPTNeoConfig, 
 
 from betaedit import Editor, Fact
 from betaedit.errors import ModelError
-from betaedit.models import Anatomy, EncodedPrompts, find_anatomy
+from betaedit.models import Anatomy, EncodedPrompts, LanguageModel, find_anatomy
 from betaedit.models.lean import run_lean_layers
 from betaedit.models.pack import Pack, RunLayers, check_packs, extend, keep_state
 from betaedit.models.partial import LayerCall, Recording, record, run_layers, take_rows
@@ -426,6 +427,11 @@ def test_every_supported_family_passes_the_check(name: str, attention: str):
 
 def test_a_model_in_half_precision_passes_the_check():
     check_packs(find_anatomy(model_of(family("llama").config(**family("llama").settings)).bfloat16()))
+
+
+@pytest.mark.real_model
+def test_thirty_layers_of_rounding_to_half_precision_do_not_fail_the_check(smollm2: LanguageModel):
+    check_packs(find_anatomy(copy.deepcopy(smollm2.model).bfloat16()))
 
 
 OWN_MASKS = {
