@@ -128,20 +128,27 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
     reference = Contestant("published", lambda group: expected.extend(published.value(fact) for fact in group))
     ways = [
-        (f"value, {name}{label}", config, step, list[Value]())
+        (name, config, together, list[Value]())
         for name, config in (("published settings", plain), ("preset", editor.config))
-        for label, step in (("", 1), (f", {len(facts)} facts together", len(facts)))
+        for together in (False, True)
     ]
-    others = [Contestant(name, partial(ours, config, found), step) for name, config, step, found in ways]
+    others = [
+        Contestant(
+            f"value, {name}" + (f", {len(facts)} facts together" if together else ""),
+            partial(ours, config, found),
+            len(facts) if together else 1,
+        )
+        for name, config, together, found in ways
+    ]
     ours(plain, [], facts)  # what is made once is made before
     take_turns([reference, *others], facts, model.device)
     rows: list[Row] = []
-    for at, ((name, config, _, found), contestant) in enumerate(zip(ways, others, strict=True)):
+    for (_, config, together, found), contestant in zip(ways, others, strict=True):
         pairs = zip(found, expected, strict=True)
         error = max(relative_error(sought.target, z) for sought, (z, _) in pairs) if config is plain else None
         evaluations = [value.n_evaluations for value in found]
         least: dict[str, float] = {}
-        if at % 2 == 0:  # fact by fact
+        if not together:
             least = _least_seconds(editor, [pose(model, [f], contexts[config], config) for f in facts], evaluations)
         details = {
             "facts": len(facts),
@@ -150,7 +157,8 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
             **least,
         }
         floor = max(least.values(), default=None)
-        rows.append(Row(name, contestant.taken / len(facts), reference.taken / len(facts), error, floor, details))
+        taken, dense = contestant.taken / len(facts), reference.taken / len(facts)
+        rows.append(Row(contestant.name, taken, dense, error, floor, details))
     return rows
 
 

@@ -15,6 +15,8 @@ COPIED_BYTES = 2**30
 """The copies of one kind are kept if they fit in this."""
 
 _USUAL_ROWS = 16
+"""oneDNN lays a weight out for products of so many rows; with others they take hardly longer."""
+
 _GIVEN_BACK = 2**23 + 1
 """Floats in a block of memory so large that it is given back when let go; smaller ones leave holes between copies."""
 

@@ -57,12 +57,12 @@ def lean_layers(
     lean = _read(anatomy, calls, hidden, layers, n_real)
 
     def run(hidden: Tensor) -> Tensor:
-        if lean is not None and torch.is_grad_enabled():
-            return cast(Tensor, _Run.apply(hidden, lean))  # type: ignore[no-untyped-call]
-        if lean is not None:
+        if lean is None:
+            with narrow_linears(anatomy.layers[layer] for layer in layers):
+                return run_layers(anatomy, calls, hidden, layers.start, layers.stop - 1)
+        if not torch.is_grad_enabled():
             return _forward(hidden, lean)
-        with narrow_linears(anatomy.layers[layer] for layer in layers):
-            return run_layers(anatomy, calls, hidden, layers.start, layers.stop - 1)
+        return cast(Tensor, _Run.apply(hidden, lean))  # type: ignore[no-untyped-call]
 
     return run
 
@@ -86,24 +86,24 @@ def pass_projection(
         handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
-    mlp = replace(cast(Mlp, lean[0].mlp), pause=lambda entering: pause(_rows(entering, hidden)))
+    mlp = replace(cast(Mlp, lean[0].mlp), pause=lambda entering: pause(_as_rows(entering, hidden)))
     return _forward(hidden, [lean[0]._replace(mlp=mlp)])
 
 
 def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
     """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
-    columns = _columns(hidden)
+    columns = _as_columns(hidden)
     for layer in layers:
         columns = layer(columns)[0]
-    return _rows(columns, hidden)
+    return _as_rows(columns, hidden)
 
 
-def _columns(hidden: Tensor) -> Tensor:
+def _as_columns(hidden: Tensor) -> Tensor:
     """``(g, width, d)`` as ``(d, g * width)``."""
     return hidden.flatten(0, 1).t().contiguous()
 
 
-def _rows(columns: Tensor, like: Tensor) -> Tensor:
+def _as_rows(columns: Tensor, like: Tensor) -> Tensor:
     """``(d, g * width)`` as ``(g, width, d)``."""
     return columns.t().reshape(*like.shape[:2], -1)
 
@@ -114,20 +114,20 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``(g, width, d)`` after the last layer."""
-        columns, ctx.backs = _columns(hidden), []
+        columns, ctx.backs = _as_columns(hidden), []
         for layer in layers:
             columns, back = layer(columns)
             ctx.backs.append(back)
-        return _rows(columns, hidden)
+        return _as_rows(columns, hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """``(g, width, d)`` before the first."""
-        columns = _columns(gradient)
+        columns = _as_columns(gradient)
         for back in reversed(ctx.backs):
             columns = back(columns)
-        return _rows(columns, gradient), None
+        return _as_rows(columns, gradient), None
 
 
 def _read(

@@ -176,7 +176,10 @@ class Pack:
 def keep_state(
     anatomy: Anatomy, recording: Recording, pack: Pack, layers: range, run: RunLayers = run_layers
 ) -> PriorState:
-    """The attention state of ``pack`` at ``layers``, from the recorded hidden states entering the first of them."""
+    """The attention state of ``pack`` at ``layers``, from the recorded hidden states entering the first of them.
+
+    ``run`` runs the layers. Raises: ModelError when the attention takes no explicit mask.
+    """
     state = KeptState(layers.stop - 1)
     calls = pack.calls(recording, layers, state)
     with torch.no_grad(), suppress(ForwardEnded):
@@ -196,6 +199,9 @@ def extend(
         chosen: ``(g, p)`` prompts that run in one row each, without padding; of others there are zeros.
         keep: The layers, ``n_layers`` for the output of the last.
         run: What runs layers.
+
+    Raises:
+        ModelError: The attention takes no explicit mask.
     """
     inputs, prompts = dict(recording.inputs), recording.prompts
     at = max(inputs)
