@@ -33,12 +33,8 @@ def test_original_change_one_eigendecomposition_and_copies_are_counted():
 
 def test_copies_of_weights_are_counted_on_the_cpu_where_they_fit_and_pay(monkeypatch: pytest.MonkeyPatch):
     small, large = 5 * 10**8, 5 * 10**9
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert [most_of_copies(size, 4, "cpu") for size in (small, large)] == [2 * small, 2 * 2**30]
-    assert most_of_copies(small, 8, "cpu") == 0
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for element in (4, 8):
-        assert [most_of_copies(size, element, "cpu") for size in (small, large)] == [small, 0]
-    for registers in ("AVX2", "AVX512"):
+    for registers, parts in (("AVX2", 2), ("AVX512", 1)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda registers=registers: registers)
-        assert most_of_copies(small, 4, "cuda") == most_of_copies(small, 2, "cpu") == 0
+        assert [most_of_copies(size, 4, "cpu") for size in (small, large)] == [parts * small, parts * 2**30]
+        assert most_of_copies(small, 8, "cpu") == most_of_copies(small, 2, "cpu") == 0
+        assert most_of_copies(small, 4, "cuda") == 0

@@ -244,30 +244,22 @@ def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monke
         assert copies.copies_bytes(model) == kept
 
 
-def test_nothing_is_kept_transposed_where_products_with_it_are_as_quick_as_it_lies(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("registers", "layout"), [("AVX2", "many"), ("AVX512", "one"), ("AVX512", "many")])
+def test_layers_keep_no_copies_where_these_do_not_pay(registers: str, layout: str, monkeypatch: pytest.MonkeyPatch):
+    on_a_processor_with(registers, monkeypatch)
+    model = tiny_model("llama").requires_grad_(False)
+    assert_the_same(model, layout, 1e-5)
+    assert copies.copies_bytes(model) == 0
+
+
+def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch):
     on_a_processor_with("AVX2", monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
-    assert_the_same(model, "many", 1e-5)
-    assert copies.copies_bytes(model) == 0
-
-
-def test_weights_are_kept_transposed_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with("AVX512", monkeypatch)
-    model = tiny_model("llama").requires_grad_(False)
-    linears = [
-        part for index in LAYERS for part in find_anatomy(model).layers[index].modules() if type(part) is nn.Linear
-    ]
-    size = sum(linear.weight.nbytes for linear in linears)
-    monkeypatch.setattr(copies, "COPIED_BYTES", size - 1)
-    assert_the_same(model, "three", 1e-5)
-    assert copies.copies_bytes(model) == 0
-    monkeypatch.setattr(copies, "COPIED_BYTES", 2 * size)
-    for _ in range(2):
-        assert_the_same(model, "three", 1e-5)
-        assert copies.copies_bytes(model) == size
-    kept = [copies.transposed.of(linear) for linear in linears]
     assert_the_same(model, "one", 1e-5)
-    assert all(copies.transposed.of(linear) is copy for linear, copy in zip(linears, kept, strict=True))
+    linears = mlp_linears(find_anatomy(model))[::3]
+    kept = [copies.packed._kept[linear] for linear in linears]
+    assert_the_same(model, "one", 1e-5)
+    assert all(copies.packed._kept[linear] is copy for linear, copy in zip(linears, kept, strict=True))
 
 
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
@@ -293,7 +285,7 @@ def test_a_projection_changed_halfway_through_its_layer_is_the_one_that_is_used(
 
 
 def test_no_copies_are_made_for_a_way_back_that_nobody_goes(monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with("AVX512", monkeypatch)
+    on_a_processor_with("AVX2", monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
     anatomy = find_anatomy(model)
     calls, hidden = problem(anatomy)

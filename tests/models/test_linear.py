@@ -31,13 +31,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_products_of_columns_are_the_same_however_many_threads_share_them(
     shape: tuple[int, int], dtype: torch.dtype, n: int
 ):
-    weight, columns, onto = torch.randn(shape), torch.randn(shape[1], n), torch.randn(shape[0], n)
-    weight, columns, onto = (each.to(dtype) for each in (weight, columns, onto))
-    sum_before = onto + weight @ columns
+    weight, columns = torch.randn(shape).to(dtype), torch.randn(shape[1], n).to(dtype)
     tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else TOLERANCE
     torch.testing.assert_close(column_product(weight, columns), weight @ columns, **tolerance)
-    assert column_product(weight, columns, onto) is onto
-    torch.testing.assert_close(onto, sum_before, **tolerance)
 
 
 def test_a_matrix_whose_rows_do_not_lie_side_by_side_can_be_a_factor():

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, published_moments
+from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, null_directions, published_moments
 from betaedit.benchmarks.rows import Row, arithmetic, bandwidth, relative_error, seconds
 from betaedit.benchmarks.turns import Contestant, take_turns
 from betaedit.editors.config import EditConfig, make_config
@@ -60,17 +60,8 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     generator = torch.Generator(device=device).manual_seed(1)
     keys = torch.randn(width, _HISTORY + _EDITS, generator=generator, device=device)
     residuals = torch.randn(width // _D_OUT_SHARE, _EDITS, generator=generator, device=device)
-    reference = DenseSolver(moment, config)
-    reference.history += keys[:, :_HISTORY] @ keys[:, :_HISTORY].T
+    dense, expected, exact = _dense_updates(moment, config, keys, residuals)
     weight = torch.zeros(len(residuals), width, device=device)
-
-    def published(key: Tensor, residual: Tensor) -> Tensor:
-        found = reference.update(key, residual)
-        weight.add_(found)
-        return found
-
-    dense, expected = _timed_updates(published, keys, residuals, device)
-    exact = _exact_update(moment, config, keys, residuals)
     speed = bandwidth(device)
     rows: list[Row] = []
     for basis in (torch.float64, torch.float32):
@@ -105,12 +96,24 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     return rows
 
 
-def _exact_update(moment: Tensor, config: EditConfig, keys: Tensor, residuals: Tensor) -> Tensor:
-    """The last of the timed updates by the dense formula in float64."""
-    solver = DenseSolver(moment.double(), config)
+def _dense_updates(moment: Tensor, config: EditConfig, keys: Tensor, residuals: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Median seconds of the timed updates by the dense formula in float32; the last of them, and that in float64."""
+    directions = null_directions(moment, config.nullspace_threshold)
+    exact = DenseSolver(moment.double(), config, directions)
     earlier = keys[:, :-1].double()
-    solver.history += earlier @ earlier.T
-    return solver.update(keys[:, -1:].double(), residuals[:, -1:].double())
+    exact.history += earlier @ earlier.T
+    update = exact.update(keys[:, -1:].double(), residuals[:, -1:].double())
+    del exact, earlier  # at d = 14336 every matrix counts
+    solver = DenseSolver(moment, config, directions)
+    solver.history += keys[:, :_HISTORY] @ keys[:, :_HISTORY].T
+    weight = torch.zeros(len(residuals), len(keys), device=keys.device)
+
+    def published(key: Tensor, residual: Tensor) -> Tensor:
+        found = solver.update(key, residual)
+        weight.add_(found)
+        return found
+
+    return *_timed_updates(published, keys, residuals, keys.device), update
 
 
 def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:

@@ -150,11 +150,11 @@ class DenseSolver:
     Args:
         moment: ``C0`` (d_in, d_in), in the type to compute in.
         config: Strengths and threshold.
+        kept: (d_in, m) orthonormal basis of the null space, found from ``moment`` where it is not given.
     """
 
-    def __init__(self, moment: Tensor, config: EditConfig) -> None:
-        values, vectors = torch.linalg.eigh(moment.double())
-        kept = vectors[:, values < config.nullspace_threshold]
+    def __init__(self, moment: Tensor, config: EditConfig, kept: Tensor | None = None) -> None:
+        kept = null_directions(moment, config.nullspace_threshold) if kept is None else kept
         self.projector = (kept @ kept.T).to(moment)
         self.history = torch.zeros_like(moment)
         self.protected = config.leakage_weight * moment
@@ -166,6 +166,13 @@ class DenseSolver:
         update: Tensor = torch.linalg.solve(system, self.projector @ keys @ residuals.T).T
         self.history += keys @ keys.T
         return update
+
+
+def null_directions(moment: Tensor, threshold: float) -> Tensor:
+    """``(d_in, m)`` eigenvectors of ``moment`` with eigenvalues below ``threshold``, float64."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    kept: Tensor = vectors[:, values < threshold]
+    return kept
 
 
 def forward_to(model: LanguageModel, ids: Tensor, mask: Tensor, layer: int) -> Tensor:

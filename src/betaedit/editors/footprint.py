@@ -41,8 +41,7 @@ def most_of_a_solver(d_in: int) -> int:
 
 def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
     """The bound of ``models.copies.copies_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
-    if device != "cpu" or element_size < _SINGLE:
+    if device != "cpu" or element_size != _SINGLE:
         return 0
-    if is_by_avx2(torch.empty(0)):
-        return 2 * min(model_bytes, COPIED_BYTES) if element_size == _SINGLE else 0
-    return model_bytes if model_bytes <= COPIED_BYTES else 0
+    parts = 2 if is_by_avx2(torch.empty(0)) else 1  # head and MLPs, or the head alone
+    return parts * min(model_bytes, COPIED_BYTES)

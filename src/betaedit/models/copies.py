@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from betaedit.models.linear import is_by_avx2, is_by_mkl
+from betaedit.models.linear import is_by_mkl
 
 COPIED_BYTES = 2**30
-"""The copies of one kind are kept if they fit in this."""
+"""The copies of one part of a model, its head or its MLPs, are kept if they fit in this."""
 
 _USUAL_ROWS = 16
 """oneDNN lays a weight out for products of so many rows; with others they take hardly longer."""
@@ -28,14 +28,13 @@ class _Kept(NamedTuple):
 
 
 class Copies:
-    """Copies of the weights of linear layers, made once and again when a weight has changed.
+    """``W`` and ``W^T`` of linear layers in oneDNN's blocks, made once and again when a weight has changed.
 
-    Args:
-        make: The copies of one weight, or of several together.
+    Several ``W`` with one input are laid out as one matrix. Products of a few rows with the head take half the time.
+    With AVX2 those of others too take a tenth to a third less, at up to ``FEW`` rows; with AVX-512 they gain nothing.
     """
 
-    def __init__(self, make: Callable[..., tuple[Tensor, ...]]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
     def of(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
@@ -46,7 +45,7 @@ class Copies:
         kept = self._kept.get(linears[0])
         # Weights changed through `.data` keep place and version; hardly any change spares a whole row.
         if kept is None or kept.places != places or not all(map(torch.equal, kept.rows, rows)):
-            kept = self._kept[linears[0]] = _Kept(places, [row.clone() for row in rows], self._make(*weights))
+            kept = self._kept[linears[0]] = _Kept(places, [row.clone() for row in rows], _pack(*weights))
         return kept.copies
 
     def nbytes(self, model: nn.Module) -> int:
@@ -67,35 +66,20 @@ def _blocks(weight: Tensor) -> Tensor:
     return blocks
 
 
-transposed = Copies(lambda weight: (weight.t().contiguous(),))
-"""``W^T``: with AVX-512 the way back takes two thirds of the time if its rows lie one after another in memory."""
-
-packed = Copies(_pack)
-"""``W`` and ``W^T`` in oneDNN's blocks, several ``W`` with one input as one matrix.
-
-With AVX2 products of a few rows take half the time for a tall matrix, and a tenth to a third less for others, at up to
-``FEW`` rows.
-"""
+packed = Copies()
 
 FEW = 40
 
 
 def copies_bytes(model: nn.Module) -> int:
     """Bytes of all copies of weights of ``model``."""
-    return transposed.nbytes(model) + packed.nbytes(model)
-
-
-def is_kept_transposed(weights: Iterable[Tensor]) -> bool:
-    """Whether ``transposed`` copies of these pay, and there is room for them."""
-    weights = list(weights)
-    plain = all(is_by_mkl(weight) and not is_by_avx2(weight) and not weight.is_inference() for weight in weights)
-    return plain and sum(weight.nbytes for weight in weights) <= COPIED_BYTES
+    return packed.nbytes(model)
 
 
 def is_kept_packed(weights: Iterable[Tensor]) -> bool:
-    """Whether ``packed`` copies of these pay, and there is room for them."""
+    """Whether these can be packed, and there is room for the copies."""
     weights = list(weights)
-    plain = all(is_by_avx2(w) and w.dtype == torch.float32 and not w.is_inference() for w in weights)
+    plain = all(is_by_mkl(w) and w.dtype == torch.float32 and not w.is_inference() for w in weights)
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return plain and there and 2 * sum(weight.nbytes for weight in weights) <= COPIED_BYTES
 

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.copies import FEW, is_kept_packed, is_kept_transposed, packed, transposed
+from betaedit.models.copies import FEW, is_kept_packed, packed
 from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, PackedMlp, Positions, Projection
 from betaedit.models.linear import is_by_avx2
 from betaedit.models.narrow import narrow_linears
@@ -137,13 +137,10 @@ def _read(
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     shared: dict[tuple[int, ...], Positions] = {}
-    copied = torch.is_grad_enabled() and is_kept_transposed(
-        weight for layer in layers for weight in anatomy.layers[layer].parameters()
-    )
     lean: list[Layer] = []
     for layer in layers:
         module = anatomy.layers[layer]
-        one = _layer_of(module, calls[layer], layer, shared, copied)
+        one = _layer_of(module, calls[layer], layer, shared)
         if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
         lean.append(one)
@@ -152,10 +149,14 @@ def _read(
 
 
 def _packed(anatomy: Anatomy, lean: list[Layer], layers: range, n: int) -> list[Layer]:
-    """The layers with packed MLPs at the first ``n`` positions, if there is room and they have no biases."""
+    """The layers with packed MLPs at the first ``n`` positions, if that pays and fits; those without biases."""
     mlps = [cast(Any, anatomy.layers[layer]).mlp for layer in layers]
     linears = [linear for mlp in mlps for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-    if any(linear.bias is not None for linear in linears) or not is_kept_packed(linear.weight for linear in linears):
+    if (
+        not is_by_avx2(linears[0].weight)
+        or any(linear.bias is not None for linear in linears)
+        or not is_kept_packed(linear.weight for linear in linears)
+    ):
         return lean
     return [
         layer._replace(mlp=PackedMlp(packed.of(mlp.gate_proj, mlp.up_proj), packed.of(mlp.down_proj), n))
@@ -167,7 +168,7 @@ def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) 
     """Whether the plain layer does what its parts say, as was seen when it was first met."""
     if module not in _trusted:
         call = call.map(lambda value: None if isinstance(value, KeptState) else value)
-        lean = _layer_of(module, call, index, {}, False)
+        lean = _layer_of(module, call, index, {})
         _trusted[module] = lean is not None and _agrees(module, call, lean, hidden)
     return _trusted[module]
 
@@ -194,9 +195,7 @@ def _is_watched(module: nn.Module) -> bool:
     return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
-def _layer_of(
-    layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions], copied: bool
-) -> Layer | None:
+def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions]) -> Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]
@@ -221,24 +220,20 @@ def _layer_of(
     if arguments not in shared:
         shared[arguments] = Positions.of(angles, mask, (kv, share))
     first, second, *head_norms = (Norm.of(norm) for norm in norms)
-    query, key, value, output = (
-        _projection(linear, copied)
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    query, key, value, output, gate, up, down = (
+        Projection(linear.weight, linear.bias)
+        for linear in (
+            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        )
     )
     mixing = (attention.scaling, attention.head_dim, cache, index, shared[arguments])
     return Layer(
         first,
         Attention(query, key, value, output, tuple(head_norms), *mixing),
         second,
-        Mlp(_projection(mlp.gate_proj, copied), _projection(mlp.up_proj, copied), _projection(mlp.down_proj, copied)),
+        Mlp(gate, up, down),
     )
-
-
-def _projection(linear: nn.Linear, copied: bool) -> Projection:
-    """The layer, with ``W^T`` where products with it are quick: a copy, or with AVX2 the weight as it lies."""
-    weight: Tensor = linear.weight
-    way_back = transposed.of(linear)[0] if copied else weight.t() if is_by_avx2(weight) else None
-    return Projection(weight, linear.bias, way_back)
 
 
 def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> bool:

@@ -24,17 +24,13 @@ def rounded_width(n: int, like: Tensor) -> int:
     return max(_FEWEST, -(-n // _LANES) * _LANES)
 
 
-def column_product(weight: Tensor, columns: Tensor, onto: Tensor | None = None) -> Tensor:
-    """``W x`` ``(d_out, n)`` of columns ``(d_in, n)``; added to ``onto``, which is contiguous, if that is given."""
+def column_product(weight: Tensor, columns: Tensor) -> Tensor:
+    """``W x`` ``(d_out, n)`` of columns ``(d_in, n)``."""
     (d_out, d_in), n = weight.shape, columns.shape[1]
     threads = torch.get_num_threads() if is_by_mkl(weight) and weight.is_contiguous() else 1
     if threads == 1 or d_out % threads or n <= _UNDIVIDED[d_out >= d_in]:
-        return weight.mm(columns) if onto is None else onto.addmm_(weight, columns)
-    parts = weight.view(threads, -1, d_in), columns.expand(threads, -1, -1)
-    if onto is None:
-        return torch.bmm(*parts).view(d_out, n)
-    onto.view(threads, -1, n).baddbmm_(*parts)
-    return onto
+        return weight.mm(columns)
+    return torch.bmm(weight.view(threads, -1, d_in), columns.expand(threads, -1, -1)).view(d_out, n)
 
 
 def is_by_avx2(weight: Tensor) -> bool:
