@@ -57,9 +57,9 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     """
     config = config or make_config({})
     moment = synthetic_moment(width, config.nullspace_threshold, device)
-    generator = torch.Generator(device=device).manual_seed(1)
-    keys = torch.randn(width, _HISTORY + _EDITS, generator=generator, device=device)
-    residuals = torch.randn(width // _D_OUT_SHARE, _EDITS, generator=generator, device=device)
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.randn(width, _HISTORY + _EDITS, generator=generator).to(device)
+    residuals = torch.randn(width // _D_OUT_SHARE, _EDITS, generator=generator).to(device)
     dense, expected, exact = _dense_updates(moment, config, keys, residuals)
     weight = torch.zeros(len(residuals), width, device=device)
     speed = bandwidth(device)
@@ -250,14 +250,14 @@ def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device
     """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100."""
     config = make_config({})
     memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))
-    generator = torch.Generator(device=device).manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     rows: list[Row] = []
     for count in counts:
         while memory.n_written < count:
             missing = min(count - memory.n_written, 256)
-            memory.remember(torch.randn(width, missing, generator=generator, device=device))
-        keys = torch.randn(width, 20, generator=generator, device=device)
-        residuals = torch.randn(width // _D_OUT_SHARE, 20, generator=generator, device=device)
+            memory.remember(torch.randn(width, missing, generator=generator).to(device))
+        keys = torch.randn(width, 20, generator=generator).to(device)
+        residuals = torch.randn(width // _D_OUT_SHARE, 20, generator=generator).to(device)
 
         def work(keys: Tensor = keys, residuals: Tensor = residuals) -> None:
             for at in range(keys.shape[1]):
@@ -273,8 +273,8 @@ def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device
 
 def synthetic_moment(width: int, threshold: float, device: torch.device | str = "cpu") -> Tensor:
     """A second moment with the spectrum that SmolLM2's have: flat below the threshold, steep at the very top."""
-    generator = torch.Generator(device=device).manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(width, width, generator=generator, device=device)).Q
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(width, width, generator=generator).to(device)).Q
     n_large = width - round(_KEPT * width)
     small = torch.logspace(-1.5, 0, width - n_large, device=device) * threshold * 0.99
     large = threshold * 1.01 * 200 ** torch.linspace(0, 1, n_large, device=device) ** 4

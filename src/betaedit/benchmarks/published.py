@@ -35,7 +35,10 @@ class PublishedEditor:
         self, model: LanguageModel, contexts: tuple[str, ...], config: EditConfig, moments: dict[int, Tensor]
     ) -> None:
         self.model, self.contexts, self.config = model, contexts, config
-        self.solvers = {layer: DenseSolver(moments[layer].float(), config) for layer in config.layers}
+        devices = {layer: model.anatomy.projection(layer).get_parameter("weight").device for layer in config.layers}
+        self.solvers = {
+            layer: DenseSolver(moments[layer].to(device, torch.float32), config) for layer, device in devices.items()
+        }
 
     def edit(self, fact: Fact) -> None:
         """Write one fact."""
