@@ -7,7 +7,7 @@ import json
 from typer.testing import CliRunner
 
 from betaedit.cli.main import app
-from betaedit.errors import ConfigError
+from betaedit.errors import ConfigError, ModelError
 
 runner = CliRunner()
 
@@ -29,6 +29,12 @@ def test_growth_is_measured_beside_the_hundredth_edit() -> None:
     assert [row["details"]["keys"] for row in rows] == [1, 100, 1000, 10_000]
     assert rows[0]["ratio"] is None
     assert rows[3]["reference_seconds"] == rows[1]["ours_seconds"]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    found = runner.invoke(app, ["bench", "solve", "--widths", "96", "--device", "nowhere"])
+    assert isinstance(found.exception, ModelError)
+    assert "nowhere" in str(found.exception)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:

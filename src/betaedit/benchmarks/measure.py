@@ -246,7 +246,9 @@ def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
     return result
 
 
-def growth(width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: str = "cpu") -> list[Row]:
+def growth(
+    width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: torch.device | str = "cpu"
+) -> list[Row]:
     """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100."""
     config = make_config({})
     memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))

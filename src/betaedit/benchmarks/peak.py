@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 
+from betaedit.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of resident memory.
+    """Bytes of resident memory; of the GPU's memory for a model that lies there.
 
     Args:
         libraries: Before the model was loaded.
@@ -37,14 +39,24 @@ def measure_peak(facts: Path, limit: int, **options: Any) -> Peak:
         facts: The file.
         limit: How many.
         options: As ``Editor.from_pretrained`` takes them, plain values.
+
+    Raises:
+        ModelError: The process ended early, as one does that the system has no memory for.
     """
     given = json.dumps({"facts": str(facts), "limit": limit, "options": options})
     command = [sys.executable, "-m", "betaedit.benchmarks.peak", given]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ModelError(
+            f"the process to be measured ended early: {said[0]}",
+            mend="Run `betaedit edit` with the same facts and options to see more.",
+        )
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
+    import torch  # noqa: PLC0415
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
     from betaedit.editors.editor import Editor  # noqa: PLC0415
@@ -60,8 +72,10 @@ def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
     held = sum(memory.nbytes for memory in engine.memories.values())
     shapes = [matrix.shape for matrix in engine.matrices.values()]
     beside = editing_bytes(held, shapes, editor.model.dtype.itemsize, copies_bytes(editor.model))
-    predicted = libraries + parameters + beside
-    return Peak(libraries, parameters, predicted, _most_resident())
+    device = editor.language_model.device
+    if device.type == "cuda":
+        return Peak(0, parameters, parameters + beside, torch.cuda.max_memory_allocated(device))
+    return Peak(libraries, parameters, libraries + parameters + beside, _most_resident())
 
 
 def _most_resident() -> int:

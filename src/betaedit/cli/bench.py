@@ -49,6 +49,7 @@ def bench(
     from betaedit.benchmarks.rows import machine
     from betaedit.cli.render import Bars
     from betaedit.facts.readers import demo_path, read_cases
+    from betaedit.models.load import usable_device
 
     wanted = names or list(NAMES)
     unknown = [name for name in wanted if name not in NAMES]
@@ -56,14 +57,15 @@ def bench(
         raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
+    place = usable_device(device)
     console = Console(stderr=json_)
     rows: list[Row] = []
     peak: Peak | None = None
     if "solve" in wanted:
         for width in all_widths:
-            rows += measure.solve(width, device=device or "cpu")
+            rows += measure.solve(width, device=place)
     if "growth" in wanted:
-        rows += measure.growth(all_widths[0], device=device or "cpu")
+        rows += measure.growth(all_widths[0], device=place)
     if {"value", "edit", "statistics", "memory", "ledger"} & set(wanted):
         editor = options.load_editor(
             model,
@@ -90,7 +92,7 @@ def bench(
             peak = measure_peak(source, limit, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
-        options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(device or "cpu")})
+        options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(place)})
         return
     console.print(_table(rows))
     if peak is not None:

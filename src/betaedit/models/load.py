@@ -121,7 +121,7 @@ def load_language_model(
         raise ModelError(f"the tokenizer of {name!r} cannot be read: {error}", mend=_damaged(place)) from error
     model = _load_weights(name, place, DTYPES[dtype], device_map)
     if device_map is None:
-        torch.nn.Module.to(model, _checked_device(device))
+        torch.nn.Module.to(model, usable_device(device))
     return LanguageModel.wrap(model, tokenizer, name)
 
 
@@ -196,7 +196,12 @@ def _load_weights(name: str, place: str, dtype: torch.dtype | str, device_map: A
     return cast(PreTrainedModel, model)
 
 
-def _checked_device(device: str | None) -> torch.device:
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name, by default a GPU when there is one.
+
+    Raises:
+        ModelError: It is not there.
+    """
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=wanted).device
