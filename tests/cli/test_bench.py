@@ -25,8 +25,9 @@ def test_the_update_of_a_small_layer_agrees_with_the_dense_one() -> None:
 
 def test_growth_is_measured_beside_the_hundredth_edit() -> None:
     found = runner.invoke(app, ["bench", "growth", "--widths", "64", "--json"])
-    rows = json.loads(found.stdout)["rows"]
+    *rows, fold = json.loads(found.stdout)["rows"]
     assert [row["details"]["keys"] for row in rows] == [1, 100, 1000, 10_000]
+    assert (fold["name"], fold["details"]["keys_per_fold"]) == ("share of a fold in an update", 512)
     assert rows[0]["ratio"] is None
     assert rows[3]["reference_seconds"] == rows[1]["ours_seconds"]
 

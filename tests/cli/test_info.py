@@ -95,7 +95,7 @@ def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch, registers: 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: registers)
     fits = {row["model"]: row for row in json.loads(betaedit("doctor", "--json").out)["fits"]}
-    d_in, d_out, columns = 14336, 4096, 512
+    d_in, d_out, columns = 14336, 4096, 2048
     solver = 20 * d_in**2 + 16 * d_in + 16 * d_in * columns
     for name, element in (("float32", 4), ("bfloat16", 2)):
         matrix = d_out * d_in * (element + 4)

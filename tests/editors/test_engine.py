@@ -286,7 +286,7 @@ def test_a_fold_that_fails_leaves_the_batch_before_it_written_and_the_next_one_n
     editors = [editor_for(each, refresh_every=refresh_every) for each in (undisturbed, model)]
     for editor in editors:
         for memory in editor.engine.memories.values():
-            monkeypatch.setattr(memory, "_fold_after", 2)
+            monkeypatch.setattr(memory, "fold_after", 2)
     last = editors[1].engine.memories[2]
     monkeypatch.setattr(last, "fold", Interrupted(last.fold))
     editors[0].edit(FACTS)

@@ -18,6 +18,7 @@ from betaedit.editors.config import make_config
 from betaedit.editors.recipes import RECIPES, find_recipe
 from betaedit.errors import BetaEditError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory import AssociativeMemory, MemoryRule
+from betaedit.memory.associative import keys_per_fold
 from support.reference import (
     EQUALITY,
     FORGETTING,
@@ -750,3 +751,8 @@ def test_a_refresh_is_two_eigendecompositions():
     memory = removable(1)
     memory.remember(column(1, 0, 0, 0))
     assert watched(memory.refresh).eigendecompositions() == 2
+
+
+@pytest.mark.parametrize(("d_in", "carried"), [(8, 512), (2048, 512), (4096, 1024), (14336, 2048)])
+def test_wider_keys_are_folded_more_seldom(d_in: int, carried: int):
+    assert keys_per_fold(d_in) == carried

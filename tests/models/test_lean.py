@@ -232,7 +232,7 @@ def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monke
     on_a_processor_with("AVX2", monkeypatch)
     biased = model_of(LlamaConfig(**{**family("llama").settings, "mlp_bias": True})).requires_grad_(False)
     assert_the_same(biased, "one", 1e-5)
-    assert copies.copies_bytes(biased) == 0
+    assert copies.packed.nbytes(biased) == 0
     model = tiny_model("llama").requires_grad_(False)
     anatomy = find_anatomy(model)
     size = 2 * sum(linear.weight.nbytes for linear in mlp_linears(anatomy))
@@ -241,7 +241,7 @@ def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monke
         monkeypatch.setattr(lean, "FEW", few)
         monkeypatch.setattr(copies, "COPIED_BYTES", room)
         assert_the_same(model, "one", 1e-5)
-        assert copies.copies_bytes(model) == kept
+        assert copies.packed.nbytes(model) == kept
 
 
 @pytest.mark.parametrize(("registers", "layout"), [("AVX2", "many"), ("AVX512", "one"), ("AVX512", "many")])
@@ -249,7 +249,7 @@ def test_layers_keep_no_copies_where_these_do_not_pay(registers: str, layout: st
     on_a_processor_with(registers, monkeypatch)
     model = tiny_model("llama").requires_grad_(False)
     assert_the_same(model, layout, 1e-5)
-    assert copies.copies_bytes(model) == 0
+    assert copies.packed.nbytes(model) == 0
 
 
 def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch):
@@ -292,7 +292,7 @@ def test_no_copies_are_made_for_a_way_back_that_nobody_goes(monkeypatch: pytest.
     with torch.no_grad():
         found = run_lean_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1)
     torch.testing.assert_close(found, run_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1))
-    assert copies.copies_bytes(model) == 0
+    assert copies.packed.nbytes(model) == 0
 
 
 def test_layers_run_by_their_modules_where_attention_scores_would_be_too_many(monkeypatch: pytest.MonkeyPatch):

@@ -151,7 +151,7 @@ def test_copies_are_kept_of_what_is_used_often_where_they_fit(monkeypatch: pytes
         monkeypatch.setattr(copies, "COPIED_BYTES", room)
         with narrow_linears([linear], often=often):
             linear(torch.randn(3, 32))
-        assert copies.copies_bytes(linear) == kept
+        assert copies.packed.nbytes(linear) == kept
 
 
 @pytest.mark.usefixtures("processor")

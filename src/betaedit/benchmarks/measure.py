@@ -249,7 +249,10 @@ def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
 def growth(
     width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: torch.device | str = "cpu"
 ) -> list[Row]:
-    """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100."""
+    """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100.
+
+    Last, what the folds that fall due now and then add to each update on average.
+    """
     config = make_config({})
     memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))
     generator = torch.Generator().manual_seed(1)
@@ -270,7 +273,9 @@ def growth(
         details = {"bytes": memory.nbytes, "d_in": width}
         hundredth = next((row.ours_seconds for row in rows if row.details["keys"] == _HISTORY), None)
         rows.append(Row(f"update after {count} keys", taken, hundredth, details={"keys": count, **details}))
-    return rows
+    share = seconds(memory.fold, device=device) / memory.fold_after
+    details = {"keys": memory.n_written, "keys_per_fold": memory.fold_after, "d_in": width}
+    return [*rows, Row("share of a fold in an update", share, details=details)]
 
 
 def synthetic_moment(width: int, threshold: float, device: torch.device | str = "cpu") -> Tensor:

@@ -203,8 +203,8 @@ class Engine:
 
         By the closed form of ``memory/conflicts.py`` where it holds: the rule has history, and no projector was
         refreshed. Else the others are written again from the original weights: that costs every refresh once more and
-        one solve for up to 512 facts between two of them; without history, a solve for every batch. Facts that share
-        a value with a forgotten one get a new value, by a search.
+        one solve for as many facts as a fold takes between two of them; without history, a solve for every batch.
+        Facts that share a value with a forgotten one get a new value, by a search.
 
         Raises:
             MethodError: The recipe's updates do not follow from the live facts alone, so none can be taken out.

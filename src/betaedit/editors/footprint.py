@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from betaedit.memory.associative import FOLD_AFTER
+from betaedit.memory.associative import keys_per_fold
 from betaedit.models.copies import COPIED_BYTES
 from betaedit.models.linear import is_by_avx2
 
@@ -20,7 +20,7 @@ def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size:
         solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
-        copies: Bytes of the copies of weights that searches for values keep: ``models.copies.copies_bytes``, or
+        copies: Bytes of the copies of weights that searches for values keep: ``models.copies.packed.nbytes``, or
             ``most_of_copies``.
     """
     change_size = max(element_size, _SINGLE)  # float32, or float64 beside weights in it
@@ -36,11 +36,11 @@ def most_of_a_solver(d_in: int) -> int:
     own until the next batch begins.
     """
     basis_moment_history = (8 + 4 + 8) * d_in**2
-    return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * FOLD_AFTER
+    return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * keys_per_fold(d_in)
 
 
 def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
-    """The bound of ``models.copies.copies_bytes`` for a model of so many bytes, ``element_size`` for each weight."""
+    """The bound of ``models.copies.packed.nbytes`` for a model of so many bytes, ``element_size`` for each weight."""
     if device != "cpu" or element_size != _SINGLE:
         return 0
     parts = 2 if is_by_avx2(torch.empty(0)) else 1  # head and MLPs, or the head alone

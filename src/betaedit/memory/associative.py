@@ -27,11 +27,20 @@ from betaedit.memory.rule import MemoryRule
 from betaedit.memory.system import Extension, GrowingSystem
 from betaedit.memory.update import Update
 
-FOLD_AFTER = 512
+_LEAST_CARRIED, _CARRIED_SHARE = 512, 4
 _MATRIX = 2
 _RELATIVE_FLOOR = 1e-12
 _RELATIVE_ROUNDING = 1e-6
 _RELATIVE_DEBT = 1e-4
+
+
+def keys_per_fold(d_in: int) -> int:
+    """How many keys of this width are carried before a fold, if nothing else is said.
+
+    The largest power of two within a quarter of the width, 512 at least. Each key carried makes an edit dearer by
+    ``1 / d_in``, and a fold costs O(d_in^3): carrying more as matrices grow keeps its share of an edit from growing.
+    """
+    return max(_LEAST_CARRIED, (1 << (d_in // _CARRIED_SHARE).bit_length()) // 2)
 
 
 class AssociativeMemory:
@@ -48,7 +57,7 @@ class AssociativeMemory:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
         rule: The terms switched on.
         fold_after: How many written keys are carried as low-rank columns before they are folded into the diagonal;
-            changes the cost and nothing else.
+            ``keys_per_fold`` of the width by default. Changes the cost and nothing else.
         basis_dtype: Type of ``U``. float32 halves its bytes and those read per edit. Under a rule with a null space
             and a ridge updates then agree with the formula to 1e-6, without them worse
             (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
@@ -64,7 +73,7 @@ class AssociativeMemory:
         moment: Float[Tensor, "d_in d_in"],
         rule: MemoryRule,
         *,
-        fold_after: int = FOLD_AFTER,
+        fold_after: int | None = None,
         basis_dtype: torch.dtype = torch.float64,
     ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
@@ -77,7 +86,7 @@ class AssociativeMemory:
         self.n_written = 0
         self.last_refresh = 0
         self.null_space: NullSpace
-        self._fold_after = fold_after
+        self.fold_after = keys_per_fold(len(moment)) if fold_after is None else fold_after
         self._basis_dtype = basis_dtype
         self._moment = moment if rule.projector == "refreshed" else None
         self._history: Float[Tensor, "d_in d_in"] | None = None
@@ -197,7 +206,7 @@ class AssociativeMemory:
             self.refresh()
             self.n_written = count
             written = written[:, refreshed:]
-        if written.shape[1] >= self._fold_after:
+        if written.shape[1] >= self.fold_after:
             self._fold(written, none)
         elif written.shape[1] > 0:
             self._carry_only(written)
@@ -232,7 +241,7 @@ class AssociativeMemory:
 
     def fold_due(self) -> bool:
         """Whether as many keys are carried as should be before a fold."""
-        return len(self._keys) >= self._fold_after
+        return len(self._keys) >= self.fold_after
 
     def fold(self) -> None:
         """Move the carried keys into the diagonal: one eigendecomposition; later updates are the same."""

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from betaedit.errors import MethodError, NumericalError
-from betaedit.memory.associative import FOLD_AFTER, AssociativeMemory
+from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
@@ -144,8 +144,8 @@ def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iter
     """``batches`` joined as far as that leaves the result as it is, for a fresh ``memory`` that shall write them again.
 
     Solve and remember each segment before asking for the next. In the ridge form with history the order and grouping of
-    facts between two refreshes does not matter (methods.md D.2), so up to 512 of them are solved at once; else every
-    batch stays alone. ``memory`` is refreshed where a batch finds that due.
+    facts between two refreshes does not matter (methods.md D.2), so as many as a fold takes are solved at once; else
+    every batch stays alone. ``memory`` is refreshed where a batch finds that due.
     """
     waiting: list[Associations] = []
     for batch in batches:
@@ -167,4 +167,4 @@ def _adds_up(rule: MemoryRule) -> bool:
 def _is_full(memory: AssociativeMemory, waiting: Sequence[Associations]) -> bool:
     count, rule = sum(map(len, waiting)), memory.rule
     since = memory.n_written + count - memory.last_refresh
-    return count >= FOLD_AFTER or (rule.projector == "refreshed" and since >= rule.refresh_every)
+    return count >= memory.fold_after or (rule.projector == "refreshed" and since >= rule.refresh_every)
