@@ -73,6 +73,16 @@ def test_a_plan_marks_the_lookup_token_and_changes_nothing(betaedit, tiny) -> No
     assert "nothing changed" in shown.out
 
 
+def test_settings_that_nobody_measured_are_named_as_such_with_the_command_that_finds_others(
+    betaedit, tiny, facts, text, caplog
+) -> None:
+    assert betaedit("edit", "--from", facts, "--text", text, *tiny).code == 0
+    assert f"betaedit calibrate --model {tiny[1]}" in caplog.text
+    caplog.clear()
+    assert betaedit("edit", "--from", facts, "--text", text, "--preset", "smollm2", *tiny).code == 0
+    assert "calibrate" not in caplog.text
+
+
 def test_the_edited_model_is_saved_and_differs(betaedit, tiny, facts, text, tmp_path) -> None:
     ran = betaedit("edit", "--from", facts, "--text", text, "--save", tmp_path / "out", "--limit", "1", *tiny)
     assert ran.code == 0, ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from betaedit.experiments.compare import Variant
     from betaedit.experiments.figures import Measures
     from betaedit.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
@@ -169,9 +172,10 @@ def load_editor(
 ) -> Editor:
     """The editor that the options describe."""
     from betaedit.editors.editor import Editor
+    from betaedit.editors.presets import UNTUNED
 
     quiet_libraries()
-    return Editor.from_pretrained(
+    editor = Editor.from_pretrained(
         model,
         method=method,
         dtype=dtype,
@@ -182,6 +186,14 @@ def load_editor(
         progress=progress,
         **values,
     )
+    if editor.preset.name == UNTUNED:
+        logger.warning(
+            "no settings were measured for %s, so facts may not be written or may harm it: "
+            "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml uses them.",
+            model,
+            model,
+        )
+    return editor
 
 
 def measures(

@@ -175,6 +175,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
 )
 
+UNTUNED = "untuned"
 _DEPTH_OF_DEFAULTS = 32
 
 
@@ -191,7 +192,7 @@ def untuned(n_layers: int) -> Preset:
     last = max(round(8 * n_layers / _DEPTH_OF_DEFAULTS), first)
     layers = tuple(range(first, last + 1))
     return Preset(
-        name="untuned",
+        name=UNTUNED,
         models=(),
         source="defaults of 8B models, layers scaled to the depth; not measured",
         parameters=0.0,
