@@ -126,6 +126,14 @@ def test_untuned_layers_of_a_model_as_deep_as_the_published_are_the_published():
     assert untuned(64).values["layers"] == tuple(range(8, 17))
 
 
+def test_an_untuned_search_is_that_of_the_measured_preset_whose_steps_know_no_scale():
+    measured = find_preset("smollm2")
+    assert measured is not None
+    search = {name: value for name, value in untuned(12).values.items() if name != "layers"}
+    assert search["value_optimizer"] == "spectral"
+    assert search.items() <= measured.values.items()
+
+
 def test_an_untuned_preset_says_that_it_was_not_measured():
     assert "not measured" in untuned(12).source
 

@@ -79,6 +79,15 @@ _SMOLLM2: dict[str, Any] = {
     "nullspace_threshold": 0.05,
     "statistics_tokens": 30_000,
 }
+# Its steps are in norms of the hidden state, so that it needs no rate that fits the model; docs/presets.md.
+_QUICK_SEARCH: dict[str, Any] = {
+    "value_optimizer": "spectral",
+    "value_first_step": 0.2,
+    "value_longest_step": 0.2,
+    "value_stop_loss": 0.005,
+    "value_stop_probability": 0.9,
+    "value_margin": 0.2,
+}
 _ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
 
 PRESETS: tuple[Preset, ...] = (
@@ -91,14 +100,9 @@ PRESETS: tuple[Preset, ...] = (
         hidden_size=576,
         values={
             **_SMOLLM2,
+            **_QUICK_SEARCH,
             "context_openings": ("The", "Because", "You"),
-            "value_optimizer": "spectral",
             "value_steps": 20,
-            "value_first_step": 0.2,
-            "value_longest_step": 0.2,
-            "value_stop_loss": 0.005,
-            "value_stop_probability": 0.9,
-            "value_margin": 0.2,
             "leakage_weight": 500.0,
         },
         by_method=_by_method(None, 5),
@@ -187,18 +191,18 @@ def preset_for(model_name: str, n_layers: int) -> Preset:
 
 
 def untuned(n_layers: int) -> Preset:
-    """The shared defaults with layers 4 to 8 of 32 scaled to the model's depth."""
+    """The shared defaults with layers 4 to 8 of 32 scaled to the model's depth, and a search that knows no scale."""
     first = round(4 * n_layers / _DEPTH_OF_DEFAULTS)
     last = max(round(8 * n_layers / _DEPTH_OF_DEFAULTS), first)
     layers = tuple(range(first, last + 1))
     return Preset(
         name=UNTUNED,
         models=(),
-        source="defaults of 8B models, layers scaled to the depth; not measured",
+        source="defaults of 8B models, layers scaled to the depth, a search in norms of the hidden state; not measured",
         parameters=0.0,
         mlp_size=0,
         hidden_size=0,
-        values={"layers": layers},
+        values={"layers": layers, **_QUICK_SEARCH},
         by_method=_by_method(15000.0, layers[min(1, len(layers) - 1)]),
     )
 
