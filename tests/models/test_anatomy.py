@@ -87,6 +87,7 @@ def editor_of(model: PreTrainedModel, layers: tuple[int, ...] = EDITED, **overri
         statistics=random_moments(layers),
         layers=layers,
         context_templates=("{}",),
+        value_optimizer="adam",  # its steps are always taken, lower or not
         value_steps=3,
         leakage_weight=1.0,
         **overrides,
