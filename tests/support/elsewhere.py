@@ -1,6 +1,7 @@
 """A second device without hardware: its tensors lie in the CPU's memory, but mix with the CPU's only as a GPU's do.
 
 What forgets ``device=``, or hands a tensor of one device to an operation on another, fails here as it would on a GPU.
+A model must have its type before it is moved: ``.data = ...``, by which torch converts it, leaves ``inner`` as it was.
 """
 
 from __future__ import annotations
