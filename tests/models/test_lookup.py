@@ -324,15 +324,14 @@ def test_a_target_without_tokens_is_refused_by_name():
 
 
 @every_tokenizer
-def test_cutting_after_the_lookup_keeps_everything_up_to_it_and_nothing_beyond(kind: str):
+def test_rows_cut_after_the_lookup_keep_everything_up_to_it_and_the_others_all(kind: str):
     encoded = encode_prompts(shared_tokenizer(kind), [prompt_of(case) for case in PROMPTS])
-    cut = encoded.cut_after_lookup()
+    rows = torch.arange(len(PROMPTS)) % 2 == 0
+    cut = encoded.cut_after_lookup(rows)
     assert torch.equal(cut.lookup, encoded.lookup)
-    assert torch.equal(cut.lengths, encoded.lookup + 1)
-    assert cut.input_ids.shape[1] == int(encoded.lookup.max()) + 1
-    for row, length in enumerate(cut.lengths.tolist()):
-        assert torch.equal(cut.input_ids[row, :length], encoded.input_ids[row, :length])
-        assert cut.attention_mask[row].tolist() == [1] * length + [0] * (cut.input_ids.shape[1] - length)
+    assert torch.equal(cut.lengths, torch.where(rows, encoded.lookup + 1, encoded.lengths))
+    assert torch.equal(cut.input_ids, encoded.input_ids)
+    assert all(row.sort(descending=True).values.equal(row) for row in cut.attention_mask)
 
 
 def test_a_causal_model_cannot_tell_what_was_cut_after_the_lookup():
@@ -343,7 +342,8 @@ def test_a_causal_model_cannot_tell_what_was_cut_after_the_lookup():
         logits = model.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask).logits
         return logits[torch.arange(len(logits)), prompts.lookup]
 
-    torch.testing.assert_close(at_lookup(encoded.cut_after_lookup()), at_lookup(encoded), atol=1e-5, rtol=1e-5)
+    cut = encoded.cut_after_lookup(torch.ones(len(ORDINARY), dtype=torch.bool))
+    torch.testing.assert_close(at_lookup(cut), at_lookup(encoded), atol=1e-5, rtol=1e-5)
 
 
 @every_tokenizer

@@ -30,7 +30,7 @@ class Pose:
 
     Args:
         recording: Of all prompts: per fact one in each context, followed by all target tokens but the last, then the KL
-            prompt. Holds what enters the first edited layer and the one after the last.
+            prompt, which ends at its lookup token: nothing is read behind it. Holds what enters the first edited layer and the one after the last.
         target_ids: The target's tokens, per fact.
         n_contexts: Contexts per fact, the bare one first.
         groups: Number of each fact's group, counted from zero: the facts of a group share the change of their values.
@@ -77,6 +77,8 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
     encoded = encode_prompts(
         model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
+    number = torch.arange(1, len(prompts) + 1, device=model.device)
+    encoded = encoded.cut_after_lookup(number % (len(contexts) + 1) == 0)
     keep = config.layers[0], config.layers[-1] + 1
     recording = record(model.anatomy, encoded, run=1, keep=(0, 1))
     posed = Pose(recording, target_ids, len(contexts), _groups(facts, config))

@@ -59,11 +59,11 @@ class EncodedPrompts:
         """``(n,)`` true length of each row."""
         return self.attention_mask.sum(dim=1)
 
-    def cut_after_lookup(self) -> EncodedPrompts:
-        """The same prompts without what follows their lookup tokens: a causal model cannot tell the difference."""
-        width = int(self.lookup.max()) + 1
-        keep = torch.arange(width, device=self.lookup.device) <= self.lookup[:, None]
-        return EncodedPrompts(self.input_ids[:, :width], keep.to(self.attention_mask.dtype), self.lookup)
+    def cut_after_lookup(self, rows: Tensor) -> EncodedPrompts:
+        """The same, ``rows`` ``(n,)`` among them without what follows their lookup tokens, which see nothing of it."""
+        places = torch.arange(self.input_ids.shape[1], device=self.lookup.device)
+        mask = self.attention_mask.masked_fill(rows[:, None] & (places > self.lookup[:, None]), 0)
+        return EncodedPrompts(self.input_ids, mask, self.lookup)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
