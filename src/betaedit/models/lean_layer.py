@@ -84,13 +84,14 @@ class Norm:
         x = x.to(self.epsilon.dtype)
         squares = (x * x).sum(dim=-2, keepdim=True)
         scale = torch.add(self.epsilon, squares, alpha=1 / size).rsqrt_()
+        normed = x * scale
 
         def back(gradient: Tensor) -> Tensor:
-            slope = (gradient * self.weight).to(x.dtype)
-            along = (slope * x).sum(dim=-2, keepdim=True).mul_(scale * scale).mul_(scale)
-            return (slope * scale).addcmul_(x, along, value=-1 / size).to(dtype)
+            slope = (gradient * self.weight).to(normed.dtype)
+            along = (slope * normed).sum(dim=-2, keepdim=True)
+            return slope.addcmul_(normed, along, value=-1 / size).mul_(scale).to(dtype)
 
-        return (x * scale).to(dtype).mul_(self.weight), back
+        return normed.to(dtype) * self.weight, back
 
 
 @dataclass(frozen=True)
@@ -158,23 +159,25 @@ class Attention:
         mixed, mixed_back = self._mix(turned, values)
 
         def back(gradient: Tensor) -> Tensor:
-            slope, value_slope = mixed_back(_back_products((gradient, self.output)))
-            slope = self.positions.turn_back(slope)
-            slopes = [slope[: len(queries)], slope[len(queries) :]]
+            slope, value_slope = mixed_back(_back_products((gradient, self.output))).split([len(turned), len(values)])
+            slopes = list(self.positions.turn_back(slope).split([len(queries), len(keys)]))
             if normed:
                 slopes = [norm_back(slope) for (_, norm_back), slope in zip(normed, slopes, strict=True)]
             projections = (self.query, self.key, self.value)
             return _back_products(
                 *(
-                    (slope.reshape(-1, slope.shape[-1]), projection)
+                    (slope.view(-1, slope.shape[-1]), projection)
                     for slope, projection in zip([*slopes, value_slope], projections, strict=True)
                 )
             )
 
         return self.output(mixed), back
 
-    def _mix(self, turned: Tensor, values: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """``(h * head_dim, n)``, from queries and keys ``(h + kv, head_dim, n)`` and values ``(kv, head_dim, n)``."""
+    def _mix(self, turned: Tensor, values: Tensor) -> tuple[Tensor, Back]:
+        """``(h * head_dim, n)``, from queries and keys ``(h + kv, head_dim, n)`` and values ``(kv, head_dim, n)``.
+
+        The way back gives ``(h + 2 kv, head_dim, n)``, of all three.
+        """
         kv, dim = len(values), self.head_dim
         h, g = len(turned) - kv, len(self.positions.mask) // kv
         rows = _rows(turned, g)
@@ -188,14 +191,14 @@ class Attention:
         scores = torch.baddbmm(self.positions.mask, queries, keys.transpose(1, 2), alpha=self.scaling)
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
-        def back(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        def back(gradient: Tensor) -> Tensor:
             slope = _rows(_heads(gradient, dim), g).reshape(g * kv, -1, dim)
             value_slope = torch.bmm(shares[:, :, prior:].transpose(1, 2), slope)
             slope = torch.bmm(slope, all_values.transpose(1, 2))
             slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
             key_slope = self._scaled(slope[:, :, prior:].transpose(1, 2), queries).view(g, kv, width, dim)
-            both = torch.cat([self._scaled(slope, keys).view(g, h, width, dim), key_slope], dim=1)
-            return _columns(both), _columns(value_slope.view(g, kv, width, dim))
+            query_slope = self._scaled(slope, keys).view(g, h, width, dim)
+            return _columns(torch.cat([query_slope, key_slope, value_slope.view(g, kv, width, dim)], dim=1))
 
         mixed = torch.bmm(shares, all_values).view(g, h, width, dim)
         return _columns(mixed).view(h * dim, -1), back
