@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from betaedit.errors import ConfigError
-from betaedit.evaluation import compare, drift, held_out_prose, leakage, perplexity
+from betaedit.evaluation import UneditedStates, compare, drift, held_out_prose, leakage, perplexity
 from betaedit.facts.readers import demo_path
 from betaedit.models import LanguageModel
 from support.tiny import FAMILIES, WORDS, RecordedProgress, count_calls, plain_logs, tiny_gpt2, tiny_llama
@@ -220,26 +220,59 @@ def test_a_model_that_nothing_changed_agrees_everywhere_and_diverges_by_nothing(
 
 
 def test_the_divergence_is_that_of_the_edited_from_the_unedited_model():
-    """A head that is flat against one that prefers token 0 by ``log 3``: uniform p, and q = 3 or 1 over V + 2."""
+    """Logits that are flat against some that prefer token 0 by ``log 3``: uniform p, and q = 3 or 1 over V + 2."""
     gpt2 = tiny_gpt2()
     size = len(gpt2.tokenizer)
-    bias = torch.zeros(size)
+    norm = gpt2.model.base_model.ln_f
 
-    class Flat(torch.nn.Module):
+    class First(torch.nn.Module):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return bias.expand(*hidden.shape[:-1], size)
+            return torch.nn.functional.pad(hidden[..., :1], (0, size - 1))
 
-    object.__setattr__(gpt2.anatomy, "head", Flat())
-    bias[0] = math.log(3)
+    object.__setattr__(gpt2.anatomy, "head", First())
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias[0] = math.log(3)
 
     @contextmanager
     def unedited() -> Iterator[None]:
-        bias[0] = 0
+        with torch.no_grad():
+            norm.bias[0] = 0
         yield
-        bias[0] = math.log(3)
+        with torch.no_grad():
+            norm.bias[0] = math.log(3)
 
     expected = math.log(size + 2) - math.log(size) - math.log(3) / size
     assert compare(gpt2, texts(5), unedited).kl == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("first", ["perplexity", "drift"])
+def test_an_unedited_model_that_was_measured_once_does_not_run_again_and_nothing_is_another_figure(first: str):
+    llama, states, given = tiny_llama(), UneditedStates(), texts(500, 500, 30, 11, 2)
+    if first == "perplexity":
+        assert perplexity(llama, given, states=states) == perplexity(llama, given)
+    unedited = edit_by_hand(llama)
+    plain = compare(llama, given, unedited)
+    if first == "drift":
+        assert compare(llama, given, unedited, states=states) == plain
+    with count_calls(llama.model.base_model) as calls:
+        assert compare(llama, given, never, states=states) == plain
+    assert len(calls.rows) == 2  # the edited model, at two batches
+
+
+def test_states_of_the_unedited_model_beyond_the_room_for_them_are_computed_again(monkeypatch: pytest.MonkeyPatch):
+    llama, states, given = tiny_llama(), UneditedStates(), texts(500, 500, 500, 500)
+    unedited = edit_by_hand(llama)
+    plain = compare(llama, given, unedited)
+    monkeypatch.setattr(drift, "_KEPT_BYTES", 1100 * 4 * llama.anatomy.hidden_size)  # one batch of the two
+    compare(llama, given, unedited, states=states)
+    with count_calls(llama.model.base_model) as calls:
+        assert compare(llama, given, unedited, states=states) == plain
+    assert len(calls.rows) == 3
+
+
+def never() -> AbstractContextManager[None]:
+    raise AssertionError("the original weights are not needed")
 
 
 def test_how_many_texts_share_a_pass_changes_neither_drift_nor_perplexity(monkeypatch: pytest.MonkeyPatch):

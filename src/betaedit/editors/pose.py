@@ -30,7 +30,8 @@ class Pose:
 
     Args:
         recording: Of all prompts: per fact one in each context, followed by all target tokens but the last, then the KL
-            prompt, which ends at its lookup token: nothing is read behind it. Holds what enters the first edited layer and the one after the last.
+            prompt, which ends at its lookup token: nothing is read behind it. Holds what enters the first edited layer
+            and the one after the last.
         target_ids: The target's tokens, per fact.
         n_contexts: Contexts per fact, the bare one first.
         groups: Number of each fact's group, counted from zero: the facts of a group share the change of their values.

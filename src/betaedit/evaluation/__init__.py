@@ -2,7 +2,7 @@
 
 from betaedit.evaluation.abilities import AbilityResult, Classification, measure_abilities
 from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
-from betaedit.evaluation.drift import Drift, compare, held_out_prose, leakage, perplexity
+from betaedit.evaluation.drift import Drift, UneditedStates, compare, held_out_prose, leakage, perplexity
 from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
@@ -44,6 +44,7 @@ __all__ = [
     "TokenAccuracy",
     "TokenAgreement",
     "TokenOutcome",
+    "UneditedStates",
     "agreement",
     "before_and_after",
     "choose_tokens",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -20,6 +21,7 @@ from betaedit.progress import Progress, SilentProgress
 
 _MAX_LENGTH = 512
 _TOKENS_PER_FORWARD = 1024  # bounds the table of log-probabilities, which has a column per entry of the vocabulary
+_KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,50 @@ def leakage(change: Tensor, moment: Tensor) -> float:
     return math.sqrt(max(float((product * change.double()).sum()), 0.0))
 
 
-def perplexity(model: LanguageModel, texts: Sequence[str], *, progress: Progress | None = None) -> float:
+class UneditedStates:
+    """What enters the head of the unedited model at the tokens of some texts, kept from one measurement to the next.
+
+    For one model and the same texts each time. What goes beyond ``_KEPT_BYTES`` is computed again.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def of(self, batch: int, run: Callable[[], Tensor]) -> Tensor:
+        """Those of a batch, by its number; ``run`` computes them."""
+        if batch in self._held:
+            return self._held[batch]
+        states = run()
+        if sum(held.nbytes for held in self._held.values()) + states.nbytes <= _KEPT_BYTES:
+            self._held[batch] = states
+        return states
+
+
+def perplexity(
+    model: LanguageModel,
+    texts: Sequence[str],
+    *,
+    states: UneditedStates | None = None,
+    progress: Progress | None = None,
+) -> float:
     """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (metrics.md G.6).
 
     A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens. Infinite where a float64 cannot
     hold it.
 
+    Args:
+        model: The model.
+        texts: Text.
+        states: If the model is unedited, where its states are kept for ``compare``.
+        progress: Hears of every text.
+
     Raises:
         ConfigError: No text has two tokens.
     """
+    states = states or UneditedStates()
     losses = [
-        _losses(_next_token_logs(model, batch), batch)
-        for batch in _batches(model, texts, "perplexity", progress or SilentProgress())
+        _losses(_next_token_logs(model, states.of(number, partial(_states, model, batch))), batch)
+        for number, batch in _batches(model, texts, "perplexity", progress or SilentProgress())
     ]
     return _exp_mean(torch.cat(losses))
 
@@ -83,6 +117,7 @@ def compare(
     texts: Sequence[str],
     unedited: Callable[[], AbstractContextManager[object]],
     *,
+    states: UneditedStates | None = None,
     progress: Progress | None = None,
 ) -> Drift:
     """How far ``model`` as it is has moved from itself with its original weights, on the tokens of ``perplexity``.
@@ -90,17 +125,24 @@ def compare(
     Args:
         model: The edited model.
         texts: Held-out text.
-        unedited: Makes a context in which the model has its original weights; entered once per batch.
+        unedited: Makes a context in which the model's layers have their original weights; entered at most once per
+            batch.
+        states: What is kept of the unedited model from earlier measurements on these texts, and for later ones.
         progress: Hears of every text.
 
     Raises:
         ConfigError: No text has two tokens.
     """
+    states = states or UneditedStates()
     edited_losses, original_losses, same, divergence = [], [], [], 0.0
-    for batch in _batches(model, texts, "drift", progress or SilentProgress()):
-        edited = _next_token_logs(model, batch)
+
+    def run_unedited(batch: _Batch) -> Tensor:
         with unedited():
-            original = _next_token_logs(model, batch)
+            return _states(model, batch)
+
+    for number, batch in _batches(model, texts, "drift", progress or SilentProgress()):
+        edited = _next_token_logs(model, _states(model, batch))
+        original = _next_token_logs(model, states.of(number, partial(run_unedited, batch)))
         edited_losses.append(_losses(edited, batch))
         original_losses.append(_losses(original, batch))
         same += (edited.argmax(dim=-1) == original.argmax(dim=-1)).tolist()
@@ -128,27 +170,38 @@ class _Batch:
         return self.mask[:, 1:].bool()
 
 
-def _batches(model: LanguageModel, texts: Sequence[str], label: str, progress: Progress) -> Iterator[_Batch]:
-    """The texts as batches of bounded size, long ones first; reports each text as done once its batch is."""
+def _batches(
+    model: LanguageModel, texts: Sequence[str], label: str, progress: Progress
+) -> Iterator[tuple[int, _Batch]]:
+    """The texts as numbered batches of bounded size, long ones first; each text is reported once its batch is done."""
     width = min(_MAX_LENGTH, model.max_length)
     rows = [tokenize(model.tokenizer, text)[:width] for text in texts]
     rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
     if not rows:
         raise ConfigError("there is no text to measure the drift on.", mend="Give a text of two tokens or more.")
+    number = 0
     with progress.task(label, len(rows), "texts") as task:
         while rows:
             count = max(_TOKENS_PER_FORWARD // len(rows[0]), 1)
             taken, rows = rows[:count], rows[count:]
             ids, mask = (part.to(model.device) for part in pad_rows(taken, pad_token_id(model.tokenizer)))
-            yield _Batch(ids, mask)
+            yield number, _Batch(ids, mask)
+            number += 1
             task.advance(len(taken))
 
 
 @torch.inference_mode()
-def _next_token_logs(model: LanguageModel, batch: _Batch) -> Tensor:
-    """``(n_tokens, vocabulary)`` log-probabilities at every position that predicts a token of its text."""
+def _states(model: LanguageModel, batch: _Batch) -> Tensor:
+    """``(n_tokens, d)`` what enters the head at every position that predicts a token of its text."""
     hidden = model.anatomy.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    return model.anatomy.head_logits(hidden[:, :-1][batch.predicted.to(hidden.device)]).float().log_softmax(dim=-1)
+    states: Tensor = hidden[:, :-1][batch.predicted.to(hidden.device)]
+    return states
+
+
+@torch.inference_mode()
+def _next_token_logs(model: LanguageModel, states: Tensor) -> Tensor:
+    """``(n_tokens, vocabulary)`` log-probabilities of ``states`` ``(n_tokens, d)``."""
+    return model.anatomy.head_logits(states).float().log_softmax(dim=-1)
 
 
 def _losses(logs: Tensor, batch: _Batch) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
-from betaedit.evaluation.drift import compare, leakage, perplexity
+from betaedit.evaluation.drift import UneditedStates, compare, leakage, perplexity
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
     Figures,
@@ -43,6 +43,7 @@ class Evaluator:
     def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
         self._editor, self._cases, self._measures = editor, list(cases), measures
         self._answers_before: list[list[str]] | None = None
+        self._unedited = UneditedStates()
 
     def checkpoint(
         self, edits: int, before: Sequence[Outcome], seconds_editing: float
@@ -86,8 +87,8 @@ class Evaluator:
         """Perplexity, agreement and divergence; the unedited model is not compared with itself."""
         model, texts, progress = self._editor.language_model, self._measures.texts, self._editor.progress
         if edits == 0:
-            return perplexity(model, texts, progress=progress), 1.0, 0.0
-        drift = compare(model, texts, self._editor.engine.unedited, progress=progress)
+            return perplexity(model, texts, states=self._unedited, progress=progress), 1.0, 0.0
+        drift = compare(model, texts, self._editor.engine.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
     def _extras(self, cases: Sequence[EvaluationCase]) -> Figures:

@@ -159,8 +159,10 @@ class Attention:
         mixed, mixed_back = self._mix(turned, values)
 
         def back(gradient: Tensor) -> Tensor:
-            slope, value_slope = mixed_back(_back_products((gradient, self.output))).split([len(turned), len(values)])
-            slopes = list(self.positions.turn_back(slope).split([len(queries), len(keys)]))
+            slope, value_slope = torch.split(
+                mixed_back(_back_products((gradient, self.output))), [len(turned), len(values)]
+            )
+            slopes = list(torch.split(self.positions.turn_back(slope), [len(queries), len(keys)]))
             if normed:
                 slopes = [norm_back(slope) for (_, norm_back), slope in zip(normed, slopes, strict=True)]
             projections = (self.query, self.key, self.value)
