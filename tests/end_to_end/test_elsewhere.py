@@ -12,13 +12,15 @@ from torch import Tensor
 from betaedit import EvaluationCase, Workspace
 from betaedit.benchmarks import measure
 from betaedit.editors import RECIPES
+from betaedit.editors.pose import pose
+from betaedit.editors.values import _Problem
 from betaedit.evaluation import drift
 from betaedit.evaluation.metrics import measure_edits
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete
 from betaedit.statistics import TextFiles, collect_moments
 from support.edits import NEAR, SETTINGS, editor_for, relative
-from support.elsewhere import elsewhere
+from support.elsewhere import crossings, elsewhere
 from support.families import FAMILY_NAMES, language_model
 
 ONE_LAYER = {"rome", "r-rome"}
@@ -62,6 +64,22 @@ def test_edits_of_every_family_are_those_of_the_cpu(name: str):
     expected = edited(language_model(name), batch_size=2)
     with elsewhere() as device:
         assert_the_same_weights(edited(on(device, language_model(name)), batch_size=2), expected)
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_evaluations_of_a_search_move_nothing_between_the_devices(device: str, name: str):
+    editor = editor_for(on(device, language_model(name)))
+    posed = pose(editor.language_model, NEAR[:2], editor.engine.contexts, editor.config)
+    problem = _Problem.of(editor.language_model, posed, range(2), editor.config)
+    points = torch.zeros_like(problem.initial).requires_grad_()
+    problem.evaluate(points)
+    with crossings() as crossed:
+        found, _ = problem.evaluate(points)
+        torch.autograd.grad(found.loss.sum(), points)
+    assert crossed == []
+    with crossings() as crossed:
+        found.loss.tolist()
+    assert crossed == ["aten._to_copy.default"]
 
 
 @pytest.mark.parametrize("method", [recipe.name for recipe in RECIPES])

@@ -23,7 +23,10 @@ _aten = torch.ops.aten
 _COPYING = {_aten.copy_, _aten._to_copy}
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 """A GPU takes the CPU's indices for its own tensors."""
+_WAITING = {_aten._local_scalar_dense, _aten.nonzero}
+"""A GPU must be done before these have a result."""
 _PLAIN_ATTENTION = 0
+_crossings: list[str] = []
 
 
 class ElsewhereTensor(torch.Tensor):
@@ -103,6 +106,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type == NAME
     if there:
         _check_mixing(func, leaves)
+    if _crosses(packet, leaves, asked):
+        _crossings.append(str(func))
     if there and packet is _aten._fused_sdp_choice:
         return _PLAIN_ATTENTION
     plain_args, plain_kwargs = tree_map_only(ElsewhereTensor, lambda value: value.inner, (args, kwargs))
@@ -117,6 +122,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
 
 
+def _crosses(packet: Any, leaves: list[Any], asked: bool | None) -> bool:
+    """Whether numbers go from one device to the other."""
+    sides = {isinstance(value, ElsewhereTensor) for value in leaves if isinstance(value, torch.Tensor)}
+    if packet in _COPYING:
+        return len(sides | ({asked} if asked is not None else set())) > 1
+    return packet in _WAITING and True in sides
+
+
 def _check_mixing(func: Any, leaves: list[Any]) -> None:
     tensors = [value for value in leaves if isinstance(value, torch.Tensor)]
     here = [value for value in tensors if not isinstance(value, ElsewhereTensor) and value.dim() > 0]
@@ -124,6 +137,13 @@ def _check_mixing(func: Any, leaves: list[Any]) -> None:
     taken = packet in _COPYING or (packet in _INDEXING and isinstance(leaves[0], ElsewhereTensor))
     if here and not taken:
         raise RuntimeError(f"{func}: expected all tensors to be on one device, but found cpu and {NAME}")
+
+
+@contextmanager
+def crossings() -> Iterator[list[str]]:
+    """A context, and the operations within it for which a GPU is waited for or fed: their names."""
+    _crossings.clear()
+    yield _crossings
 
 
 @cache
