@@ -87,7 +87,7 @@ def fingerprint_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
