@@ -288,6 +288,18 @@ def test_how_many_texts_share_a_pass_changes_neither_drift_nor_perplexity(monkey
     assert (alone.kl, alone.perplexity) == pytest.approx((together.kl, together.perplexity), rel=1e-5)
 
 
+def test_how_many_tokens_are_looked_at_together_changes_neither_drift_nor_perplexity(monkeypatch: pytest.MonkeyPatch):
+    llama = tiny_llama()
+    unedited = edit_by_hand(llama)
+    given = texts(30, 2, 11, 7, 19)
+    together = compare(llama, given, unedited)
+    monkeypatch.setattr(drift, "_LOGS_AT_ONCE", 7 * len(llama.tokenizer))
+    apart = compare(llama, given, unedited)
+    assert apart.agreement == together.agreement
+    assert (apart.kl, apart.perplexity) == pytest.approx((together.kl, together.perplexity), rel=1e-5)
+    assert perplexity(llama, given) == pytest.approx(together.perplexity, rel=1e-5)
+
+
 def test_passes_hold_a_bounded_number_of_tokens():
     llama = tiny_llama()
     with count_calls(llama.model.base_model) as calls:

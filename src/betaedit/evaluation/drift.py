@@ -20,7 +20,10 @@ from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 from betaedit.progress import Progress, SilentProgress
 
 _MAX_LENGTH = 512
-_TOKENS_PER_FORWARD = 1024  # bounds the table of log-probabilities, which has a column per entry of the vocabulary
+_TOKENS_PER_FORWARD = 1024
+_LOGS_AT_ONCE = 2**23
+"""Log-probabilities have a column per entry of the vocabulary: of more tokens they leave the processor's cache."""
+
 _KEPT_BYTES = 2**28
 
 
@@ -106,8 +109,9 @@ def perplexity(
     """
     states = states or UneditedStates()
     losses = [
-        _losses(_next_token_logs(model, states.of(number, partial(_states, model, batch))), batch)
+        _losses(_next_token_logs(model, part), follows)
         for number, batch in _batches(model, texts, "perplexity", progress or SilentProgress())
+        for part, follows in _parts(model, states.of(number, partial(_states, model, batch)), batch.follows)
     ]
     return _exp_mean(torch.cat(losses))
 
@@ -141,12 +145,13 @@ def compare(
             return _states(model, batch)
 
     for number, batch in _batches(model, texts, "drift", progress or SilentProgress()):
-        edited = _next_token_logs(model, _states(model, batch))
-        original = _next_token_logs(model, states.of(number, partial(run_unedited, batch)))
-        edited_losses.append(_losses(edited, batch))
-        original_losses.append(_losses(original, batch))
-        same += (edited.argmax(dim=-1) == original.argmax(dim=-1)).tolist()
-        divergence += (original.exp() * (original - edited)).sum(dim=-1).double().sum().item()
+        both = _states(model, batch), states.of(number, partial(run_unedited, batch))
+        for *parts, follows in _parts(model, *both, batch.follows):
+            edited, original = (_next_token_logs(model, part) for part in parts)
+            edited_losses.append(_losses(edited, follows))
+            original_losses.append(_losses(original, follows))
+            same += (edited.argmax(dim=-1) == original.argmax(dim=-1)).tolist()
+            divergence += (original.exp() * (original - edited)).sum(dim=-1).double().sum().item()
     agreement = estimate(same)
     assert agreement is not None  # _batches has refused texts without a token to predict
     return Drift(
@@ -168,6 +173,11 @@ class _Batch:
     def predicted(self) -> Tensor:
         """``(n, width - 1)``: which positions predict a token of their text."""
         return self.mask[:, 1:].bool()
+
+    @property
+    def follows(self) -> Tensor:
+        """``(n_tokens,)`` the token that follows each of those."""
+        return self.ids[:, 1:][self.predicted]
 
 
 def _batches(
@@ -204,10 +214,15 @@ def _next_token_logs(model: LanguageModel, states: Tensor) -> Tensor:
     return model.anatomy.head_logits(states).float().log_softmax(dim=-1)
 
 
-def _losses(logs: Tensor, batch: _Batch) -> Tensor:
-    """``(n_tokens,)`` negative log-likelihoods of the tokens that follow, in float64 on the CPU."""
-    follows = batch.ids[:, 1:][batch.predicted].to(logs.device)
-    return -logs.gather(1, follows[:, None])[:, 0].double().cpu()
+def _parts(model: LanguageModel, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``columns`` of ``n_tokens`` rows each, cut into parts of so many rows that their log-probabilities are few."""
+    rows = max(_LOGS_AT_ONCE // int(model.model.config.get_text_config().vocab_size), 1)
+    return zip(*(torch.split(column, rows) for column in columns), strict=True)
+
+
+def _losses(logs: Tensor, follows: Tensor) -> Tensor:
+    """``(n_tokens,)`` negative log-likelihoods of the tokens ``follows``, in float64 on the CPU."""
+    return -logs.gather(1, follows.to(logs.device)[:, None])[:, 0].double().cpu()
 
 
 def _exp_mean(losses: Tensor) -> float:
