@@ -90,16 +90,14 @@ def test_doctor_says_what_is_installed_and_what_fits(betaedit) -> None:
     assert "GB" in betaedit("doctor").out
 
 
-@pytest.mark.parametrize(("registers", "copies"), [("AVX2", 2 * 2**30), ("AVX512", 2**30)])
-def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch, registers: str, copies: int) -> None:
+def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: registers)
     fits = {row["model"]: row for row in json.loads(betaedit("doctor", "--json").out)["fits"]}
     d_in, d_out, columns = 14336, 4096, 2048
     solver = 20 * d_in**2 + 16 * d_in + 16 * d_in * columns
     for name, element in (("float32", 4), ("bfloat16", 2)):
         matrix = d_out * d_in * (element + 4)
-        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2 + (copies if element == 4 else 0)
+        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2 + (2 * 2**30 if element == 4 else 0)
         assert fits["llama-3.1-8b"][name].startswith(f"{need / 1e9:.1f} GB")
 
 

@@ -19,7 +19,6 @@ from betaedit.editors.values import optimize_values
 from betaedit.errors import NumericalError
 from betaedit.memory import Update
 from betaedit.models import LanguageModel
-from betaedit.models.linear import rounded_width
 from support.edits import CONTEXTS, FACTS, SETTINGS, editor_for, moments_for, relative, settings_of, unchanged, weights
 from support.families import language_model
 from support.procedure import compute_key, read_output
@@ -139,8 +138,7 @@ def test_each_edited_layer_runs_once_for_all_prompts_of_a_batch_and_the_last_not
     for handle in handles:
         handle.remove()
     sizes = (posed.lookup + 1)[posed.prompts(range(len(FACTS)))[:, :-1]]
-    widths = int(sizes.sum(dim=1).max()), int(sizes[:, 0].max())
-    all_prompts, bare_ones = (rounded_width(width, like=torch.zeros(1)) for width in widths)
+    all_prompts, bare_ones = int(sizes.sum(dim=1).max()), int(sizes[:, 0].max())
     assert [layer for layer, width in begun if width == all_prompts] == [1, 2, 3]
     assert [layer for layer, width in ended if width == all_prompts] == [1, 2]
     assert [layer for layer, width in begun if width == bare_ones] == [1, 2, 3, 2, 3, 3]

@@ -357,19 +357,6 @@ def test_facts_that_share_their_change_share_its_margin() -> None:
         assert relative(after.target - after.initial, 1.1 * (before.target - before.initial)) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j"])
-def test_padding_to_the_width_that_the_processor_likes_changes_no_value(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, found = language_model(family), []
-    for processor in ("AVX2", "AVX512"):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=processor: name)
-        found.append(values_of(model, NEAR, config_for()))
-    for padded, plain in zip(*found, strict=True):
-        assert relative(padded.target, plain.target) < 1e-5
-        assert padded.n_evaluations == plain.n_evaluations
-
-
 def test_a_spectral_search_never_ends_higher_for_having_more_evaluations() -> None:
     model = language_model("llama")
     config = config_for(value_optimizer="spectral", value_first_step=1.0, value_longest_step=1.0, value_decay=5.0)

@@ -22,27 +22,21 @@ KIND = {"llama", "mistral", "qwen2", "qwen3"}
 ROWS = {"one": ((0, 1, 2),), "three": ((0, 1), (2, 3), (4, 5)), "many": tuple((row % 6,) for row in range(24))}
 
 
-def problem(
-    anatomy: Anatomy, rows: str = "three", widen: Callable[[int], int] = lambda width: width
-) -> tuple[dict[int, LayerCall], Tensor]:
+def problem(anatomy: Anatomy, rows: str = "three") -> tuple[dict[int, LayerCall], Tensor]:
     """Packed prompts from their lookup tokens on: the layers' arguments, and the hidden states entering the first."""
     prompts = random_prompts((12, 9, 11, 7, 5, 10), (5, 0, 8, 6, 2, 9))
     recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
     chosen = torch.tensor(ROWS[rows])
     prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
-    suffix = Pack.of(chosen, prompts.lookup, prompts.lengths, widen)
+    suffix = Pack.of(chosen, prompts.lookup, prompts.lengths)
     state = keep_state(anatomy, recording, prefix, LAYERS)
     return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start])
 
 
-def output_and_gradient(
-    run: Callable[[Tensor], Tensor], hidden: Tensor, n_read: int | None = None
-) -> tuple[Tensor, Tensor]:
+def output_and_gradient(run: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
     hidden = hidden.detach().clone().requires_grad_()
     output = run(hidden)
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    if n_read is not None:
-        slope[:, n_read:] = 0.0
     (gradient,) = torch.autograd.grad(output, hidden, slope)
     return output.detach(), gradient
 
@@ -189,54 +183,38 @@ def test_weights_that_change_between_searches_change_both_ways(
     assert runs_leanly(model, monkeypatch)
 
 
-def on_a_processor_with(registers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: registers)
-
-
-@pytest.mark.parametrize("registers", ["AVX2", "AVX512"])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_states_and_gradients_are_the_same_whatever_the_processor(
-    name: str, registers: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", [*sorted(KIND), "llama with biases"])
+def test_states_and_gradients_are_the_same_by_packed_weights_and_by_the_models_own(
+    name: str, rows: str, few: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    on_a_processor_with(registers, monkeypatch)
-    model = tiny_model(name).requires_grad_(False)
-    assert_the_same(model, "three", 1e-5)
+    monkeypatch.setattr(lean, "FEW", 1000 if few else 0)
+    model = tiny_model(name) if name in KIND else biased_llama()
+    model.requires_grad_(False)
+    assert_the_same(model, rows, 1e-5)
     assert runs_leanly(model, monkeypatch)
+    assert copies.packed.nbytes(model) == few * sum(linear.weight.nbytes for linear in linears_of(model))
 
 
-@pytest.mark.parametrize("name", sorted(KIND))
-def test_few_positions_run_by_packed_weights_and_padding_behind_them_changes_nothing(
-    name: str, monkeypatch: pytest.MonkeyPatch
-):
-    on_a_processor_with("AVX2", monkeypatch)
-    model = tiny_model(name).requires_grad_(False)
-    anatomy = find_anatomy(model)
-    calls, hidden = problem(anatomy, "one", widen=lambda width: width + 5)
-    n_real = hidden.shape[1] - 5
-    assert_the_same(model, "one", 1e-5)
-    kept = copies.packed.nbytes(model)
-    assert kept == 2 * sum(linear.weight.nbytes for linear in mlp_linears(anatomy))
-    ours = output_and_gradient(lean_layers(anatomy, calls, hidden, LAYERS, n_real), hidden, n_real)
-    theirs = output_and_gradient(lambda x: run_layers(anatomy, calls, x, LAYERS.start, LAYERS.stop - 1), hidden, n_real)
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found[:, :n_real], expected[:, :n_real], rtol=1e-4, atol=1e-5)
-    assert copies.packed.nbytes(model) == kept
+def biased_llama() -> PreTrainedModel:
+    model = model_of(LlamaConfig(**{**family("llama").settings, "mlp_bias": True, "attention_bias": True}))
+    model.get_submodule("model.layers.1.self_attn.k_proj").register_parameter("bias", None)
+    for linear in linears_of(model):
+        if linear.bias is not None:
+            nn.init.normal_(linear.bias)
+    return model
 
 
-def mlp_linears(anatomy: Anatomy) -> list[nn.Linear]:
-    modules = [part for index in LAYERS for part in anatomy.layers[index].get_submodule("mlp").modules()]
+def linears_of(model: PreTrainedModel) -> list[nn.Linear]:
+    modules = [part for index in LAYERS for part in find_anatomy(model).layers[index].modules()]
     return [part for part in modules if type(part) is nn.Linear]
 
 
 def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with("AVX2", monkeypatch)
-    biased = model_of(LlamaConfig(**{**family("llama").settings, "mlp_bias": True})).requires_grad_(False)
-    assert_the_same(biased, "one", 1e-5)
-    assert copies.packed.nbytes(biased) == 0
     model = tiny_model("llama").requires_grad_(False)
-    anatomy = find_anatomy(model)
-    size = 2 * sum(linear.weight.nbytes for linear in mlp_linears(anatomy))
-    n_few = problem(anatomy, "one")[1].shape[1]
+    size = sum(linear.weight.nbytes for linear in linears_of(model))
+    n_few = problem(find_anatomy(model), "one")[1].shape[1]
     for few, room, kept in ((n_few - 1, size, 0), (n_few, size - 1, 0), (n_few, size, size)):
         monkeypatch.setattr(lean, "FEW", few)
         monkeypatch.setattr(copies, "COPIED_BYTES", room)
@@ -244,22 +222,13 @@ def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monke
         assert copies.packed.nbytes(model) == kept
 
 
-@pytest.mark.parametrize(("registers", "layout"), [("AVX2", "many"), ("AVX512", "one"), ("AVX512", "many")])
-def test_layers_keep_no_copies_where_these_do_not_pay(registers: str, layout: str, monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with(registers, monkeypatch)
-    model = tiny_model("llama").requires_grad_(False)
-    assert_the_same(model, layout, 1e-5)
-    assert copies.packed.nbytes(model) == 0
-
-
-def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with("AVX2", monkeypatch)
+def test_weights_are_packed_once():
     model = tiny_model("llama").requires_grad_(False)
     assert_the_same(model, "one", 1e-5)
-    linears = mlp_linears(find_anatomy(model))[::3]
-    kept = [copies.packed._kept[linear] for linear in linears]
+    kept = [copies.packed._kept.get(linear) for linear in linears_of(model)]
+    assert len([one for one in kept if one is not None]) == 4 * len(LAYERS)
     assert_the_same(model, "one", 1e-5)
-    assert all(copies.packed._kept[linear] is copy for linear, copy in zip(linears, kept, strict=True))
+    assert all(copies.packed._kept.get(linear) is copy for linear, copy in zip(linears_of(model), kept, strict=True))
 
 
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
@@ -284,11 +253,10 @@ def test_a_projection_changed_halfway_through_its_layer_is_the_one_that_is_used(
     torch.testing.assert_close(entered[0], expected_entering[0])
 
 
-def test_no_copies_are_made_for_a_way_back_that_nobody_goes(monkeypatch: pytest.MonkeyPatch):
-    on_a_processor_with("AVX2", monkeypatch)
+def test_no_copies_are_made_for_what_runs_once():
     model = tiny_model("llama").requires_grad_(False)
     anatomy = find_anatomy(model)
-    calls, hidden = problem(anatomy)
+    calls, hidden = problem(anatomy, "one")
     with torch.no_grad():
         found = run_lean_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1)
     torch.testing.assert_close(found, run_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1))

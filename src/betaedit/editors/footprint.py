@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from betaedit.memory.associative import keys_per_fold
 from betaedit.models.copies import COPIED_BYTES
-from betaedit.models.linear import is_by_avx2
 
 _SINGLE = 4
+_COPIED_PARTS = 2
+"""The head and the layers above the edited ones."""
 
 
 def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, copies: int) -> int:
@@ -43,5 +42,4 @@ def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
     """The bound of ``models.copies.packed.nbytes`` for a model of so many bytes, ``element_size`` for each weight."""
     if device != "cpu" or element_size != _SINGLE:
         return 0
-    parts = 2 if is_by_avx2(torch.empty(0)) else 1  # head and MLPs, or the head alone
-    return parts * min(model_bytes, COPIED_BYTES)
+    return _COPIED_PARTS * min(model_bytes, COPIED_BYTES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from betaedit.editors.config import SLOT, EditConfig
 from betaedit.editors.pose import Pose
 from betaedit.facts.fact import Fact
 from betaedit.models.lean import pass_projection, run_lean_layers
-from betaedit.models.linear import rounded_width
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts, encode_target
 from betaedit.models.pack import Pack
@@ -41,8 +39,7 @@ class LayerWalk:
         layers = range(first, self._last + 1)
         prompts = pose.prompts(facts)[:, :-1]
         begin, end = torch.zeros_like(pose.lookup), pose.lookup + 1
-        widen = partial(rounded_width, like=pose.recording.inputs[first])
-        pack, self._bare = (Pack.of(rows, begin, end, widen) for rows in (prompts, prompts[:, :1]))
+        pack, self._bare = (Pack.of(rows, begin, end) for rows in (prompts, prompts[:, :1]))
         self._anatomy = model.anatomy
         self._calls = pack.calls(pose.recording, layers)
         self._bare_calls = self._bare.calls(pose.recording, layers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from betaedit.editors.keys import bare_outputs
 from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
 from betaedit.models.lean import lean_layers, run_lean_layers
-from betaedit.models.linear import rounded_width
 from betaedit.models.load import LanguageModel
 from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import Pack, PriorState, keep_state
@@ -196,9 +195,8 @@ class _Problem:
         layers = range(above, max(loss_layer, above - 1) + 1)
         chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
         entering = pose.recording.inputs[above]
-        widen = partial(rounded_width, like=entering)
-        prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup, widen)
-        suffix = Pack.of(chosen, lookup, lengths, widen)
+        prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
+        suffix = Pack.of(chosen, lookup, lengths)
         state = keep_state(model.anatomy, pose.recording, prefix, layers, run_lean_layers)
         start = suffix.gather(entering)
         rows = torch.arange(len(facts), device=start.device)
@@ -222,8 +220,7 @@ class _Problem:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         """From the hidden states entering ``layers`` to those after them."""
-        n_real = int(self.real.flatten().nonzero()[-1]) + 1
-        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers, n_real)
+        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers)
 
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""

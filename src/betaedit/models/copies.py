@@ -9,8 +9,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from betaedit.models.linear import is_by_mkl
-
 COPIED_BYTES = 2**30
 """The copies of one part of a model, its head or its MLPs, are kept if they fit in this."""
 
@@ -28,24 +26,25 @@ class _Kept(NamedTuple):
 
 
 class Copies:
-    """``W`` and ``W^T`` of linear layers in oneDNN's blocks, made once and again when a weight has changed.
+    """``W`` of linear layers in oneDNN's blocks, made once and again when a weight has changed.
 
-    Several ``W`` with one input are laid out as one matrix. Products of a few rows with the head take half the time.
-    With AVX2 those of others too take a tenth to a third less, at up to ``FEW`` rows; with AVX-512 they gain nothing.
+    Products of a few rows with the head take half the time, those with others a tenth to a quarter less. Several ``W``
+    with one input are laid out as one matrix.
     """
 
     def __init__(self) -> None:
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
-    def of(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        """Those of the weights as they are now."""
+    def of(self, *linears: nn.Linear, transposed: bool = False) -> tuple[Tensor, ...]:
+        """That of the weights as they are now; ``transposed`` asks for that of ``W^T`` too, each time or never."""
         weights = [linear.weight.detach() for linear in linears]
         places = [(weight.data_ptr(), weight._version) for weight in weights]
         rows = [weight[len(weight) // 2] for weight in weights]
         kept = self._kept.get(linears[0])
         # Weights changed through `.data` keep place and version; hardly any change spares a whole row.
         if kept is None or kept.places != places or not all(map(torch.equal, kept.rows, rows)):
-            kept = self._kept[linears[0]] = _Kept(places, [row.clone() for row in rows], _pack(*weights))
+            copies = _pack(weights, transposed)
+            kept = self._kept[linears[0]] = _Kept(places, [row.clone() for row in rows], copies)
         return kept.copies
 
     def nbytes(self, model: nn.Module) -> int:
@@ -54,10 +53,12 @@ class Copies:
         return sum(copy.numel() * copy.element_size() for one in kept for copy in one.copies)
 
 
-def _pack(*weights: Tensor) -> tuple[Tensor, Tensor]:
+def _pack(weights: list[Tensor], transposed: bool) -> tuple[Tensor, ...]:
     size, d_in = sum(weight.numel() for weight in weights), weights[0].shape[1]
     room = torch.empty(max(size, _GIVEN_BACK))[:size]
     blocks = _blocks(torch.cat(weights, out=room.view(-1, d_in)))
+    if not transposed:
+        return (blocks,)
     return blocks, _blocks(torch.cat([weight.t() for weight in weights], dim=1, out=room.view(d_in, -1)))
 
 
@@ -69,18 +70,23 @@ def _blocks(weight: Tensor) -> Tensor:
 packed = Copies()
 
 FEW = 40
-"""At more rows padded columns (models/linear.py) are as quick with AVX2."""
+"""At more rows torch is as quick with the weights as they are."""
 
 
-def is_kept_packed(weights: Iterable[Tensor]) -> bool:
+def is_kept_packed(weights: Iterable[Tensor], *, transposed: bool = False) -> bool:
     """Whether these can be packed, and there is room for the copies."""
     weights = list(weights)
     plain = all(is_by_mkl(w) and w.dtype == torch.float32 and not w.is_inference() for w in weights)
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return plain and there and 2 * sum(weight.nbytes for weight in weights) <= COPIED_BYTES
+    return plain and there and (1 + transposed) * sum(weight.nbytes for weight in weights) <= COPIED_BYTES
 
 
-def packed_product(rows: Tensor, packed: Tensor) -> Tensor:
-    """``x W^T`` ``(n, d_out)`` of rows ``(n, d_in)`` and a packed ``W``."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), packed, None, "none", [], "")
+def is_by_mkl(weight: Tensor) -> bool:
+    """Whether products with ``weight`` are computed on the CPU in single or double precision."""
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+
+def packed_product(rows: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` ``(n, d_out)`` of rows ``(n, d_in)`` and a packed ``W``."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), packed, bias, "none", [], "")
     return product

@@ -6,8 +6,7 @@ a third of the time (docs/benchmarks.md). Here such layers are read as what they
     y = x + Attention(RMSNorm(x)),    z = y + W_down (silu(W_gate h) * W_up h),    h = RMSNorm(y)
 
 with rotary positions, grouped queries, and norms of queries and keys where the model has them: Llama, Mistral, Qwen 2
-and 3. Hidden states are columns ``(d, n)``, the quick way round for the products (models/linear.py). Nothing is taken
-on trust: a model whose own modules give something else runs by those.
+and 3. Nothing is taken on trust: a model whose own modules give something else runs by those.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from torch.autograd.function import once_differentiable
 from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.copies import FEW, is_kept_packed, packed
-from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, PackedMlp, Positions, Projection
-from betaedit.models.linear import is_by_avx2
+from betaedit.models.copies import FEW, is_kept_packed
+from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projections
 from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import KeptState
 from betaedit.models.partial import LayerCall, hooks, layer_output, run_layers
@@ -43,7 +41,7 @@ _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lean_layers(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, n_real: int | None = None
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
 ) -> Callable[[Tensor], Tensor]:
     """What ``run_layers`` computes, as a function of the hidden states and with a gradient for them alone, sooner.
 
@@ -52,9 +50,8 @@ def lean_layers(
         calls: The layers' other arguments, those of a pack.
         hidden: ``(g, width, d)`` such states entering the first of the layers, to try it with.
         layers: Which.
-        n_real: The positions of all rows, one after another, behind so many are padding; all are real by default.
     """
-    lean = _read(anatomy, calls, hidden, layers, n_real)
+    lean = _read(anatomy, calls, hidden, layers)
 
     def run(hidden: Tensor) -> Tensor:
         if lean is None:
@@ -86,26 +83,16 @@ def pass_projection(
         handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
-    mlp = replace(cast(Mlp, lean[0].mlp), pause=lambda entering: pause(_as_rows(entering, hidden)))
+    mlp = replace(lean[0].mlp, pause=lambda entering: pause(entering.view(*hidden.shape[:2], -1)))
     return _forward(hidden, [lean[0]._replace(mlp=mlp)])
 
 
 def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
     """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
-    columns = _as_columns(hidden)
+    rows = hidden.flatten(0, 1)
     for layer in layers:
-        columns = layer(columns)[0]
-    return _as_rows(columns, hidden)
-
-
-def _as_columns(hidden: Tensor) -> Tensor:
-    """``(g, width, d)`` as ``(d, g * width)``."""
-    return hidden.flatten(0, 1).t().contiguous()
-
-
-def _as_rows(columns: Tensor, like: Tensor) -> Tensor:
-    """``(d, g * width)`` as ``(g, width, d)``."""
-    return columns.t().reshape(*like.shape[:2], -1)
+        rows = layer(rows)[0]
+    return rows.view(hidden.shape)
 
 
 class _Run(torch.autograd.Function):
@@ -114,25 +101,23 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``(g, width, d)`` after the last layer."""
-        columns, ctx.backs = _as_columns(hidden), []
+        rows, ctx.backs = hidden.flatten(0, 1), []
         for layer in layers:
-            columns, back = layer(columns)
+            rows, back = layer(rows)
             ctx.backs.append(back)
-        return _as_rows(columns, hidden)
+        return rows.view(hidden.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """``(g, width, d)`` before the first."""
-        columns = _as_columns(gradient)
+        rows = gradient.flatten(0, 1)
         for back in reversed(ctx.backs):
-            columns = back(columns)
-        return _as_rows(columns, gradient), None
+            rows = back(rows)
+        return rows.view(gradient.shape), None
 
 
-def _read(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, n_real: int | None = None
-) -> list[Layer] | None:
+def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> list[Layer] | None:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
@@ -144,24 +129,10 @@ def _read(
         if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
         lean.append(one)
-    n = hidden.shape[:2].numel() if n_real is None else n_real
-    return _packed(anatomy, lean, layers, n) if torch.is_grad_enabled() and n <= FEW else lean
-
-
-def _packed(anatomy: Anatomy, lean: list[Layer], layers: range, n: int) -> list[Layer]:
-    """The layers with packed MLPs at the first ``n`` positions, if that pays and fits; those without biases."""
-    mlps = [cast(Any, anatomy.layers[layer]).mlp for layer in layers]
-    linears = [linear for mlp in mlps for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-    if (
-        not is_by_avx2(linears[0].weight)
-        or any(linear.bias is not None for linear in linears)
-        or not is_kept_packed(linear.weight for linear in linears)
-    ):
-        return lean
-    return [
-        layer._replace(mlp=PackedMlp(packed.of(mlp.gate_proj, mlp.up_proj), packed.of(mlp.down_proj), n))
-        for layer, mlp in zip(lean, mlps, strict=True)
-    ]
+    few = torch.is_grad_enabled() and hidden.shape[:2].numel() <= FEW
+    if few and is_kept_packed(linear.weight for layer in lean for linear in layer.linears):
+        return [layer.packed() for layer in lean]
+    return lean
 
 
 def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
@@ -220,19 +191,17 @@ def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, .
     if arguments not in shared:
         shared[arguments] = Positions.of(angles, mask, (kv, share))
     first, second, *head_norms = (Norm.of(norm) for norm in norms)
-    query, key, value, output, gate, up, down = (
-        Projection(linear.weight, linear.bias)
-        for linear in (
-            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
-        )
-    )
     mixing = (attention.scaling, attention.head_dim, cache, index, shared[arguments])
     return Layer(
         first,
-        Attention(query, key, value, output, tuple(head_norms), *mixing),
+        Attention(
+            Projections.of(attention.q_proj, attention.k_proj, attention.v_proj),
+            Projections.of(attention.o_proj),
+            tuple(head_norms),
+            *mixing,
+        ),
         second,
-        Mlp(gate, up, down),
+        Mlp(Projections.of(mlp.gate_proj, mlp.up_proj), Projections.of(mlp.down_proj)),
     )
 
 

@@ -1,21 +1,19 @@
 """The parts of a layer of the Llama kind, each with its way back: it returns its result and a function of the gradient.
 
-Hidden states are columns ``(d, n)``, the quick way round for the products (models/linear.py). That a model's layers
-compute just this is for models/lean.py to see.
+Hidden states are rows ``(n, d)``. That a model's layers compute just this is for models/lean.py to see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from betaedit.models.copies import packed_product
-from betaedit.models.linear import column_product, is_by_avx2
+from betaedit.models.copies import packed, packed_product
 
 Back = Callable[[Tensor], Tensor]
 Pause = Callable[[Tensor], None]
@@ -25,7 +23,7 @@ class Positions(NamedTuple):
     """What the layers of one run share.
 
     Args:
-        cosines: ``(head_dim, g * width)`` of the rotary angles.
+        cosines: ``(g * width, 1, head_dim)`` of the rotary angles.
         sines: Likewise, those of the first half negated.
         mask: ``(g * kv, h / kv * width, prior + width)``, added to attention scores.
     """
@@ -41,9 +39,9 @@ class Positions(NamedTuple):
         Angles are two of ``(g or 1, width, head_dim)``; a mask ``(g, 1, width, prior + width)`` is added or allows.
         """
         g, width = mask.shape[0], mask.shape[2]
-        cosines, sines = (each.expand(g, -1, -1).reshape(g * width, -1).t().contiguous() for each in angles)
-        half = len(sines) // 2
-        sines = torch.cat([-sines[:half], sines[half:]])
+        cosines, sines = (each.expand(g, -1, -1).reshape(g * width, 1, -1) for each in angles)
+        half = sines.shape[-1] // 2
+        sines = torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=cosines.dtype).masked_fill_(~mask, torch.finfo(cosines.dtype).min)
         kv, share = heads
@@ -51,21 +49,21 @@ class Positions(NamedTuple):
         return cls(cosines, sines, mask.to(cosines.dtype))
 
     def turn(self, heads: Tensor) -> Tensor:
-        """``heads`` ``(h, head_dim, n)`` turned by the angles."""
-        return (heads * self.cosines).addcmul_(heads.roll(heads.shape[1] // 2, 1), self.sines)
+        """``heads`` ``(n, h, head_dim)`` turned by the angles."""
+        return (heads * self.cosines).addcmul_(heads.roll(heads.shape[-1] // 2, -1), self.sines)
 
     def turn_back(self, gradient: Tensor) -> Tensor:
         """The gradient before ``turn``."""
-        return (gradient * self.cosines).add_((gradient * self.sines).roll(gradient.shape[1] // 2, 1))
+        return (gradient * self.cosines).add_((gradient * self.sines).roll(gradient.shape[-1] // 2, -1))
 
 
 @dataclass(frozen=True)
 class Norm:
-    """RMSNorm over the second last axis, computed in float32 at least.
+    """RMSNorm over the last axis, computed in float32 at least.
 
     Args:
-        weight: ``(size, 1)``.
-        epsilon: ``(1, 1)``.
+        weight: ``(size,)``.
+        epsilon: ``(1,)``.
     """
 
     weight: Tensor
@@ -74,56 +72,79 @@ class Norm:
     @classmethod
     def of(cls, norm: Any) -> Norm:
         """Of the model's own."""
-        weight: Tensor = norm.weight[:, None]
+        weight: Tensor = norm.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return cls(weight, torch.full((1, 1), norm.variance_epsilon, dtype=wide, device=weight.device))
+        return cls(weight, torch.full((1,), norm.variance_epsilon, dtype=wide, device=weight.device))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """``x`` ``(..., size, n)`` normed, and the way back."""
-        dtype, size = x.dtype, x.shape[-2]
+        """``x`` ``(..., size)`` normed, and the way back."""
+        dtype, size = x.dtype, x.shape[-1]
         x = x.to(self.epsilon.dtype)
-        squares = (x * x).sum(dim=-2, keepdim=True)
+        squares = (x * x).sum(dim=-1, keepdim=True)
         scale = torch.add(self.epsilon, squares, alpha=1 / size).rsqrt_()
         normed = x * scale
 
         def back(gradient: Tensor) -> Tensor:
             slope = (gradient * self.weight).to(normed.dtype)
-            along = (slope * normed).sum(dim=-2, keepdim=True)
+            along = (slope * normed).sum(dim=-1, keepdim=True)
             return slope.addcmul_(normed, along, value=-1 / size).mul_(scale).to(dtype)
 
         return normed.to(dtype) * self.weight, back
 
 
 @dataclass(frozen=True)
-class Projection:
-    """``W x + b``, of columns.
+class Projections:
+    """``W x + b`` for one ``x`` and several ``W``.
 
     Args:
-        weight: ``(d_out, d_in)``.
-        bias: ``(d_out,)``, if there is one.
+        linears: The model's own.
+        weights: ``(d_out, d_in)`` of each.
+        biases: ``(d_out,)`` or nothing, of each.
+        sizes: ``d_out`` of each.
+        copy: The weights as one matrix (models/copies.py), if that is kept.
+        bias: The biases as one for that, if there are any.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    linears: tuple[nn.Linear, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    sizes: tuple[int, ...]
+    copy: Tensor | None = None
+    bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``W x + b`` ``(d_out, n)``; its way back is ``_back_products``, for several of them at once."""
-        product = column_product(self.weight, x)
-        return product if self.bias is None else product.add_(self.bias[:, None])
+    @classmethod
+    def of(cls, *linears: nn.Linear) -> Projections:
+        """Those of the model's own layers, read once: a module takes longer to tell its weight than a view to make."""
+        weights, biases = (tuple(getattr(linear, name) for linear in linears) for name in ("weight", "bias"))
+        return cls(linears, weights, biases, tuple(map(len, weights)))
 
+    def packed(self) -> Projections:
+        """The same by a packed copy of the weights."""
+        bias = None
+        if any(each is not None for each in self.biases):
+            pairs = zip(self.weights, self.biases, strict=True)
+            bias = torch.cat([weight.new_zeros(len(weight)) if each is None else each for weight, each in pairs])
+        return replace(self, copy=packed.of(*self.linears)[0], bias=bias)
 
-def _back_products(*slopes: tuple[Tensor, Projection]) -> Tensor:
-    """The sum of ``W^T g`` over gradients ``g`` of products of one ``x``; without AVX2 ``g^T W`` is quicker."""
-    (gradient, projection), *others = slopes
-    if is_by_avx2(projection.weight):
-        columns = torch.mm(projection.weight.t(), gradient)
-        for gradient, projection in others:
-            columns.addmm_(projection.weight.t(), gradient)
-        return columns
-    rows = torch.mm(gradient.t(), projection.weight)
-    for gradient, projection in others:
-        rows.addmm_(gradient.t(), projection.weight)
-    return rows.t().contiguous()
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """``(n, d_out)`` of rows ``x`` ``(n, d_in)``, for each of them."""
+        if self.copy is not None:
+            return self.together(x).split_with_sizes(self.sizes, 1)
+        return [nn.functional.linear(x, *pair) for pair in zip(self.weights, self.biases, strict=True)]
+
+    def together(self, x: Tensor) -> Tensor:
+        """The same side by side."""
+        if self.copy is None:
+            products = self(x)
+            return products[0] if len(products) == 1 else torch.cat(list(products), dim=1)
+        return packed_product(x, self.copy, self.bias)
+
+    def back(self, *gradients: Tensor) -> Tensor:
+        """``(n, d_in)`` the gradient of ``x``, from that of each product."""
+        rows = torch.mm(gradients[0], self.weights[0])
+        for gradient, weight in zip(gradients[1:], self.weights[1:], strict=True):
+            rows.addmm_(gradient, weight)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,8 @@ class Attention:
     """Attention of the new positions to those before and to one another, without its residual connection.
 
     Args:
-        query, key, value, output: The projections.
+        entering: The projections to queries, keys and values.
+        leaving: The one behind attention.
         norms: Of queries and of keys, head by head; none in most models.
         scaling: Of the scores.
         head_dim: Width of a head.
@@ -140,10 +162,8 @@ class Attention:
         positions: Angles and mask.
     """
 
-    query: Projection
-    key: Projection
-    value: Projection
-    output: Projection
+    entering: Projections
+    leaving: Projections
     norms: tuple[Norm, ...]
     scaling: float
     head_dim: int
@@ -152,58 +172,52 @@ class Attention:
     positions: Positions
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """What attention adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
-        queries, keys, values = (_heads(each(x), self.head_dim) for each in (self.query, self.key, self.value))
-        normed = [norm(each) for norm, each in zip(self.norms, (queries, keys), strict=False)]
-        turned = self.positions.turn(torch.cat([each for each, _ in normed] or [queries, keys]))
+        """What attention adds ``(n, d)`` at normed states ``x`` ``(n, d)``, and the way back."""
+        heads = [size // self.head_dim for size in self.entering.sizes]
+        n_turned = heads[0] + heads[1]
+        entering = _heads(self.entering.together(x), self.head_dim)
+        turning, values = entering[:, :n_turned], entering[:, n_turned:]
+        normed = [norm(each) for norm, each in zip(self.norms, turning.split_with_sizes(heads[:2], 1), strict=False)]
+        turned = self.positions.turn(torch.cat([each for each, _ in normed], dim=1) if normed else turning)
         mixed, mixed_back = self._mix(turned, values)
 
         def back(gradient: Tensor) -> Tensor:
-            slope, value_slope = torch.split(
-                mixed_back(_back_products((gradient, self.output))), [len(turned), len(values)]
-            )
-            slopes = list(torch.split(self.positions.turn_back(slope), [len(queries), len(keys)]))
+            slope = mixed_back(self.leaving.back(gradient))
+            slopes = list(self.positions.turn_back(slope[:, :n_turned]).split_with_sizes(heads[:2], 1))
             if normed:
                 slopes = [norm_back(slope) for (_, norm_back), slope in zip(normed, slopes, strict=True)]
-            projections = (self.query, self.key, self.value)
-            return _back_products(
-                *(
-                    (slope.view(-1, slope.shape[-1]), projection)
-                    for slope, projection in zip([*slopes, value_slope], projections, strict=True)
-                )
-            )
+            return self.entering.back(*(each.flatten(1) for each in (*slopes, slope[:, n_turned:])))
 
-        return self.output(mixed), back
+        return self.leaving.together(mixed), back
 
     def _mix(self, turned: Tensor, values: Tensor) -> tuple[Tensor, Back]:
-        """``(h * head_dim, n)``, from queries and keys ``(h + kv, head_dim, n)`` and values ``(kv, head_dim, n)``.
+        """``(n, h * head_dim)``, from queries and keys ``(n, h + kv, head_dim)`` and values ``(n, kv, head_dim)``.
 
-        The way back gives ``(h + 2 kv, head_dim, n)``, of all three.
+        The way back gives ``(n, h + 2 kv, head_dim)``, of all three.
         """
-        kv, dim = len(values), self.head_dim
-        h, g = len(turned) - kv, len(self.positions.mask) // kv
-        rows = _rows(turned, g)
-        width = rows.shape[2]
-        queries = rows[:, :h].reshape(g * kv, -1, dim)
-        both = rows[:, h:], _rows(values, g)
+        kv, dim = values.shape[1:]
+        h, g = turned.shape[1] - kv, len(self.positions.mask) // kv
+        both = _by_heads(turned, g)
+        queries = both[:, :h].reshape(g * kv, -1, dim)
+        new = both[:, h:], _by_heads(values, g)
         if self.cache is not None:
-            both = self.cache.update(*both, self.index)
-        keys, all_values = (each.reshape(g * kv, -1, dim) for each in both)
+            new = self.cache.update(*new, self.index)
+        keys, all_values = (each.reshape(g * kv, -1, dim) for each in new)
+        width = both.shape[2]
         prior = keys.shape[1] - width
         scores = torch.baddbmm(self.positions.mask, queries, keys.transpose(1, 2), alpha=self.scaling)
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
         def back(gradient: Tensor) -> Tensor:
-            slope = _rows(_heads(gradient, dim), g).reshape(g * kv, -1, dim)
+            slope = _by_heads(_heads(gradient, dim), g).reshape(g * kv, -1, dim)
             value_slope = torch.bmm(shares[:, :, prior:].transpose(1, 2), slope)
             slope = torch.bmm(slope, all_values.transpose(1, 2))
             slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
-            key_slope = self._scaled(slope[:, :, prior:].transpose(1, 2), queries).view(g, kv, width, dim)
-            query_slope = self._scaled(slope, keys).view(g, h, width, dim)
-            return _columns(torch.cat([query_slope, key_slope, value_slope.view(g, kv, width, dim)], dim=1))
+            key_slope = self._scaled(slope[:, :, prior:].transpose(1, 2), queries)
+            slopes = (self._scaled(slope, keys), key_slope, value_slope)
+            return _by_positions(torch.cat([each.view(g, -1, width, dim) for each in slopes], dim=1))
 
-        mixed = torch.bmm(shares, all_values).view(g, h, width, dim)
-        return _columns(mixed).view(h * dim, -1), back
+        return _by_positions(torch.bmm(shares, all_values).view(g, h, width, dim)).flatten(1), back
 
     def _scaled(self, left: Tensor, right: Tensor) -> Tensor:
         """Batched product, scaled like the scores."""
@@ -212,63 +226,32 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """``W_down (silu(W_gate x) * W_up x)``."""
-
-    gate: Projection
-    up: Projection
-    down: Projection
-    pause: Pause | None = None
-    """Is given what enters ``W_down``, ``(d_in, n)``, and may change that before it is used."""
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """What the MLP adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
-        gate, up = self.gate(x), self.up(x)
-        active = nn.functional.silu(gate)
-        entering = active * up
-        if self.pause is not None:
-            self.pause(entering)
-
-        def back(gradient: Tensor) -> Tensor:
-            slope = _back_products((gradient, self.down))
-            gate_slope = torch.ops.aten.silu_backward(slope * up, gate)
-            return _back_products((gate_slope, self.gate), (slope.mul_(active), self.up))
-
-        return self.down(entering), back
-
-
-@dataclass(frozen=True)
-class PackedMlp:
-    """The same without biases at the first ``n`` positions alone, by packed weights (models/copies.py).
+    """``W_down (silu(W_gate x) * W_up x)``.
 
     Args:
-        gate_up: ``W_gate`` above ``W_up``, and that transposed.
-        down: Likewise.
-        n: The positions behind them are padding: they get nothing.
+        entering: ``W_gate`` and ``W_up``.
+        leaving: ``W_down``.
+        pause: Is given what enters ``W_down``, ``(n, d_in)``, and may change that before it is used.
     """
 
-    gate_up: tuple[Tensor, ...]
-    down: tuple[Tensor, ...]
-    n: int
+    entering: Projections
+    leaving: Projections
+    pause: Pause | None = None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """What the MLP adds ``(d, n)`` at normed states ``x`` ``(d, n)``, and the way back."""
-        gate, up = self._product(x, self.gate_up[0]).chunk(2, dim=1)
+        """What the MLP adds ``(n, d)`` at normed states ``x`` ``(n, d)``, and the way back."""
+        gate, up = self.entering(x)
         active = nn.functional.silu(gate)
+        product = active * up
+        if self.pause is not None:
+            self.pause(product)
 
         def back(gradient: Tensor) -> Tensor:
-            slope = self._product(gradient, self.down[1])
-            slopes = torch.cat([torch.ops.aten.silu_backward(slope * up, gate), slope.mul_(active)], dim=1)
-            return self._padded(packed_product(slopes, self.gate_up[1]), x)
+            slope = self.leaving.back(gradient)
+            gate_slope = torch.ops.aten.silu_backward(slope * up, gate)
+            return self.entering.back(gate_slope, slope.mul_(active))
 
-        return self._padded(packed_product(active * up, self.down[0]), x), back
-
-    def _product(self, columns: Tensor, packed: Tensor) -> Tensor:
-        return packed_product(columns[:, : self.n].t(), packed)
-
-    def _padded(self, rows: Tensor, like: Tensor) -> Tensor:
-        columns = torch.zeros_like(like)
-        columns[:, : self.n] = rows.t()
-        return columns
+        return self.leaving.together(product), back
 
 
 class Layer(NamedTuple):
@@ -277,10 +260,10 @@ class Layer(NamedTuple):
     first_norm: Norm
     attention: Attention
     second_norm: Norm
-    mlp: Mlp | PackedMlp
+    mlp: Mlp
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """States ``(d, n)`` after the layer, and the way back."""
+        """States ``(n, d)`` after the layer, and the way back."""
         normed, first_back = self.first_norm(x)
         attended, attention_back = self.attention(normed)
         middle = attended.add_(x)
@@ -293,18 +276,31 @@ class Layer(NamedTuple):
 
         return changed.add_(middle), back
 
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """All of its linear layers."""
+        parts = (self.attention.entering, self.attention.leaving, self.mlp.entering, self.mlp.leaving)
+        return tuple(linear for part in parts for linear in part.linears)
 
-def _heads(columns: Tensor, dim: int) -> Tensor:
-    """``(h * dim, n)`` as ``(h, dim, n)``."""
-    return columns.view(-1, dim, columns.shape[-1])
+    def packed(self) -> Layer:
+        """The same by packed copies of the weights."""
+        attention, mlp = self.attention, self.mlp
+        return self._replace(
+            attention=replace(attention, entering=attention.entering.packed(), leaving=attention.leaving.packed()),
+            mlp=replace(mlp, entering=mlp.entering.packed(), leaving=mlp.leaving.packed()),
+        )
 
 
-def _rows(heads: Tensor, g: int) -> Tensor:
-    """``(h, dim, g * width)`` as ``(g, h, width, dim)``."""
-    return heads.view(*heads.shape[:2], g, -1).permute(2, 0, 3, 1)
+def _heads(rows: Tensor, dim: int) -> Tensor:
+    """``(n, h * dim)`` as ``(n, h, dim)``."""
+    return rows.view(len(rows), -1, dim)
 
 
-def _columns(rows: Tensor) -> Tensor:
-    """``(g, h, width, dim)`` as ``(h, dim, g * width)``."""
-    g, h, width, dim = rows.shape
-    return rows.permute(1, 3, 0, 2).contiguous().view(h, dim, g * width)
+def _by_heads(rows: Tensor, g: int) -> Tensor:
+    """``(g * width, h, dim)`` as ``(g, h, width, dim)``."""
+    return rows.view(g, -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _by_positions(heads: Tensor) -> Tensor:
+    """``(g, h, width, dim)`` as ``(g * width, h, dim)``."""
+    return heads.transpose(1, 2).flatten(0, 1).contiguous()

@@ -1,4 +1,9 @@
-"""Linear layers of a model that compute products of few rows the quick way round (models/linear.py)."""
+"""Linear layers of a model that compute products of few rows at the speed the processor has.
+
+On CPUs torch often computes ``x W^T`` for a few dozen rows slower than ``W x^T``, which is the same numbers
+(docs/benchmarks.md). MKL's kernels for AVX2 take columns of ``x^T`` eight at a time, and what is left over, one by one:
+there columns are padded.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from betaedit.models.copies import is_kept_packed, packed, packed_product
-from betaedit.models.linear import rounded_width
+from betaedit.models.copies import is_by_mkl, is_kept_packed, packed, packed_product
 from betaedit.models.partial import replaced_forwards
 
 NARROW = 64
 """Rows from which on torch is quick by itself."""
+
+_FEWEST, _LANES = 16, 8
 
 
 @contextmanager
@@ -28,9 +34,9 @@ def narrow_linears(modules: Iterable[nn.Module], *, often: bool = False) -> Iter
         often: Whether products are so many that copies of the weights pay (models/copies.py). They are made at once.
     """
     linears = {cast(nn.Linear, part) for module in modules for part in module.modules() if _is_plain(part)}
-    copied = {linear for linear in linears if often and is_kept_packed([linear.weight])}
+    copied = {linear for linear in linears if often and is_kept_packed([linear.weight], transposed=True)}
     for linear in copied:
-        packed.of(linear)
+        packed.of(linear, transposed=True)
     with replaced_forwards({linear: _narrow_forward(linear, linear in copied) for linear in linears}):
         yield
 
@@ -48,7 +54,7 @@ def _narrow_forward(linear: nn.Linear, copied: bool) -> Callable[[Tensor], Tenso
     def forward(x: Tensor) -> Tensor:
         if x.numel() >= NARROW * x.shape[-1]:
             return nn.functional.linear(x, weight, bias)
-        factors = packed.of(linear) if copied else (weight, weight.t())
+        factors = packed.of(linear, transposed=True) if copied else (weight, weight.t())
         product: Tensor = _FrozenProduct.apply(x, *factors)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
@@ -74,11 +80,18 @@ class _FrozenProduct(torch.autograd.Function):
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """``x W^T`` ``(..., d_out)`` of ``x`` ``(..., d_in)``, with rows of zeros below ``x`` while it is computed."""
     rows = x.flatten(0, -2)
+    width = _rounded(len(rows), weight)
     if weight.is_mkldnn:
         product = packed_product(rows, weight)
-    elif weight.is_contiguous() or rounded_width(len(rows), weight) > len(rows):
-        width = rounded_width(len(rows), weight)
+    elif weight.is_contiguous() or width > len(rows):
         product = torch.mm(weight, nn.functional.pad(rows.t(), (0, width - len(rows))))[:, : len(rows)].t().contiguous()
     else:
         product = torch.mm(rows, weight.t())
     return product.view(*x.shape[:-1], -1)
+
+
+def _rounded(n: int, weight: Tensor) -> int:
+    """Columns, ``n`` or a few more, whose products with ``weight`` take the least time."""
+    if weight.is_mkldnn or not is_by_mkl(weight) or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return n
+    return max(_FEWEST, -(-n // _LANES) * _LANES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from transformers import Cache
 
 from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.linear import rounded_width
 from betaedit.models.lookup import EncodedPrompts
 from betaedit.models.partial import ForwardEnded, LayerCall, Recording, record, run_layers
 
@@ -93,15 +91,12 @@ class Pack:
     starts: Tensor
 
     @classmethod
-    def of(cls, chosen: Tensor, begin: Tensor, end: Tensor, widen: Callable[[int], int] = lambda width: width) -> Pack:
-        """The pack of ``chosen`` ``(g, p)`` prompts, row by row; ``begin`` and ``end`` are ``(n,)``, of all prompts.
-
-        ``widen`` may ask for more entries than the longest row has.
-        """
+    def of(cls, chosen: Tensor, begin: Tensor, end: Tensor) -> Pack:
+        """The pack of ``chosen`` ``(g, p)`` prompts, row by row; ``begin`` and ``end`` are ``(n,)``, of all prompts."""
         sizes = (end - begin)[chosen]
         ends = sizes.cumsum(dim=1)
         starts = ends - sizes
-        entries = torch.arange(widen(max(int(ends.max()), 1)), device=chosen.device)
+        entries = torch.arange(max(int(ends.max()), 1), device=chosen.device)
         slot = (entries[None, :, None] >= ends[:, None, :]).sum(dim=2)
         real = slot < chosen.shape[1]
         slot = slot.clamp(max=chosen.shape[1] - 1)
@@ -205,8 +200,7 @@ def extend(
     """
     inputs, prompts = dict(recording.inputs), recording.prompts
     at = max(inputs)
-    widen = partial(rounded_width, like=inputs[at])
-    pack = Pack.of(chosen, torch.zeros_like(prompts.lengths), prompts.lengths, widen)
+    pack = Pack.of(chosen, torch.zeros_like(prompts.lengths), prompts.lengths)
     hidden, calls = pack.gather(inputs[at]), pack.calls(recording, range(at, max(keep)))
     for layer in sorted(set(keep) - set(inputs)):
         hidden, at = run(anatomy, calls, hidden, at, layer - 1), layer
