@@ -24,7 +24,7 @@ _MIB = 2**20
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; all by default.")] = None,
     model: options.ModelOption = "smollm2",
-    widths: Annotated[str, typer.Option("--widths", help="Key widths for solve.")] = "1536,4096",
+    widths: Annotated[str, typer.Option("--widths", help="Key widths for solve; the first for growth.")] = "1536,4096",
     file: Annotated[
         Path | None, typer.Option("--from", help="Facts for value and edit; the demo's by default.")
     ] = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 COPIED_BYTES = 2**30
-"""The copies of one part of a model, its head or its MLPs, are kept if they fit in this."""
+"""The copies of one part of a model, its head or its layers above the edited ones, are kept if they fit in this."""
 
 _USUAL_ROWS = 16
 """oneDNN lays a weight out for products of so many rows; with others they take hardly longer."""

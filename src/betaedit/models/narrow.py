@@ -80,18 +80,20 @@ class _FrozenProduct(torch.autograd.Function):
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """``x W^T`` ``(..., d_out)`` of ``x`` ``(..., d_in)``, with rows of zeros below ``x`` while it is computed."""
     rows = x.flatten(0, -2)
-    width = _rounded(len(rows), weight)
-    if weight.is_mkldnn:
-        product = packed_product(rows, weight)
-    elif weight.is_contiguous() or width > len(rows):
-        product = torch.mm(weight, nn.functional.pad(rows.t(), (0, width - len(rows))))[:, : len(rows)].t().contiguous()
-    else:
-        product = torch.mm(rows, weight.t())
+    product = packed_product(rows, weight) if weight.is_mkldnn else _plain_product(rows, weight)
     return product.view(*x.shape[:-1], -1)
+
+
+def _plain_product(rows: Tensor, weight: Tensor) -> Tensor:
+    n = len(rows)
+    width = _rounded(n, weight)
+    if weight.is_contiguous() or width > n:
+        return torch.mm(weight, nn.functional.pad(rows.t(), (0, width - n)))[:, :n].t().contiguous()
+    return torch.mm(rows, weight.t())
 
 
 def _rounded(n: int, weight: Tensor) -> int:
     """Columns, ``n`` or a few more, whose products with ``weight`` take the least time."""
-    if weight.is_mkldnn or not is_by_mkl(weight) or torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if not is_by_mkl(weight) or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return n
     return max(_FEWEST, -(-n // _LANES) * _LANES)
