@@ -38,7 +38,8 @@ def keys_per_fold(d_in: int) -> int:
     """How many keys of this width are carried before a fold, if nothing else is said.
 
     The largest power of two within a quarter of the width, 512 at least. Each key carried makes an edit dearer by
-    ``1 / d_in``, and a fold costs O(d_in^3): carrying more as matrices grow keeps its share of an edit from growing.
+    ``1 / d_in`` to ``1.5 / d_in``, and a fold costs O(d_in^3): carrying more as matrices grow keeps its share of an
+    edit from growing.
     """
     return max(_LEAST_CARRIED, (1 << (d_in // _CARRIED_SHARE).bit_length()) // 2)
 
