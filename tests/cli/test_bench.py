@@ -27,7 +27,7 @@ def test_growth_is_measured_beside_the_hundredth_edit() -> None:
     found = runner.invoke(app, ["bench", "growth", "--widths", "64", "--json"])
     *rows, fold = json.loads(found.stdout)["rows"]
     assert [row["details"]["keys"] for row in rows] == [1, 100, 1000, 10_000]
-    assert (fold["name"], fold["details"]["keys_per_fold"]) == ("share of a fold in an update", 512)
+    assert (fold["name"], fold["details"]["keys_per_fold"]) == ("share of a fold in an update", 128)
     assert rows[0]["ratio"] is None
     assert rows[3]["reference_seconds"] == rows[1]["ours_seconds"]
 

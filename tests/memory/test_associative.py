@@ -18,7 +18,7 @@ from betaedit.editors.config import make_config
 from betaedit.editors.recipes import RECIPES, find_recipe
 from betaedit.errors import BetaEditError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory import AssociativeMemory, MemoryRule
-from betaedit.memory.associative import keys_per_fold
+from betaedit.memory.root import InverseRoot
 from support.reference import (
     EQUALITY,
     FORGETTING,
@@ -183,7 +183,7 @@ def test_every_update_of_a_sequence_equals_the_dense_formula(name: str, refresh_
                 return
             dense.refresh()
             fast.refresh()
-        assert fast.null_space.rank == (round(float(dense.P.trace())) if name in PROJECTING else fast.d_in)
+        assert fast.rank == (round(float(dense.P.trace())) if name in PROJECTING else fast.d_in)
         assert relative_error(fast.solve(K, R).dense(), dense.solve(K, R)) < 1e-8
         dense.remember(K)
         fast.remember(K)
@@ -460,12 +460,12 @@ def test_a_rule_with_a_fixed_projector_or_none_never_asks_for_a_refresh(name: st
 
 def test_a_refresh_takes_the_directions_that_history_fills_out_of_the_null_space():
     memory = removable(1)
-    assert memory.null_space.rank == 4
+    assert memory.rank == 4
     memory.remember(column(1, 0, 0, 0))
-    assert memory.null_space.rank == 4, "only a refresh changes the projector"
+    assert memory.rank == 4, "only a refresh changes the projector"
     memory.refresh()
-    assert memory.null_space.rank == 3
-    assert float(memory.null_space.basis[0].abs().max()) < 1e-12
+    assert memory.rank == 3
+    assert float(memory.root.matrix[0].abs().max()) < 1e-12
     assert memory.solve(column(1, 0, 0, 0), column(1.0)).norm() < 1e-12
 
 
@@ -475,10 +475,10 @@ def test_a_direction_may_come_back_as_the_mean_history_energy_falls():
     memory.remember(column(1, 0, 0, 0))
     memory.remember(torch.zeros(4, 13))
     memory.refresh()
-    assert memory.null_space.rank == 3
+    assert memory.rank == 3
     memory.remember(torch.zeros(4, 1))
     memory.refresh()
-    assert memory.null_space.rank == 4
+    assert memory.rank == 4
 
 
 def test_the_literal_rule_thresholds_the_weighted_moment_from_the_start():
@@ -487,12 +487,12 @@ def test_the_literal_rule_thresholds_the_weighted_moment_from_the_start():
         AssociativeMemory(moment, rule_of("betaedit", leakage_weight=3000.0, refresh_rule=name))
         for name in ("normalised", "literal")
     )
-    assert (normalised.null_space.rank, literal.null_space.rank) == (2, 1)
+    assert (normalised.rank, literal.rank) == (2, 1)
     for memory in (normalised, literal):
         memory.remember(column(1.0, 0, 0))
         memory.remember(column(0, 0.1, 0))
     normalised.refresh()
-    assert normalised.null_space.rank == 2, "0.5 / 3001 is far below 0.02"
+    assert normalised.rank == 2, "0.5 / 3001 is far below 0.02"
     with pytest.raises(NumericalError, match="no direction"):
         literal.refresh()
 
@@ -503,9 +503,9 @@ def test_refreshing_a_fixed_projector_by_hand_changes_no_update(name: str):
     memory = AssociativeMemory(moment, rule_of(name, leakage_weight=10.0, nullspace_threshold=threshold))
     keys = torch.randn(8, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     memory.remember(keys)
-    rank, before = memory.null_space.rank, memory.solve(keys, torch.ones(2, 3)).dense()
+    rank, before = memory.rank, memory.solve(keys, torch.ones(2, 3)).dense()
     memory.refresh()
-    assert memory.null_space.rank == rank
+    assert memory.rank == rank
     assert relative_error(memory.solve(keys, torch.ones(2, 3)).dense(), before) < 1e-9
 
 
@@ -605,14 +605,14 @@ def test_keys_that_are_not_finite_are_not_remembered():
     assert_still_as_filled(memory)
 
 
-@pytest.mark.parametrize("at", ["_positive", "_history_with"])
-def test_keys_whose_fold_fails_are_not_remembered(at: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("part", "at"), [(InverseRoot, "with_keys"), (AssociativeMemory, "_history_with")])
+def test_keys_whose_fold_fails_are_not_remembered(part: type, at: str, monkeypatch: pytest.MonkeyPatch):
     memory = filled()
 
     def interrupt(*_: Tensor) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(AssociativeMemory, at, interrupt)
+    monkeypatch.setattr(part, at, interrupt)
     with pytest.raises(KeyboardInterrupt):
         memory.remember(torch.ones(4, 1))
     monkeypatch.undo()
@@ -653,7 +653,7 @@ def test_a_moment_of_too_few_tokens_needs_no_warning_where_there_is_a_ridge():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         memory = AssociativeMemory(few @ few.T, rule_of("alphaedit", nullspace_threshold=1e-6))
-    assert memory.null_space.rank == 3
+    assert memory.rank == 3
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_every_refusal_is_an_error_of_this_package():
 
 # --- the fast path -------------------------------------------------------------------------------------------------
 
-_FACTORIZATIONS = ("eig", "svd", "cholesky", "lu_factor", "_solve_ex", "inv", "qr", "lstsq", "ldl")
+_FACTORIZATIONS = ("eig", "svd", "cholesky", "lu_factor", "_solve_ex", "inv", "linalg_qr", "lstsq", "ldl")
 
 
 class Watch(TorchDispatchMode):
@@ -726,14 +726,15 @@ def test_between_folds_no_edit_factorizes_or_forms_a_matrix_as_wide_as_the_keys(
         assert [side for _, side in solving.factorized] == [2], "one factor of the batch's own 2 x 2 corner"
         assert remembering.factorized == [], "these keys were solved just before"
         assert solving.eigendecompositions() == remembering.eigendecompositions() == 0
-        assert max(solving.largest, remembering.largest) < 40 * memory.null_space.rank
+        assert max(solving.largest, remembering.largest) < 40 * memory.rank
 
 
-def test_a_fold_is_one_eigendecomposition_and_comes_only_when_enough_keys_are_carried():
+def test_a_fold_comes_only_when_enough_keys_are_carried_and_factorizes_nothing_wider_than_these():
     memory = AssociativeMemory(eye(8), rule_of("memit-h"), fold_after=4)
-    counts = [watched(lambda: memory.remember(torch.ones(8, 1))).eigendecompositions() for _ in range(9)]
-    assert counts == [0, 0, 0, 1, 0, 0, 0, 1, 0]
-    assert watched(memory.fold).eigendecompositions() == 1
+    watches = [watched(lambda: memory.remember(torch.ones(8, 1))) for _ in range(9)]
+    assert [watch.eigendecompositions() for watch in watches] == [0, 0, 0, 1, 0, 0, 0, 1, 0]
+    assert {side for watch in watches for _, side in watch.factorized} == {1, 4}
+    assert watched(memory.fold).factorized == [("_linalg_eigh", 1)]
 
 
 def test_a_rule_without_history_never_folds():
@@ -751,8 +752,3 @@ def test_a_refresh_is_two_eigendecompositions():
     memory = removable(1)
     memory.remember(column(1, 0, 0, 0))
     assert watched(memory.refresh).eigendecompositions() == 2
-
-
-@pytest.mark.parametrize(("d_in", "carried"), [(8, 512), (2048, 512), (4096, 1024), (14336, 2048)])
-def test_wider_keys_are_folded_more_seldom(d_in: int, carried: int):
-    assert keys_per_fold(d_in) == carried

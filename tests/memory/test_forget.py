@@ -135,9 +135,9 @@ def test_forgetting_leaves_the_projector_until_the_next_refresh():
     memory.remember(key)
     memory.refresh()
     memory.forget(key)
-    assert memory.null_space.rank == 3, "the projector of the refresh"
+    assert memory.rank == 3, "the projector of the refresh"
     memory.refresh()
-    assert memory.null_space.rank == 4, "history is empty again"
+    assert memory.rank == 4, "history is empty again"
 
 
 def test_after_forgetting_a_refresh_falls_due_no_later_than_refresh_every_edits_on():
@@ -220,8 +220,17 @@ def test_forgetting_keys_since_the_last_fold_needs_no_eigendecomposition():
     assert watched(lambda: memory.forget(column(0, 0, 3, 0))).eigendecompositions() == 0
 
 
-def test_forgetting_folded_keys_is_one_eigendecomposition_for_all_of_them():
+def test_forgetting_folded_keys_is_one_eigendecomposition_for_all_of_them_and_one_of_the_energies_left():
     memory = two_of_three_folded()
     everything = torch.cat([eye(4)[:, :2], column(0, 0, 3, 0)], dim=1)
-    assert watched(lambda: memory.forget(everything)).eigendecompositions() == 1
+    assert watched(lambda: memory.forget(everything)).eigendecompositions() == 2
     assert memory.n_written == 0
+
+
+def test_as_many_keys_as_there_are_can_be_forgotten_at_once():
+    memory, fresh = (AssociativeMemory(0.001 * eye(5), rule_of("betaedit", ridge=1.0)) for _ in range(2))
+    keys = torch.randn(5, 300, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    memory.remember(keys)
+    memory.forget(keys)
+    wanted = fresh.solve(keys[:, :1], column(1.0)).dense()
+    assert relative_error(memory.solve(keys[:, :1], column(1.0)).dense(), wanted) < 1e-9

@@ -1,4 +1,4 @@
-"""A basis in single precision: the same updates to 1e-6, given a null space and a ridge."""
+"""A root in single precision: the same updates to 1e-6, given a null space and a ridge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOPS = [-1.0, 0.0, 1.0, 2.0]
 
 
 def both(name: str, top: float) -> tuple[AssociativeMemory, DenseMemory, Tensor]:
-    """A memory with a basis in single precision, the dense one, and 620 keys in the spectrum of a language model."""
+    """A memory with a root in single precision, the dense one, and 620 keys in the spectrum of a language model."""
     moment, keys, threshold = steep_space(top, n_keys=620)
     rule = rule_of(name, leakage_weight=1000.0, ridge=10.0, nullspace_threshold=threshold)
     dense = DenseMemory(name, moment, lambda1=1000.0, lambda2=10.0, threshold=threshold)
@@ -52,7 +52,7 @@ def test_a_refreshed_projector_is_as_exact(name: str):
     for each in (memory, dense):
         each.refresh()
     assert error(memory, dense, keys[:, 600:604]) < 1e-6
-    assert memory.null_space.basis.dtype == torch.float32
+    assert memory.root.matrix.dtype == torch.float32
 
 
 @pytest.mark.parametrize("top", TOPS)
@@ -73,7 +73,7 @@ def test_factors_are_in_double_all_the_same():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
-def test_a_basis_in_any_other_type_is_refused(dtype: torch.dtype):
+def test_a_root_in_any_other_type_is_refused(dtype: torch.dtype):
     with pytest.raises(ConfigError, match="is not supported") as caught:
         AssociativeMemory(0.001 * torch.eye(4), rule_of("betaedit"), basis_dtype=dtype)
     assert caught.value.mend == "Use torch.float64 or torch.float32."

@@ -76,7 +76,7 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
 
         taken, update = _timed_updates(ours, keys, residuals, device)
         found = update.dense()
-        kept = memory.null_space.rank
+        kept = memory.rank
         read = 2 * width * kept * basis.itemsize
         rows.append(
             Row(
@@ -249,9 +249,9 @@ def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
 def growth(
     width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: torch.device | str = "cpu"
 ) -> list[Row]:
-    """One layer's update after so many synthetic keys: the mean of twenty, beside that after 100.
+    """One layer's update after so many synthetic keys, beside that after 100: the mean until as many are folded again.
 
-    Last, what the folds that fall due now and then add to each update on average.
+    Each has one fold among its updates. Last, the share that this has in every one of them.
     """
     config = make_config({})
     memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))
@@ -261,18 +261,22 @@ def growth(
         while memory.n_written < count:
             missing = min(count - memory.n_written, 256)
             memory.remember(torch.randn(width, missing, generator=generator).to(device))
-        keys = torch.randn(width, 20, generator=generator).to(device)
-        residuals = torch.randn(width // _D_OUT_SHARE, 20, generator=generator).to(device)
+        keys = torch.randn(width, memory.fold_after, generator=generator).to(device)
+        residuals = torch.randn(width // _D_OUT_SHARE, memory.fold_after, generator=generator).to(device)
 
         def work(keys: Tensor = keys, residuals: Tensor = residuals) -> None:
             for at in range(keys.shape[1]):
                 memory.solve(keys[:, at : at + 1], residuals[:, at : at + 1])
                 memory.remember(keys[:, at : at + 1])
 
+        before = memory.snapshot()
         taken = seconds(work, device=device) / keys.shape[1]
+        memory.restore(before)
         details = {"bytes": memory.nbytes, "d_in": width}
         hundredth = next((row.ours_seconds for row in rows if row.details["keys"] == _HISTORY), None)
         rows.append(Row(f"update after {count} keys", taken, hundredth, details={"keys": count, **details}))
+    memory.fold()
+    memory.carry(torch.randn(width, memory.fold_after, generator=generator).to(device))
     share = seconds(memory.fold, device=device) / memory.fold_after
     details = {"keys": memory.n_written, "keys_per_fold": memory.fold_after, "d_in": width}
     return [*rows, Row("share of a fold in an update", share, details=details)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from betaedit.memory.associative import keys_per_fold
+from betaedit.memory.associative import KEYS_PER_FOLD
 from betaedit.models.copies import COPIED_BYTES
 
 _SINGLE = 4
@@ -35,7 +35,7 @@ def most_of_a_solver(d_in: int) -> int:
     own until the next batch begins.
     """
     basis_moment_history = (8 + 4 + 8) * d_in**2
-    return basis_moment_history + 16 * d_in + 8 * (d_in + d_in) * keys_per_fold(d_in)
+    return basis_moment_history + 8 * (d_in + d_in) * KEYS_PER_FOLD
 
 
 def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:

@@ -1,11 +1,12 @@
 """The linear associative memory of one matrix: what is protected, and the update that writes new keys.
 
 Notation (docs/methods.md): ``C0`` second moment, ``H = sum K K^T`` history, ``Q = U U^T`` projector,
-``C = lambda1 C0 + H``, ``K~ = U^T K``, ``D`` diagonal. The rule
-``Delta = R K^T U (lambda2 I + U^T (K K^T + C) U)^-1 U^T`` is solved without ever factorizing a d x d matrix per edit:
-``U`` is turned so that ``lambda2 I + U^T C U`` is the diagonal ``D`` at the last fold, and keys written since then are
-a low-rank term beside it (``system.py``). A fold needs ``D`` and those keys alone, so ``C0`` and ``H`` are kept only
-under a rule that cuts new projectors from them. The equality form is solved with the same system.
+``C = lambda1 C0 + H``, ``M = lambda2 I + U^T C U``. The rule
+``Delta = R K^T U (U^T K K^T U + M)^-1 U^T`` is solved without ever factorizing a d x d matrix per edit: ``A`` with
+``A A^T = U M^-1 U^T``, of the last fold, is kept (``root.py``). In its coordinates ``M`` is the identity, and keys
+written since then are a low-rank term beside that (``system.py``). A fold needs ``A`` and those keys alone, so ``C0``
+and ``H`` are kept only under a rule that cuts new projectors from them. The equality form is solved with the same
+system.
 """
 
 from __future__ import annotations
@@ -14,52 +15,47 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from betaedit.errors import ConfigError, MethodError, NumericalError, NumericalWarning, ShapeError
+from betaedit.errors import ConfigError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory.columns import Columns
 from betaedit.memory.projector import NullSpace, build_null_space
+from betaedit.memory.root import InverseRoot, not_remembered
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.system import Extension, GrowingSystem
 from betaedit.memory.update import Update
 
-_LEAST_CARRIED, _CARRIED_SHARE = 512, 4
+KEYS_PER_FOLD = 128
+"""How many keys are carried before a fold, if nothing else is said: a key costs as much whenever it is folded, and
+carrying more of them makes an edit dearer by ``1 / m`` each."""
+
 _MATRIX = 2
 _RELATIVE_FLOOR = 1e-12
 _RELATIVE_ROUNDING = 1e-6
 _RELATIVE_DEBT = 1e-4
 
 
-def keys_per_fold(d_in: int) -> int:
-    """How many keys of this width are carried before a fold, if nothing else is said.
-
-    The largest power of two within a quarter of the width, 512 at least. Each key carried makes an edit dearer by
-    ``1 / d_in`` to ``1.5 / d_in``, and a fold costs O(d_in^3): carrying more as matrices grow keeps its share of an
-    edit from growing.
-    """
-    return max(_LEAST_CARRIED, (1 << (d_in // _CARRIED_SHARE).bit_length()) // 2)
-
-
 class AssociativeMemory:
     """The state of one edited matrix under one rule; the caller owns it.
 
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
-    smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``U`` in float64, ``4 d m + 8 d r`` in float32 with the
-    ``r <= m / 4`` strong directions of ``NullSpace``; ``16 m`` for ``D`` and the eigenvalues; ``8 (d + m) c`` for keys
-    and low-rank term; ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
+    smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``A`` in float64, ``4 d m + 8 d r`` in float32 with the
+    ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + m) c`` for keys and low-rank term;
+    ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
     projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was
     folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
         rule: The terms switched on.
-        fold_after: How many written keys are carried as low-rank columns before they are folded into the diagonal;
-            ``keys_per_fold`` of the width by default. Changes the cost and nothing else.
-        basis_dtype: Type of ``U``. float32 halves its bytes and those read per edit. Under a rule with a null space
+        fold_after: How many written keys are carried as low-rank columns before they are folded into ``A``. Changes the
+            cost and nothing else.
+        basis_dtype: Type of ``A``. float32 halves its bytes and those read per edit. Under a rule with a null space
             and a ridge updates then agree with the formula to 1e-6, without them worse
             (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
 
@@ -74,7 +70,7 @@ class AssociativeMemory:
         moment: Float[Tensor, "d_in d_in"],
         rule: MemoryRule,
         *,
-        fold_after: int | None = None,
+        fold_after: int = KEYS_PER_FOLD,
         basis_dtype: torch.dtype = torch.float64,
     ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
@@ -86,8 +82,7 @@ class AssociativeMemory:
         self.rule = rule
         self.n_written = 0
         self.last_refresh = 0
-        self.null_space: NullSpace
-        self.fold_after = keys_per_fold(len(moment)) if fold_after is None else fold_after
+        self.fold_after = fold_after
         self._basis_dtype = basis_dtype
         self._moment = moment if rule.projector == "refreshed" else None
         self._history: Float[Tensor, "d_in d_in"] | None = None
@@ -95,19 +90,22 @@ class AssociativeMemory:
         self._keys: Columns
         self._system: GrowingSystem
         space, energies = self._first_space(moment)
-        self._install(space, GrowingSystem(self._positive(energies)))
+        self._install(InverseRoot.of(space, self._positive(energies), basis_dtype))
 
     @property
     def d_in(self) -> int:
         """Width of the keys."""
-        return self.null_space.basis.shape[0]
+        return self.root.matrix.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """How many directions are kept."""
+        return self.root.matrix.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held, ``C0`` included even where its owner shares it; the formula is above."""
-        space = self.null_space
-        held = [space.basis, space.eigenvalues, space.strong, self._system.diagonal]
-        held += [self._keys.buffer, self._system.columns.buffer]
+        held = [self.root.matrix, self.root.strong, self._keys.buffer, self._system.columns.buffer]
         held += [matrix for matrix in (self._moment, self._history) if matrix is not None]
         if self._solved is not None:
             keys, extension = self._solved
@@ -126,11 +124,11 @@ class AssociativeMemory:
         form writes along ``keys`` and, given other keys in ``reached``, has the residuals hold at those (ROME does).
         Law: equals the formula of the rule's form (``MemoryRule``).
         Raises: ShapeError before any work; NumericalError when the system is not positive definite.
-        Cost: two readings of ``U`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
+        Cost: two readings of ``A`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
         since the last fold.
         """
         self._check(keys, residuals)
-        right = self.null_space.lift(self._directions(self._cast(keys), reached))
+        right = self.root.lift(self._directions(self._cast(keys), reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -167,20 +165,19 @@ class AssociativeMemory:
         Folded keys are known by their sum alone, so the caller vouches for those: a key never remembered is refused
         when it is not carried and none are folded, or when history has not the energy to give.
         Raises: MethodError for keys that were not remembered, ShapeError; a refused call forgets nothing.
-        Cost: O((d_in + n) m n) for keys since the last fold; one eigendecomposition when any was folded before.
+        Cost: O((d_in + n) m n) for keys since the last fold; the system's eigenvalues when any was folded before.
         """
         self.check_keys(keys)
         if self.rule.history:
             keys = self._cast(keys)
             kept, folded = self._locate(keys)
             if folded.shape[1] > self.n_written - len(self._keys):
-                raise _unknown()
-            if folded.shape[1] > 0:
-                self._fold(self._keys.matrix[:, kept], folded)
-            else:
-                self._carry_only(self._keys.matrix[:, kept])
+                raise not_remembered()
+            root, history = self._without(folded), self._history_with(folded, -1)
+            self._carry_only(self._keys.matrix[:, kept], root)
+            self._history = history
         elif keys.shape[1] > self.n_written:
-            raise _unknown()
+            raise not_remembered()
         self.n_written -= keys.shape[1]
         self.last_refresh = min(self.last_refresh, self.n_written)
 
@@ -189,7 +186,7 @@ class AssociativeMemory:
 
         Law: as ``refresh`` where due and ``remember`` for one batch after the other, but for rounding.
         Raises: as ``remember``.
-        Cost: the last of the refreshes and one fold, however many keys.
+        Cost: the last of the refreshes, and the folds.
         """
         keys, refreshed = [], 0
         for batch in batches:
@@ -199,18 +196,17 @@ class AssociativeMemory:
             self.n_written += batch.shape[1]
             if self.rule.history:
                 keys.append(self._cast(batch))
-        count, none = self.n_written, self._keys.matrix
-        written = torch.cat([none, *keys], dim=1)
+        count = self.n_written
+        written = torch.cat([self._keys.matrix, *keys], dim=1)
         if refreshed:
             self.n_written = refreshed
-            self._history = self._history_with(written[:, :refreshed], none)
+            self._history = self._history_with(written[:, :refreshed])
             self.refresh()
-            self.n_written = count
             written = written[:, refreshed:]
-        if written.shape[1] >= self.fold_after:
-            self._fold(written, none)
-        elif written.shape[1] > 0:
-            self._carry_only(written)
+        self.n_written = count - written.shape[1]
+        for some in torch.split(written, self.fold_after, dim=1):
+            self.remember(some)
+        self.n_written = count
 
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
@@ -245,10 +241,11 @@ class AssociativeMemory:
         return len(self._keys) >= self.fold_after
 
     def fold(self) -> None:
-        """Move the carried keys into the diagonal: one eigendecomposition; later updates are the same."""
+        """Move the ``n`` carried keys into ``A``; later updates are the same. Cost: O(d_in m n)."""
         if len(self._keys) > 0:
-            carried = self._keys.matrix
-            self._fold(carried, carried[:, :0])
+            root, history = self.root.with_keys(self._keys.matrix), self._history_with(self._keys.matrix)
+            self._install(root)
+            self._history = history
 
     def refresh_due(self) -> bool:
         """Whether the rule asks for a new projector before the next edit."""
@@ -281,11 +278,10 @@ class AssociativeMemory:
         energies, rotation = torch.linalg.eigh(
             space.basis.T @ (self._protected(moment, self.rule.leakage_weight) @ space.basis)
         )
-        system = GrowingSystem(self._positive(energies))
-        carried = self._keys.matrix
-        turned = space.turned(rotation)
-        history = self._history_with(carried, carried[:, :0])
-        self._install(turned, system)
+        turned = replace(space, basis=space.basis @ rotation)
+        root = InverseRoot.of(turned, self._positive(energies), self._basis_dtype)
+        history = self._history_with(self._keys.matrix)
+        self._install(root)
         self._history = history
 
     def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
@@ -306,29 +302,27 @@ class AssociativeMemory:
             protected.add_(self._history, alpha=weight)
         return protected.addmm_(self._keys.matrix, self._keys.matrix.T, alpha=weight)
 
-    def _fold(self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]) -> None:
-        """Carry no key; the diagonal and history gain ``entering`` and lose ``leaving``."""
-        space, diagonal = self.null_space, self._system.diagonal
-        gained, lost = space.project(entering), space.project(leaving)
-        energies = torch.diag(diagonal - self.rule.ridge).addmm_(gained, gained.T).addmm_(lost, lost.T, alpha=-1)
-        values, rotation = torch.linalg.eigh(energies)
-        # lambda1 C0 + H has no negative energy; with a float32 basis keys come back to a few digits less.
-        if lost.numel() > 0 and float(values[0]) < -_RELATIVE_DEBT * float(diagonal.max()):
-            raise _unknown()
-        system = GrowingSystem(self._positive(values))
-        turned = space.turned(rotation)
-        history = self._history_with(entering, leaving)
-        self._install(turned, system)
-        self._history = history
+    def _without(self, keys: Float[Tensor, "d_in g"]) -> InverseRoot:
+        """``A`` without ``keys`` that were folded. Raises: MethodError when history has not the energy to give."""
+        root = self.root
+        if keys.shape[1] == 0:
+            return root
+        for some in torch.split(keys, KEYS_PER_FOLD, dim=1):
+            root = root.without_keys(some)
+        if self.rule.ridge > 0:
+            weakest, strongest = root.energies()
+            # lambda1 C0 + H has no negative energy; with a float32 basis keys come back to a few digits less.
+            debt = _RELATIVE_DEBT * max(strongest, float((keys * keys).sum(dim=0).max()))
+            if weakest < self.rule.ridge - debt:
+                raise not_remembered()
+        return root
 
-    def _history_with(
-        self, entering: Float[Tensor, "d_in n"], leaving: Float[Tensor, "d_in g"]
-    ) -> Float[Tensor, "d_in d_in"] | None:
-        """``H`` with some keys more and others less; a new matrix, so that a failure leaves the old one."""
-        if self._moment is None or entering.numel() + leaving.numel() == 0:
+    def _history_with(self, keys: Float[Tensor, "d_in n"], times: int = 1) -> Float[Tensor, "d_in d_in"] | None:
+        """``H`` with ``keys`` that many times more; a new matrix, so that a failure leaves the old one."""
+        if self._moment is None or keys.numel() == 0:
             return self._history
-        history = entering.new_zeros(self.d_in, self.d_in) if self._history is None else self._history
-        return history.addmm(entering, entering.T).addmm_(leaving, leaving.T, alpha=-1)
+        history = keys.new_zeros(self.d_in, self.d_in) if self._history is None else self._history
+        return history.addmm(keys, keys.T, alpha=times)
 
     def _positive(self, energies: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """``lambda2 + energies``, raised where rounding took it below zero."""
@@ -345,18 +339,18 @@ class AssociativeMemory:
             warnings.warn(text, NumericalWarning, stacklevel=3)
         return diagonal.clamp(min=floor)
 
-    def _install(self, space: NullSpace, system: GrowingSystem) -> None:
-        """Take ``system`` in the basis of ``space``, with no key carried yet."""
-        self.null_space = space.to(self._basis_dtype)
-        self._system = system
-        self._keys = Columns(system.diagonal, self.d_in)
+    def _install(self, root: InverseRoot) -> None:
+        """Take ``root``, with no key carried yet."""
+        self.root = root
+        self._system = GrowingSystem(root.strong, self.rank)
+        self._keys = Columns(root.strong, self.d_in)
         self._solved = None
 
-    def _carry_only(self, keys: Float[Tensor, "d_in n"]) -> None:
-        """Make ``keys`` all that is carried beside the diagonal."""
-        system = GrowingSystem(self._system.diagonal)
-        system.extend(system.extension(self.null_space.project(keys)))
-        self._install(self.null_space, system)
+    def _carry_only(self, keys: Float[Tensor, "d_in n"], root: InverseRoot) -> None:
+        """Make ``keys`` all that is carried beside ``root``."""
+        extension = GrowingSystem(root.strong, self.rank).extension(root.project(keys))
+        self._install(root)
+        self._system.extend(extension)
         self._keys.append(keys)
 
     def _directions(
@@ -367,14 +361,14 @@ class AssociativeMemory:
         if self.rule.form == "ridge":
             return extension.solution
         if reached is not None:
-            return extension.constrained(self.null_space.project(self._cast(reached)).T @ extension.unextended)
+            return extension.constrained(self.root.project(self._cast(reached)).T @ extension.unextended)
         slack = self.rule.slack if keys.shape[1] > 1 else 0.0
         return extension.constrained(extension.gram + slack * torch.eye(keys.shape[1]).to(keys))
 
     def _extension(self, keys: Float[Tensor, "d_in b"]) -> Extension:
         """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
         if self._solved is None or not torch.equal(self._solved[0], keys):
-            self._solved = keys.clone(), self._system.extension(self.null_space.project(keys))
+            self._solved = keys.clone(), self._system.extension(self.root.project(keys))
         return self._solved[1]
 
     def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:
@@ -391,7 +385,7 @@ class AssociativeMemory:
         return kept, torch.stack(folded, dim=1) if folded else keys[:, :0]
 
     def _cast(self, keys: Tensor) -> Float[Tensor, "d_in b"]:
-        return keys.to(self._system.diagonal)
+        return keys.to(self.root.strong)
 
     def _check(self, keys: Tensor, residuals: Tensor) -> None:
         self.check_keys(keys)
@@ -399,9 +393,3 @@ class AssociativeMemory:
             raise ShapeError(
                 f"{keys.shape[1]} keys but {residuals.shape[-1]} residuals.", mend="Give one column of each per fact."
             )
-
-
-def _unknown() -> MethodError:
-    return MethodError(
-        "not all of these keys are among those remembered.", mend="Forget keys with the values they were written with."
-    )

@@ -1,7 +1,7 @@
 """A positive definite system that grows by a low-rank term, kept as its inverse.
 
-``M = D + B B^T`` with ``D`` diagonal and a column of ``B`` per key. Its inverse is ``D^-1 - V V^T``, and a new batch of
-columns ``P`` gives ``V`` just as many: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
+``M = I + B B^T`` with a column of ``B`` per key. Its inverse is ``I - V V^T``, and a new batch of columns ``P`` gives
+``V`` just as many: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
 ``(M + P P^T)^-1 = M^-1 - (Y L^-T) (Y L^-T)^T``. So ``B`` and its ``n x n`` system need not be kept.
 """
 
@@ -56,15 +56,15 @@ class Extension:
 
 
 class GrowingSystem:
-    """``D + B B^T`` in ``m`` dimensions, float64.
+    """``I + B B^T``, float64.
 
     Args:
-        diagonal: ``D`` (m,), positive.
+        like: A tensor of the type and on the device wanted.
+        size: How many dimensions it has, ``m``.
     """
 
-    def __init__(self, diagonal: Float[Tensor, " m"]) -> None:
-        self.diagonal = diagonal
-        self.columns = Columns(diagonal, len(diagonal))
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.columns = Columns(like, size)
 
     def fork(self) -> GrowingSystem:
         """The system as it is now, which extending this one leaves as it is; only one of the two may be extended."""
@@ -79,7 +79,7 @@ class GrowingSystem:
         Cost: two readings of ``V``, O(m n b).
         """
         V = self.columns.matrix
-        Y = added / self.diagonal[:, None] - V @ (V.T @ added)
+        Y = added - V @ (V.T @ added)
         gram = added.T @ Y
         corner = torch.eye(len(gram), dtype=added.dtype, device=added.device) + gram
         factor, info = torch.linalg.cholesky_ex(corner)
