@@ -24,13 +24,18 @@ ROWS = {"one": ((0, 1, 2),), "three": ((0, 1), (2, 3), (4, 5)), "many": tuple((r
 
 def problem(anatomy: Anatomy, rows: str = "three") -> tuple[dict[int, LayerCall], Tensor]:
     """Packed prompts from their lookup tokens on: the layers' arguments, and the hidden states entering the first."""
+    return padded_problem(anatomy, rows)[:2]
+
+
+def padded_problem(anatomy: Anatomy, rows: str) -> tuple[dict[int, LayerCall], Tensor, Tensor]:
+    """The same, and where no padding is."""
     prompts = random_prompts((12, 9, 11, 7, 5, 10), (5, 0, 8, 6, 2, 9))
     recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
     chosen = torch.tensor(ROWS[rows])
     prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
     suffix = Pack.of(chosen, prompts.lookup, prompts.lengths)
     state = keep_state(anatomy, recording, prefix, LAYERS)
-    return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start])
+    return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start]), suffix.real
 
 
 def output_and_gradient(run: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +72,25 @@ def runs_leanly(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
 def test_every_family_gives_the_same_states_and_gradients(name: str, attention: str, rows: str):
     assert_the_same(shared_model(name, attention), rows, 1e-5)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
+def test_without_padding_the_states_and_gradients_of_the_rest_are_the_same(name: str, attention: str, rows: str):
+    anatomy = find_anatomy(shared_model(name, attention))
+    calls, hidden, real = padded_problem(anatomy, rows)
+    assert bool(real.all()) == (rows == "one")
+    some = lean_layers(anatomy, calls, hidden, LAYERS, real)
+    for found, expected in zip(
+        output_and_gradient(lambda x: some(x)[real], hidden),
+        output_and_gradient(lambda x: run_layers(anatomy, calls, x, LAYERS.start, LAYERS.stop - 1)[real], hidden),
+        strict=True,
+    ):
+        assert float((found - expected).double().norm() / expected.double().norm()) < 1e-5
+    if name in KIND:
+        assert not some(hidden)[~real].any()
+        with torch.no_grad():
+            assert torch.equal(some(hidden), some(hidden.clone().requires_grad_()).detach())
 
 
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)

@@ -220,7 +220,7 @@ class _Problem:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         """From the hidden states entering ``layers`` to those after them."""
-        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers)
+        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers, self.real)
 
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""

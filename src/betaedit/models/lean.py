@@ -23,7 +23,7 @@ from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
 from betaedit.models.copies import FEW, is_kept_packed
-from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Positions, Projections
+from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Places, Positions, Projections, given_back, taken
 from betaedit.models.narrow import narrow_linears
 from betaedit.models.pack import KeptState
 from betaedit.models.partial import LayerCall, hooks, layer_output, run_layers
@@ -41,7 +41,7 @@ _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lean_layers(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, real: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """What ``run_layers`` computes, as a function of the hidden states and with a gradient for them alone, sooner.
 
@@ -50,16 +50,21 @@ def lean_layers(
         calls: The layers' other arguments, those of a pack.
         hidden: ``(g, width, d)`` such states entering the first of the layers, to try it with.
         layers: Which.
+        real: ``(g, width)`` false on padding, on which nothing need be computed.
     """
-    lean = _read(anatomy, calls, hidden, layers)
+    places = None
+    if real is not None and not bool(real.all()):
+        row, entry = (index.to(hidden.device) for index in real.nonzero(as_tuple=True))
+        places = row, entry
+    lean = _read(anatomy, calls, hidden, layers, places)
 
     def run(hidden: Tensor) -> Tensor:
         if lean is None:
             with narrow_linears(anatomy.layers[layer] for layer in layers):
                 return run_layers(anatomy, calls, hidden, layers.start, layers.stop - 1)
         if not torch.is_grad_enabled():
-            return _forward(hidden, lean)
-        return cast(Tensor, _Run.apply(hidden, lean))  # type: ignore[no-untyped-call]
+            return _forward(hidden, lean, places)
+        return cast(Tensor, _Run.apply(hidden, lean, places))  # type: ignore[no-untyped-call]
 
     return run
 
@@ -87,37 +92,39 @@ def pass_projection(
     return _forward(hidden, [lean[0]._replace(mlp=mlp)])
 
 
-def _forward(hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
+def _forward(hidden: Tensor, layers: Sequence[Layer], places: Places | None = None) -> Tensor:
     """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
-    rows = hidden.flatten(0, 1)
+    rows = taken(hidden, places)
     for layer in layers:
         rows = layer(rows)[0]
-    return rows.view(hidden.shape)
+    return given_back(rows, hidden.shape, places)
 
 
 class _Run(torch.autograd.Function):
     """All layers one after another, and back."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer]) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer], places: Places | None) -> Tensor:
         """``(g, width, d)`` after the last layer."""
-        rows, ctx.backs = hidden.flatten(0, 1), []
+        rows, ctx.backs, ctx.places = taken(hidden, places), [], places
         for layer in layers:
             rows, back = layer(rows)
             ctx.backs.append(back)
-        return rows.view(hidden.shape)
+        return given_back(rows, hidden.shape, places)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """``(g, width, d)`` before the first."""
-        rows = gradient.flatten(0, 1)
+        rows = taken(gradient, ctx.places)
         for back in reversed(ctx.backs):
             rows = back(rows)
-        return rows.view(gradient.shape), None
+        return given_back(rows, gradient.shape, ctx.places), None, None
 
 
-def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> list[Layer] | None:
+def _read(
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, places: Places | None = None
+) -> list[Layer] | None:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
@@ -125,11 +132,12 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     lean: list[Layer] = []
     for layer in layers:
         module = anatomy.layers[layer]
-        one = _layer_of(module, calls[layer], layer, shared)
+        one = _layer_of(module, calls[layer], layer, shared, places)
         if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
         lean.append(one)
-    few = torch.is_grad_enabled() and hidden.shape[:2].numel() <= FEW
+    n = hidden.shape[:2].numel() if places is None else len(places[0])
+    few = torch.is_grad_enabled() and n <= FEW
     if few and is_kept_packed(linear.weight for layer in lean for linear in layer.linears):
         return [layer.packed() for layer in lean]
     return lean
@@ -166,7 +174,13 @@ def _is_watched(module: nn.Module) -> bool:
     return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
-def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, ...], Positions]) -> Layer | None:
+def _layer_of(
+    layer: Any,
+    call: LayerCall,
+    index: int,
+    shared: dict[tuple[int, ...], Positions],
+    places: Places | None = None,
+) -> Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]
@@ -189,7 +203,7 @@ def _layer_of(layer: Any, call: LayerCall, index: int, shared: dict[tuple[int, .
         return None
     arguments = (id(angles[0]), id(mask), kv, share)
     if arguments not in shared:
-        shared[arguments] = Positions.of(angles, mask, (kv, share))
+        shared[arguments] = Positions.of(angles, mask, (kv, share), places)
     first, second, *head_norms = (Norm.of(norm) for norm in norms)
     mixing = (attention.scaling, attention.head_dim, cache, index, shared[arguments])
     return Layer(
@@ -209,7 +223,7 @@ def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> b
     """Whether the lean layer adds to the states what the model's own adds, and the same to their gradient."""
     with torch.enable_grad():
         hidden = hidden.clone().requires_grad_()
-        both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, [lean])]  # type: ignore[no-untyped-call]
+        both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, [lean], None)]  # type: ignore[no-untyped-call]
         slope = both[0].detach().roll(1, -1)
         slopes = [torch.autograd.grad(output, hidden, slope)[0] for output in both]
     tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)

@@ -17,36 +17,47 @@ from betaedit.models.copies import packed, packed_product
 
 Back = Callable[[Tensor], Tensor]
 Pause = Callable[[Tensor], None]
+Places = tuple[Tensor, Tensor]
 
 
 class Positions(NamedTuple):
     """What the layers of one run share.
 
     Args:
-        cosines: ``(g * width, 1, head_dim)`` of the rotary angles.
+        cosines: ``(n, 1, head_dim)`` of the rotary angles.
         sines: Likewise, those of the first half negated.
         mask: ``(g * kv, h / kv * width, prior + width)``, added to attention scores.
+        grid: ``(g, width)``: attention runs over so many rows of so many entries.
+        places: Row and entry of each of the ``n`` positions there; all of them, one row after the other, without.
     """
 
     cosines: Tensor
     sines: Tensor
     mask: Tensor
+    grid: tuple[int, int]
+    places: Places | None
 
     @classmethod
-    def of(cls, angles: tuple[Tensor, Tensor], mask: Tensor, heads: tuple[int, int]) -> Positions:
+    def of(
+        cls,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor,
+        heads: tuple[int, int],
+        places: Places | None = None,
+    ) -> Positions:
         """From a layer's arguments and its ``(kv, h / kv)`` heads.
 
         Angles are two of ``(g or 1, width, head_dim)``; a mask ``(g, 1, width, prior + width)`` is added or allows.
         """
         g, width = mask.shape[0], mask.shape[2]
-        cosines, sines = (each.expand(g, -1, -1).reshape(g * width, 1, -1) for each in angles)
+        cosines, sines = (taken(each.expand(g, -1, -1), places)[:, None] for each in angles)
         half = sines.shape[-1] // 2
         sines = torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=cosines.dtype).masked_fill_(~mask, torch.finfo(cosines.dtype).min)
         kv, share = heads
         mask = mask[:, :, None].expand(-1, kv, share, -1, -1).reshape(g * kv, share * width, -1)
-        return cls(cosines, sines, mask.to(cosines.dtype))
+        return cls(cosines, sines, mask.to(cosines.dtype), (g, width), places)
 
     def turn(self, heads: Tensor) -> Tensor:
         """``heads`` ``(n, h, head_dim)`` turned by the angles."""
@@ -55,6 +66,14 @@ class Positions(NamedTuple):
     def turn_back(self, gradient: Tensor) -> Tensor:
         """The gradient before ``turn``."""
         return (gradient * self.cosines).add_((gradient * self.sines).roll(gradient.shape[-1] // 2, -1))
+
+    def by_heads(self, rows: Tensor) -> Tensor:
+        """``(n, h, dim)`` as ``(g, h, width, dim)``, zero where no position is."""
+        return given_back(rows, (*self.grid, *rows.shape[1:]), self.places).transpose(1, 2)
+
+    def by_positions(self, heads: Tensor) -> Tensor:
+        """``(g, h, width, dim)`` as ``(n, h, dim)``."""
+        return taken(heads.transpose(1, 2), self.places)
 
 
 @dataclass(frozen=True)
@@ -196,28 +215,27 @@ class Attention:
         The way back gives ``(n, h + 2 kv, head_dim)``, of all three.
         """
         kv, dim = values.shape[1:]
-        h, g = turned.shape[1] - kv, len(self.positions.mask) // kv
-        both = _by_heads(turned, g)
+        h, (g, width) = turned.shape[1] - kv, self.positions.grid
+        both = self.positions.by_heads(turned)
         queries = both[:, :h].reshape(g * kv, -1, dim)
-        new = both[:, h:], _by_heads(values, g)
+        new = both[:, h:], self.positions.by_heads(values)
         if self.cache is not None:
             new = self.cache.update(*new, self.index)
         keys, all_values = (each.reshape(g * kv, -1, dim) for each in new)
-        width = both.shape[2]
         prior = keys.shape[1] - width
         scores = torch.baddbmm(self.positions.mask, queries, keys.transpose(1, 2), alpha=self.scaling)
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
         def back(gradient: Tensor) -> Tensor:
-            slope = _by_heads(_heads(gradient, dim), g).reshape(g * kv, -1, dim)
+            slope = self.positions.by_heads(_heads(gradient, dim)).reshape(g * kv, -1, dim)
             value_slope = torch.bmm(shares[:, :, prior:].transpose(1, 2), slope)
             slope = torch.bmm(slope, all_values.transpose(1, 2))
             slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
             key_slope = self._scaled(slope[:, :, prior:].transpose(1, 2), queries)
             slopes = (self._scaled(slope, keys), key_slope, value_slope)
-            return _by_positions(torch.cat([each.view(g, -1, width, dim) for each in slopes], dim=1))
+            return self.positions.by_positions(torch.cat([each.view(g, -1, width, dim) for each in slopes], dim=1))
 
-        return _by_positions(torch.bmm(shares, all_values).view(g, h, width, dim)).flatten(1), back
+        return self.positions.by_positions(torch.bmm(shares, all_values).view(g, h, width, dim)).flatten(1), back
 
     def _scaled(self, left: Tensor, right: Tensor) -> Tensor:
         """Batched product, scaled like the scores."""
@@ -296,11 +314,11 @@ def _heads(rows: Tensor, dim: int) -> Tensor:
     return rows.view(len(rows), -1, dim)
 
 
-def _by_heads(rows: Tensor, g: int) -> Tensor:
-    """``(g * width, h, dim)`` as ``(g, h, width, dim)``."""
-    return rows.view(g, -1, *rows.shape[1:]).transpose(1, 2)
+def taken(entries: Tensor, places: Places | None) -> Tensor:
+    """``(n, ...)`` at their places in ``(g, width, ...)``."""
+    return entries.flatten(0, 1).contiguous() if places is None else entries[places]
 
 
-def _by_positions(heads: Tensor) -> Tensor:
-    """``(g, h, width, dim)`` as ``(g * width, h, dim)``."""
-    return heads.transpose(1, 2).flatten(0, 1).contiguous()
+def given_back(rows: Tensor, shape: Sequence[int], places: Places | None) -> Tensor:
+    """``(n, ...)`` in their places in ``shape`` ``(g, width, ...)``, zero elsewhere."""
+    return rows.view(shape) if places is None else rows.new_zeros(shape).index_put_(places, rows)
