@@ -90,7 +90,7 @@ class EditConfig(BaseModel):
     refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
     refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
     solver_basis: Literal["float64", "float32"] = Field(
-        "float64", description="Type of the null space's basis; float32 halves its bytes, updates agree to 1e-6."
+        "float64", description="Type of the solver's widest matrix; float32 halves its bytes, updates agree to 1e-6."
     )
     equality_slack: NotNegative = Field(
         0.1, description="lambda_e: slack of equality constraints in batches of more than one fact (emmet)."

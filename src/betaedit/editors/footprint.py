@@ -31,11 +31,11 @@ def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size:
 def most_of_a_solver(d_in: int) -> int:
     """The bound of ``AssociativeMemory.nbytes``: every direction kept, keys folded, and room for those before the next.
 
-    The projector is refreshed, and the basis in float64. A batch of several keys that makes a fold due has room of its
+    The projector is refreshed, and the root in float64. A batch of several keys that makes a fold due has room of its
     own until the next batch begins.
     """
-    basis_moment_history = (8 + 4 + 8) * d_in**2
-    return basis_moment_history + 8 * (d_in + d_in) * KEYS_PER_FOLD
+    root_moment_history = (8 + 4 + 8) * d_in**2
+    return root_moment_history + 8 * (d_in + d_in) * KEYS_PER_FOLD
 
 
 def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:

@@ -46,9 +46,8 @@ class AssociativeMemory:
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
     smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``A`` in float64, ``4 d m + 8 d r`` in float32 with the
     ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + m) c`` for keys and low-rank term;
-    ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose
-    projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was
-    folded.
+    ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose projector is refreshed
+    adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
@@ -196,8 +195,8 @@ class AssociativeMemory:
             self.n_written += batch.shape[1]
             if self.rule.history:
                 keys.append(self._cast(batch))
-        count = self.n_written
         written = torch.cat([self._keys.matrix, *keys], dim=1)
+        count = self.n_written
         if refreshed:
             self.n_written = refreshed
             self._history = self._history_with(written[:, :refreshed])
@@ -206,7 +205,6 @@ class AssociativeMemory:
         self.n_written = count - written.shape[1]
         for some in torch.split(written, self.fold_after, dim=1):
             self.remember(some)
-        self.n_written = count
 
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
@@ -356,7 +354,7 @@ class AssociativeMemory:
     def _directions(
         self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None
     ) -> Float[Tensor, "m b"]:
-        """What the residuals are multiplied with, in the basis."""
+        """What the residuals are multiplied with, in the coordinates of ``A``."""
         extension = self._extension(keys)
         if self.rule.form == "ridge":
             return extension.solution
