@@ -167,7 +167,6 @@ class _Problem:
             the KL prompt's lookup token.
         calls: Their other arguments.
         state: Attention state of what precedes the lookup tokens.
-        real: ``(b, width)`` false on padding.
         lookups: ``(b, width)`` one at the lookup tokens, zero elsewhere.
         initial: ``(b, d_out)`` ``h0``, float32.
         targets: The target tokens.
@@ -181,7 +180,6 @@ class _Problem:
     start: Tensor
     calls: dict[int, LayerCall]
     state: PriorState
-    real: Tensor
     lookups: Tensor
     initial: Tensor
     targets: _Targets
@@ -210,7 +208,6 @@ class _Problem:
             start=start,
             calls=suffix.calls(pose.recording, layers, state, prefix),
             state=state,
-            real=suffix.real,
             lookups=lookups,
             initial=start[rows, starts[:, 0]].float(),
             targets=_targets(pose, facts, suffix, start.device),
@@ -220,7 +217,7 @@ class _Problem:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         """From the hidden states entering ``layers`` to those after them."""
-        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers, self.real)
+        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers)
 
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
@@ -251,7 +248,6 @@ class _Problem:
             start=self.start[rows],
             calls=calls,
             state=state,
-            real=self.real[rows.to(self.real.device)],
             lookups=self.lookups[rows],
             initial=self.initial[rows],
             targets=self.targets.take(rows, n),

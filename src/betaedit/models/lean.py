@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,30 +41,27 @@ _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lean_layers(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, real: Tensor | None = None
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
 ) -> Callable[[Tensor], Tensor]:
     """What ``run_layers`` computes, as a function of the hidden states and with a gradient for them alone, sooner.
+
+    Nothing is computed on padding.
 
     Args:
         anatomy: The model, its weights frozen.
         calls: The layers' other arguments, those of a pack.
         hidden: ``(g, width, d)`` such states entering the first of the layers, to try it with.
         layers: Which.
-        real: ``(g, width)`` false on padding, on which nothing need be computed.
     """
-    places = None
-    if real is not None and not bool(real.all()):
-        row, entry = (index.to(hidden.device) for index in real.nonzero(as_tuple=True))
-        places = row, entry
-    lean = _read(anatomy, calls, hidden, layers, places)
+    lean = _read(anatomy, calls, hidden, layers)
 
     def run(hidden: Tensor) -> Tensor:
         if lean is None:
             with narrow_linears(anatomy.layers[layer] for layer in layers):
                 return run_layers(anatomy, calls, hidden, layers.start, layers.stop - 1)
         if not torch.is_grad_enabled():
-            return _forward(hidden, lean, places)
-        return cast(Tensor, _Run.apply(hidden, lean, places))  # type: ignore[no-untyped-call]
+            return _forward(hidden, lean)
+        return cast(Tensor, _Run.apply(hidden, lean))  # type: ignore[no-untyped-call]
 
     return run
 
@@ -88,46 +85,53 @@ def pass_projection(
         handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
-    mlp = replace(lean[0].mlp, pause=lambda entering: pause(entering.view(*hidden.shape[:2], -1)))
-    return _forward(hidden, [lean[0]._replace(mlp=mlp)])
+    (one,), places = lean
+    mlp = replace(one.mlp, pause=lambda entering: pause(given_back(entering, hidden.shape[:2], places)))
+    return _forward(hidden, _Lean([one._replace(mlp=mlp)], places))
 
 
-def _forward(hidden: Tensor, layers: Sequence[Layer], places: Places | None = None) -> Tensor:
+class _Lean(NamedTuple):
+    """Layers as what they compute, and where what they compute is: everywhere without ``places``."""
+
+    layers: Sequence[Layer]
+    places: Places | None
+
+
+def _forward(hidden: Tensor, lean: _Lean) -> Tensor:
     """``(g, width, d)`` after the last of the layers; what they need for the way back is let go."""
-    rows = taken(hidden, places)
-    for layer in layers:
+    rows = taken(hidden, lean.places)
+    for layer in lean.layers:
         rows = layer(rows)[0]
-    return given_back(rows, hidden.shape, places)
+    return given_back(rows, hidden.shape[:2], lean.places)
 
 
 class _Run(torch.autograd.Function):
     """All layers one after another, and back."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, layers: Sequence[Layer], places: Places | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, lean: _Lean) -> Tensor:
         """``(g, width, d)`` after the last layer."""
-        rows, ctx.backs, ctx.places = taken(hidden, places), [], places
-        for layer in layers:
+        rows, ctx.backs, ctx.places = taken(hidden, lean.places), [], lean.places
+        for layer in lean.layers:
             rows, back = layer(rows)
             ctx.backs.append(back)
-        return given_back(rows, hidden.shape, places)
+        return given_back(rows, hidden.shape[:2], lean.places)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """``(g, width, d)`` before the first."""
         rows = taken(gradient, ctx.places)
         for back in reversed(ctx.backs):
             rows = back(rows)
-        return given_back(rows, gradient.shape, ctx.places), None, None
+        return given_back(rows, gradient.shape[:2], ctx.places), None
 
 
-def _read(
-    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range, places: Places | None = None
-) -> list[Layer] | None:
+def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> _Lean | None:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
+    places = _places(calls[layers.start].real, hidden.device)
     shared: dict[tuple[int, ...], Positions] = {}
     lean: list[Layer] = []
     for layer in layers:
@@ -139,8 +143,15 @@ def _read(
     n = hidden.shape[:2].numel() if places is None else len(places[0])
     few = torch.is_grad_enabled() and n <= FEW
     if few and is_kept_packed(linear.weight for layer in lean for linear in layer.linears):
-        return [layer.packed() for layer in lean]
-    return lean
+        lean = [layer.packed() for layer in lean]
+    return _Lean(lean, places)
+
+
+def _places(real: Tensor | None, device: torch.device) -> Places | None:
+    if real is None or bool(real.all()):
+        return None
+    row, entry = (index.to(device) for index in real.nonzero(as_tuple=True))
+    return row, entry
 
 
 def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
@@ -223,7 +234,7 @@ def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> b
     """Whether the lean layer adds to the states what the model's own adds, and the same to their gradient."""
     with torch.enable_grad():
         hidden = hidden.clone().requires_grad_()
-        both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, [lean], None)]  # type: ignore[no-untyped-call]
+        both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, _Lean([lean], None))]  # type: ignore[no-untyped-call]
         slope = both[0].detach().roll(1, -1)
         slopes = [torch.autograd.grad(output, hidden, slope)[0] for output in both]
     tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)

@@ -69,7 +69,7 @@ class Positions(NamedTuple):
 
     def by_heads(self, rows: Tensor) -> Tensor:
         """``(n, h, dim)`` as ``(g, h, width, dim)``, zero where no position is."""
-        return given_back(rows, (*self.grid, *rows.shape[1:]), self.places).transpose(1, 2)
+        return given_back(rows, self.grid, self.places).transpose(1, 2)
 
     def by_positions(self, heads: Tensor) -> Tensor:
         """``(g, h, width, dim)`` as ``(n, h, dim)``."""
@@ -319,6 +319,8 @@ def taken(entries: Tensor, places: Places | None) -> Tensor:
     return entries.flatten(0, 1).contiguous() if places is None else entries[places]
 
 
-def given_back(rows: Tensor, shape: Sequence[int], places: Places | None) -> Tensor:
-    """``(n, ...)`` in their places in ``shape`` ``(g, width, ...)``, zero elsewhere."""
-    return rows.view(shape) if places is None else rows.new_zeros(shape).index_put_(places, rows)
+def given_back(rows: Tensor, grid: Sequence[int], places: Places | None) -> Tensor:
+    """``(n, ...)`` in their places in ``grid``: ``(g, width, ...)``, zero elsewhere."""
+    if places is None:
+        return rows.view(*grid, *rows.shape[1:])
+    return rows.new_zeros(*grid, *rows.shape[1:]).index_put_(places, rows)

@@ -143,7 +143,7 @@ class Pack:
             if id(mask) not in masks:  # layers share their masks
                 masks[id(mask)] = self._mask(mask, recording.prompts, prior)
             plain = LayerCall({key: value for key, value in call.kwargs.items() if key != "attention_mask"})
-            return LayerCall({**plain.map(cut).kwargs, "attention_mask": masks[id(mask)]})
+            return LayerCall({**plain.map(cut).kwargs, "attention_mask": masks[id(mask)]}, self.real)
 
         return {layer: cut_call(recording.calls[layer]) for layer in layers}
 

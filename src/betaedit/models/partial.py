@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,9 +28,15 @@ class ForwardEnded(Exception):  # noqa: N818 - an event, not an error
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments of one decoder layer besides the hidden states, as the model itself passed them."""
+    """The arguments of one decoder layer besides the hidden states, as the model itself passed them.
+
+    Args:
+        kwargs: By name.
+        real: ``(g, width)`` false on padding, of which nothing need be computed; none is told of without.
+    """
 
     kwargs: dict[str, Any]
+    real: Tensor | None = None
 
     @classmethod
     def of(cls, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, LayerCall]:
@@ -42,7 +48,7 @@ class LayerCall:
 
     def map(self, change: Callable[[Any], Any]) -> LayerCall:
         """The same call with ``change`` applied to every argument."""
-        return LayerCall({key: change(value) for key, value in self.kwargs.items()})
+        return replace(self, kwargs={key: change(value) for key, value in self.kwargs.items()})
 
 
 @dataclass(frozen=True)
@@ -167,4 +173,4 @@ def take_rows(calls: dict[int, LayerCall], rows: Tensor, n_rows: int) -> dict[in
         batched = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == n_rows
         return value[rows.to(value.device)] if batched else value
 
-    return {index: call.map(take) for index, call in calls.items()}
+    return {index: replace(call.map(take), real=take(call.real)) for index, call in calls.items()}
