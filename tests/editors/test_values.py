@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_the_value_equals_a_search_with_whole_forward_passes(family: str) -> Non
     reference = plain_value(model.model, model.tokenizer, FACT, settings_of(model, config))
     assert relative(ours.target, reference) < 1e-4
     assert relative(ours.target, ours.initial) > 5e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_value_is_found_where_nothing_comes_before_a_lookup_token(family: str) -> None:
+    """A subject of one token, first in the only context."""
+    model, fact, bare = language_model(family), Fact("{} is in", "a", "Rome"), ("{}",)
+    config = EditConfig(layers=(1, 2), value_steps=8, value_learning_rate=0.05, value_clamp=0.5)
+    posed = pose(model, [fact], bare, config)
+    assert int(posed.lookup.max()) == 0
+    (ours,) = optimize_values(model, posed, config)
+    reference = plain_value(model.model, model.tokenizer, fact, replace(settings_of(model, config), contexts=bare))
+    assert relative(ours.target, reference) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

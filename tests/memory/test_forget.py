@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from betaedit.errors import BetaEditError, MethodError, NumericalError, ShapeError
+from betaedit.errors import BetaEditError, MethodError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory import AssociativeMemory
 from memory.test_associative import (
     LAWS,
@@ -20,6 +20,7 @@ from memory.test_associative import (
     rule_of,
     watched,
 )
+from memory.test_projector import steep_space
 from support.reference import FORGETTING, REMEMBERING, DenseMemory, relative_error
 
 SEQUENCES = settings(derandomize=True, deadline=None, max_examples=40)
@@ -197,9 +198,24 @@ def test_as_many_keys_not_carried_as_were_folded_are_the_most_that_can_be_forgot
 
 def test_a_key_that_history_has_not_the_energy_for_is_refused_and_nothing_changes():
     memory = two_of_three_folded()
-    with pytest.raises(MethodError, match="not all of these keys"):
+    with pytest.warns(NumericalWarning), pytest.raises(MethodError, match="not all of these keys"):
         memory.forget(torch.cat([column(0, 0, 3, 0), column(0, 0, 0, 1)], dim=1))
     assert_nothing_forgotten(memory)
+
+
+@pytest.mark.parametrize("basis_dtype", [torch.float64, torch.float32])
+def test_a_stranger_is_measured_by_its_energy_in_the_null_space(basis_dtype: torch.dtype):
+    """Outside it is a thousand times longer, as keys of real models are."""
+    moment, keys, threshold = steep_space(4.0, n_keys=40)
+    rule = rule_of("betaedit", leakage_weight=0.0, ridge=10.0, nullspace_threshold=threshold)
+    memory = AssociativeMemory(moment, rule, fold_after=1, basis_dtype=basis_dtype)
+    memory.remember(keys[:, :30])
+    stranger = keys[:, 30:31]
+    inside = memory.root.matrix.double() @ torch.linalg.lstsq(memory.root.matrix.double(), stranger).solution
+    assert float(inside.norm()) < 0.01 * float(stranger.norm())
+    with pytest.raises(MethodError, match="not all of these keys"):
+        memory.forget(stranger)
+    memory.forget(keys[:, :1])
 
 
 @pytest.mark.parametrize(

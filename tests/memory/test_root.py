@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from betaedit.errors import MethodError
+from betaedit.errors import MethodError, NumericalWarning
 from betaedit.memory import build_null_space
 from betaedit.memory.root import InverseRoot
-from memory.test_associative import LAWS, spectrum
+from memory.test_associative import LAWS, spectrum, watched
 from memory.test_projector import steep_space
 from support.reference import relative_error
 
@@ -62,9 +62,25 @@ def test_keys_that_the_system_has_not_are_refused():
         plain(torch.eye(3).double()).without_keys(torch.full((3, 1), 0.7, dtype=torch.float64))
 
 
-def test_energies_are_the_ends_of_the_spectrum_of_the_system():
-    root = plain(torch.diag(torch.tensor([1.0, 0.5, 0.1])).double())
-    assert root.energies() == pytest.approx((1.0, 100.0))
+def test_it_has_had_a_key_when_what_is_left_is_no_less_than_the_ridge():
+    root = plain(torch.diag(torch.tensor([0.5, 0.5, 0.1])).double())
+    key = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)
+    assert root.has(key, 4.0)
+    assert not root.has(key, 4.1)
+
+
+def test_many_keys_come_and_go_by_products_of_a_few_of_them():
+    root, keys = plain(torch.eye(6).double()), numbers(6, 300)
+    watch = watched(lambda: root.with_keys(keys).without_keys(keys))
+    assert [side for _, side in watch.factorized] == [128, 128, 44] * 2
+
+
+def test_a_key_that_held_nearly_all_the_energy_leaves_with_a_warning():
+    key = torch.tensor([[1e4], [0.0]], dtype=torch.float64)
+    more = plain(torch.eye(2).double()).with_keys(key)
+    with pytest.warns(NumericalWarning, match="digits are lost"):
+        less = more.without_keys(key)
+    assert relative_error(less.matrix, torch.eye(2)) < 0.1
 
 
 # --- in single precision -------------------------------------------------------------------------------------------
@@ -96,10 +112,20 @@ def test_beside_a_root_in_double_no_strong_direction_is_kept():
 
 
 def test_keys_more_leave_it_in_its_type():
-    root = plain(numbers(8, 5), torch.float32)
-    more = root.with_keys(numbers(8, 3))
+    root, keys = plain(numbers(8, 5), torch.float32), numbers(8, 3)
+    more = root.with_keys(keys)
     assert more.matrix.dtype == torch.float32
-    assert relative_error(more.matrix, plain(root.matrix.double()).with_keys(numbers(8, 0)).matrix) > 0.1
+    assert relative_error(more.matrix, plain(root.matrix.double()).with_keys(keys).matrix) < 1e-6
+
+
+@pytest.mark.parametrize("top", [-1.0, 2.0])
+def test_scaled_by_energies_it_projects_to_six_digits_of_its_norm(top: float):
+    moment, keys, threshold = steep_space(top)
+    space = build_null_space(moment, threshold)
+    energies = 1000 * space.eigenvalues.clamp(min=0) + 10
+    root, exact = (InverseRoot.of(space, energies, dtype) for dtype in (torch.float32, torch.float64))
+    error = (root.project(keys) - exact.project(keys)).norm(dim=0)
+    assert bool((error < 1e-6 * torch.linalg.matrix_norm(exact.matrix, 2) * keys.norm(dim=0)).all())
 
 
 @pytest.mark.parametrize("d", [1024, 8192])

@@ -127,6 +127,15 @@ def test_a_model_with_the_same_parts_that_computes_something_else_runs_by_its_mo
     assert not runs_leanly(model, monkeypatch)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_layer_first_met_with_nothing_in_its_padding_is_judged_by_the_rest(dtype: torch.dtype):
+    """A norm of queries has a gradient beyond half precision at zero, which no real state is."""
+    anatomy = find_anatomy(tiny_model("qwen3").to(dtype).requires_grad_(False))
+    calls, hidden = problem(anatomy)
+    lean_layers(anatomy, calls, hidden.masked_fill(~calls[LAYERS.start].real[:, :, None], 0), LAYERS)
+    assert [lean._trusted.get(anatomy.layers[layer]) for layer in LAYERS] == [True] * len(LAYERS)
+
+
 def hook(model: PreTrainedModel) -> None:
     model.get_submodule("model.layers.2.mlp").register_forward_hook(lambda *_: None)
 

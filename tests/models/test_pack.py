@@ -261,7 +261,7 @@ def test_a_recording_is_extended_without_padding_by_what_a_full_forward_has(
 
 @every_run
 @every_attention
-@some_layouts
+@pytest.mark.parametrize("layout", [THREE, LAYOUTS["lookup at the first token"]], ids=["padded", "nothing before"])
 def test_the_kept_state_is_that_of_the_models_own_cache(name: str, attention: str, layout: Layout, run: RunLayers):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), layout.prompts
     recording = record(anatomy, prompts, run=1, keep=(1,))

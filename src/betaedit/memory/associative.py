@@ -32,12 +32,11 @@ from betaedit.memory.update import Update
 
 KEYS_PER_FOLD = 128
 """How many keys are carried before a fold, if nothing else is said: a key costs as much whenever it is folded, and
-carrying more of them makes an edit dearer by ``1 / m`` each."""
+carrying more of them makes an edit dearer by ``1 / d_in`` each, twice that with a float32 root."""
 
 _MATRIX = 2
 _RELATIVE_FLOOR = 1e-12
 _RELATIVE_ROUNDING = 1e-6
-_RELATIVE_DEBT = 1e-4
 
 
 class AssociativeMemory:
@@ -77,7 +76,7 @@ class AssociativeMemory:
                 f"a second moment is square, not {tuple(moment.shape)}.", mend="Check the statistics file."
             )
         if basis_dtype not in (torch.float64, torch.float32):
-            raise ConfigError(f"a basis of {basis_dtype} is not supported.", mend="Use torch.float64 or torch.float32.")
+            raise ConfigError(f"a root of {basis_dtype} is not supported.", mend="Use torch.float64 or torch.float32.")
         self.rule = rule
         self.n_written = 0
         self.last_refresh = 0
@@ -163,8 +162,11 @@ class AssociativeMemory:
         ``last_refresh`` with it where it would exceed the count. Without history only the count changes.
         Folded keys are known by their sum alone, so the caller vouches for those: a key never remembered is refused
         when it is not carried and none are folded, or when history has not the energy to give.
+        Where a key holds all but a millionth of the energy along some direction, digits are lost, with a warning
+        (``InverseRoot.without_keys``).
         Raises: MethodError for keys that were not remembered, ShapeError; a refused call forgets nothing.
-        Cost: O((d_in + n) m n) for keys since the last fold; the system's eigenvalues when any was folded before.
+        Cost: O((d_in + n) m n) for keys since the last fold, O(d_in m g) for ``g`` folded ones, and under a rule with a
+        ridge one eigendecomposition of the system for these.
         """
         self.check_keys(keys)
         if self.rule.history:
@@ -302,17 +304,11 @@ class AssociativeMemory:
 
     def _without(self, keys: Float[Tensor, "d_in g"]) -> InverseRoot:
         """``A`` without ``keys`` that were folded. Raises: MethodError when history has not the energy to give."""
-        root = self.root
         if keys.shape[1] == 0:
-            return root
-        for some in torch.split(keys, KEYS_PER_FOLD, dim=1):
-            root = root.without_keys(some)
-        if self.rule.ridge > 0:
-            weakest, strongest = root.energies()
-            # lambda1 C0 + H has no negative energy; with a float32 basis keys come back to a few digits less.
-            debt = _RELATIVE_DEBT * max(strongest, float((keys * keys).sum(dim=0).max()))
-            if weakest < self.rule.ridge - debt:
-                raise not_remembered()
+            return self.root
+        root = self.root.without_keys(keys)
+        if self.rule.ridge > 0 and not root.has(keys, self.rule.ridge):
+            raise not_remembered()
         return root
 
     def _history_with(self, keys: Float[Tensor, "d_in n"], times: int = 1) -> Float[Tensor, "d_in d_in"] | None:
@@ -340,13 +336,13 @@ class AssociativeMemory:
     def _install(self, root: InverseRoot) -> None:
         """Take ``root``, with no key carried yet."""
         self.root = root
-        self._system = GrowingSystem(root.strong, self.rank)
-        self._keys = Columns(root.strong, self.d_in)
+        self._system = GrowingSystem(root.like, self.rank)
+        self._keys = Columns(root.like, self.d_in)
         self._solved = None
 
     def _carry_only(self, keys: Float[Tensor, "d_in n"], root: InverseRoot) -> None:
         """Make ``keys`` all that is carried beside ``root``."""
-        extension = GrowingSystem(root.strong, self.rank).extension(root.project(keys))
+        extension = GrowingSystem(root.like, self.rank).extension(root.project(keys))
         self._install(root)
         self._system.extend(extension)
         self._keys.append(keys)
@@ -383,7 +379,7 @@ class AssociativeMemory:
         return kept, torch.stack(folded, dim=1) if folded else keys[:, :0]
 
     def _cast(self, keys: Tensor) -> Float[Tensor, "d_in b"]:
-        return keys.to(self.root.strong)
+        return keys.to(self.root.like)
 
     def _check(self, keys: Tensor, residuals: Tensor) -> None:
         self.check_keys(keys)

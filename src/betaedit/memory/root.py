@@ -11,17 +11,20 @@ in which nothing cancels where ``g`` is small.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from betaedit.errors import MethodError
+from betaedit.errors import MethodError, NumericalWarning
 from betaedit.memory.projector import NullSpace
 
 _BLOCK = 64
 _CHUNK = 16
+_AT_ONCE = 128
+_FEW_DIGITS = 1e-6
 _LEAST = 1e-12
 _DEBT = 1e-4
 
@@ -38,6 +41,11 @@ class InverseRoot:
     matrix: Float[Tensor, "d_in m"]
     strong: Float[Tensor, "d_in r"]
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that all results have, whatever the type of the matrix."""
+        return self.strong
+
     @classmethod
     def of(cls, space: NullSpace, energies: Float[Tensor, " m"], dtype: torch.dtype) -> InverseRoot:
         """``U diag(energies)^(-1/2)``, kept in ``dtype``, for positive energies."""
@@ -50,9 +58,10 @@ class InverseRoot:
     def project(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "m b"]:
         """``A^T K`` in float64.
 
-        Error: with a float32 matrix about 1e-7 of the norm of each key without its strong directions. A key that lies
-        mostly outside the space would lose that much of its small part inside: so the strong directions, orthogonal
-        to the space, are taken out in float64 first, and sums run over blocks of rows that are added in float64.
+        Error: with a float32 matrix less than 1e-6 of its norm times that of a key without its strong directions. A key
+        that lies mostly outside the space would lose that much of its small part inside: so the strong directions,
+        orthogonal to the space, are taken out in float64 first, and sums run over blocks of rows that are added in
+        float64.
         """
         if self.matrix.dtype == torch.float64:
             return self.matrix.T @ keys
@@ -77,21 +86,42 @@ class InverseRoot:
         return self._changed(keys, 1)
 
     def without_keys(self, keys: Float[Tensor, "d_in n"]) -> InverseRoot:
-        """The root for ``M - U^T K K^T U``. Raises: MethodError when that is not positive. Cost: O(d_in m n)."""
+        """The root for ``M - U^T K K^T U``.
+
+        Error: relative to the energy ``e`` that stays of a key's energy ``w`` along some direction, ``(w / e)^1.5``
+        roundings, with a warning when less than a millionth stays.
+        Raises: MethodError when the difference is not positive.
+        Cost: O(d_in m n).
+        """
         return self._changed(keys, -1)
 
-    def energies(self) -> tuple[float, float]:
-        """The least and the most of the system: eigenvalues of ``M``. Cost: O(d_in m^2)."""
+    def has(self, keys: Float[Tensor, "d_in n"], ridge: float) -> bool:
+        """Whether ``M`` had room for ``keys``, of which it is already without, beside ``ridge``.
+
+        Nothing that is protected has a negative energy, but in single precision keys come back to a few digits less.
+        Cost: one eigendecomposition, O(d_in m^2 + m^3).
+        """
         matrix = self.matrix.double()
-        inverse = torch.linalg.eigvalsh(matrix.T @ matrix)
-        return 1 / float(inverse[-1]), 1 / float(inverse[0])
+        inverse, directions = torch.linalg.eigh(matrix.T @ matrix)
+        energies = 1 / inverse.clamp(min=torch.finfo(inverse.dtype).tiny)
+        inside = energies @ (directions.T @ self.project(keys)).square()
+        return float(energies.min()) >= ridge - _DEBT * float(torch.cat([energies, inside]).max())
 
     def _changed(self, keys: Float[Tensor, "d_in n"], sign: int) -> InverseRoot:
+        root = self
+        for some in torch.split(keys, _AT_ONCE, dim=1):
+            root = root._changed_by_few(some, sign)
+        return root
+
+    def _changed_by_few(self, keys: Float[Tensor, "d_in n"], sign: int) -> InverseRoot:
         columns = self.project(keys)
         energies, directions = torch.linalg.eigh(columns.T @ columns)
         changed = 1 + sign * energies
         if bool((changed < -_DEBT).any()):
             raise not_remembered()
+        if bool((changed < _FEW_DIGITS).any()):
+            text = "less than a millionth stays of the energy along a forgotten key: digits are lost."
+            warnings.warn(text, NumericalWarning, stacklevel=2)
         roots = changed.clamp(min=_LEAST).sqrt()
         columns, factors = columns @ directions, -sign / (roots * (1 + roots))
         matrix = self.matrix.double()

@@ -45,7 +45,7 @@ def lean_layers(
 ) -> Callable[[Tensor], Tensor]:
     """What ``run_layers`` computes, as a function of the hidden states and with a gradient for them alone, sooner.
 
-    Nothing is computed on padding.
+    On padding only attention is computed; states there mean nothing.
 
     Args:
         anatomy: The model, its weights frozen.
@@ -236,6 +236,8 @@ def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> b
         hidden = hidden.clone().requires_grad_()
         both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, _Lean([lean], None))]  # type: ignore[no-untyped-call]
         slope = both[0].detach().roll(1, -1)
+        if call.real is not None:  # the gradient of a norm at zero, which padding may be, would hide all others
+            slope = slope.masked_fill(~call.real[:, :, None].to(slope.device), 0)
         slopes = [torch.autograd.grad(output, hidden, slope)[0] for output in both]
     tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)
     # States pass by the layer as they are, and large ones would hide what it does to them.

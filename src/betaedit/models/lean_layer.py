@@ -311,7 +311,7 @@ class Layer(NamedTuple):
 
 def _heads(rows: Tensor, dim: int) -> Tensor:
     """``(n, h * dim)`` as ``(n, h, dim)``."""
-    return rows.view(len(rows), -1, dim)
+    return rows.view(len(rows), rows.shape[1] // dim, dim)
 
 
 def taken(entries: Tensor, places: Places | None) -> Tensor:

@@ -32,7 +32,7 @@ class LayerCall:
 
     Args:
         kwargs: By name.
-        real: ``(g, width)`` false on padding, of which nothing need be computed; none is told of without.
+        real: ``(g, width)`` false on padding, whose states nobody reads; without it all are real.
     """
 
     kwargs: dict[str, Any]
