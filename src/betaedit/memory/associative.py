@@ -187,7 +187,7 @@ class AssociativeMemory:
 
         Law: as ``refresh`` where due and ``remember`` for one batch after the other, but for rounding.
         Raises: as ``remember``.
-        Cost: the last of the refreshes, and the folds.
+        Cost: the last of the refreshes, and O(d_in m n) for ``n`` keys since then.
         """
         keys, refreshed = [], 0
         for batch in batches:
@@ -204,9 +204,11 @@ class AssociativeMemory:
             self._history = self._history_with(written[:, :refreshed])
             self.refresh()
             written = written[:, refreshed:]
-        self.n_written = count - written.shape[1]
-        for some in torch.split(written, self.fold_after, dim=1):
-            self.remember(some)
+        self.n_written = count
+        n_folded = written.shape[1] // self.fold_after * self.fold_after
+        root, history = self.root.with_keys(written[:, :n_folded]), self._history_with(written[:, :n_folded])
+        self._carry_only(written[:, n_folded:], root)
+        self._history = history
 
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""

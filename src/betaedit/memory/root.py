@@ -109,8 +109,8 @@ class InverseRoot:
 
     def _changed(self, keys: Float[Tensor, "d_in n"], sign: int) -> InverseRoot:
         root = self
-        for some in torch.split(keys, _AT_ONCE, dim=1):
-            root = root._changed_by_few(some, sign)
+        for at in range(0, keys.shape[1], _AT_ONCE):
+            root = root._changed_by_few(keys[:, at : at + _AT_ONCE], sign)
         return root
 
     def _changed_by_few(self, keys: Float[Tensor, "d_in n"], sign: int) -> InverseRoot:
