@@ -143,7 +143,8 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
         )
         for name, config, together, found in ways
     ]
-    ours(plain, [], facts)  # what is made once is made before
+    for group in (facts[:1], facts):  # what is made once is made before, for few positions and for many
+        ours(plain, [], group)
     take_turns([reference, *others], facts, model.device)
     rows: list[Row] = []
     for (_, config, together, found), contestant in zip(ways, others, strict=True):
