@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ from betaedit.models.lookup import EncodedPrompts
 
 class ForwardEnded(Exception):  # noqa: N818 - an event, not an error
     """Raised by a hook to end a forward pass once everything of interest has run."""
+
+
+@cache
+def _argument_names(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class LayerCall:
     @classmethod
     def of(cls, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, LayerCall]:
         """The hidden states handed to ``layer``, and the call with every other argument under its name."""
-        names = list(inspect.signature(type(layer).forward).parameters)[1:]
+        names = _argument_names(type(layer).forward)
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         hidden: Tensor = named.pop(names[0])
         return hidden, cls(named)
