@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from betaedit.memory import AssociativeMemory
 from memory.test_associative import LAWS, NAMES, NEVER, Case, cases, column, eye, rule_of, spectrum, watched
-from support.reference import REFRESHING, REMEMBERING
+from support.reference import REFRESHING, REMEMBERING, relative_error
 
 # --- one edit ------------------------------------------------------------------------------------------------------
 
@@ -213,3 +213,5 @@ def test_after_a_fold_the_root_in_use_is_the_only_one():
     memory.remember(column(*range(8)))
     memory.fold()
     assert sum(tensor.shape == (8, 8) for tensor in tensors_in(memory)) == 1
+    root, protected = memory.root.matrix, memory.rule.leakage_weight * eye(8) + column(*range(8)) @ column(*range(8)).T
+    assert relative_error(root @ root.T, torch.linalg.inv(protected)) < 1e-12

@@ -50,7 +50,7 @@ _PUBLISHED = {
 
 
 def solve(width: int, *, config: EditConfig | None = None, device: torch.device | str = "cpu") -> list[Row]:
-    """One layer's edit at ``d_in = width`` with 100 keys written before: float64 and float32 bases.
+    """One layer's edit at ``d_in = width`` with 100 keys written before: float64 and float32 roots.
 
     Timed are the solve, adding its update to a float32 weight, and remembering the key. Each row's ``relative_error``
     is against the float32 reference, ``float64_error`` against the same in float64.
@@ -64,8 +64,8 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     weight = torch.zeros(len(residuals), width, device=device)
     speed = bandwidth(device)
     rows: list[Row] = []
-    for basis in (torch.float64, torch.float32):
-        memory = AssociativeMemory(moment, _rule(config), basis_dtype=basis)
+    for dtype in (torch.float64, torch.float32):
+        memory = AssociativeMemory(moment, _rule(config), basis_dtype=dtype)
         memory.remember(keys[:, :_HISTORY])
 
         def ours(key: Tensor, residual: Tensor, memory: AssociativeMemory = memory) -> Update:
@@ -77,10 +77,10 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
         taken, update = _timed_updates(ours, keys, residuals, device)
         found = update.dense()
         kept = memory.rank
-        read = 2 * width * kept * basis.itemsize
+        read = 2 * width * kept * dtype.itemsize
         rows.append(
             Row(
-                name=f"solve d={width} {str(basis).removeprefix('torch.')}",
+                name=f"solve d={width} {str(dtype).removeprefix('torch.')}",
                 ours_seconds=taken,
                 reference_seconds=dense,
                 relative_error=relative_error(found, expected),

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,14 +80,14 @@ class AssociativeMemory:
         self.n_written = 0
         self.last_refresh = 0
         self.fold_after = fold_after
-        self._basis_dtype = basis_dtype
         self._moment = moment if rule.projector == "refreshed" else None
-        self._history: Float[Tensor, "d_in d_in"] | None = None
-        self._solved: tuple[Float[Tensor, "d_in b"], Extension] | None = None
+        self.root: InverseRoot
+        self._history: Float[Tensor, "d_in d_in"] | None
+        self._solved: tuple[Float[Tensor, "d_in b"], Extension] | None
         self._keys: Columns
         self._system: GrowingSystem
         space, energies = self._first_space(moment)
-        self._install(InverseRoot.of(space, self._positive(energies), basis_dtype))
+        self._install(InverseRoot.of(space.basis, self._positive(energies), space.strong, basis_dtype), None)
 
     @property
     def d_in(self) -> int:
@@ -174,9 +173,7 @@ class AssociativeMemory:
             kept, folded = self._locate(keys)
             if folded.shape[1] > self.n_written - len(self._keys):
                 raise not_remembered()
-            root, history = self._without(folded), self._history_with(folded, -1)
-            self._carry_only(self._keys.matrix[:, kept], root)
-            self._history = history
+            self._install(self._without(folded), self._history_with(folded, -1), self._keys.matrix[:, kept])
         elif keys.shape[1] > self.n_written:
             raise not_remembered()
         self.n_written -= keys.shape[1]
@@ -206,9 +203,8 @@ class AssociativeMemory:
             written = written[:, refreshed:]
         self.n_written = count
         n_folded = written.shape[1] // self.fold_after * self.fold_after
-        root, history = self.root.with_keys(written[:, :n_folded]), self._history_with(written[:, :n_folded])
-        self._carry_only(written[:, n_folded:], root)
-        self._history = history
+        folded, carried = written[:, :n_folded], written[:, n_folded:]
+        self._install(self.root.with_keys(folded), self._history_with(folded), carried)
 
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
@@ -245,9 +241,8 @@ class AssociativeMemory:
     def fold(self) -> None:
         """Move the ``n`` carried keys into ``A``; later updates are the same. Cost: O(d_in m n)."""
         if len(self._keys) > 0:
-            root, history = self.root.with_keys(self._keys.matrix), self._history_with(self._keys.matrix)
-            self._install(root)
-            self._history = history
+            carried = self._keys.matrix
+            self._install(self.root.with_keys(carried), self._history_with(carried))
 
     def refresh_due(self) -> bool:
         """Whether the rule asks for a new projector before the next edit."""
@@ -280,11 +275,9 @@ class AssociativeMemory:
         energies, rotation = torch.linalg.eigh(
             space.basis.T @ (self._protected(moment, self.rule.leakage_weight) @ space.basis)
         )
-        turned = replace(space, basis=space.basis @ rotation)
-        root = InverseRoot.of(turned, self._positive(energies), self._basis_dtype)
-        history = self._history_with(self._keys.matrix)
-        self._install(root)
-        self._history = history
+        dtype = self.root.matrix.dtype
+        root = InverseRoot.of(space.basis @ rotation, self._positive(energies), space.strong, dtype)
+        self._install(root, self._history_with(self._keys.matrix))
 
     def _thresholded(self, moment: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
         """The matrix whose small eigenvalues span the next null space."""
@@ -335,19 +328,19 @@ class AssociativeMemory:
             warnings.warn(text, NumericalWarning, stacklevel=3)
         return diagonal.clamp(min=floor)
 
-    def _install(self, root: InverseRoot) -> None:
-        """Take ``root``, with no key carried yet."""
-        self.root = root
-        self._system = GrowingSystem(root.like, self.rank)
-        self._keys = Columns(root.like, self.d_in)
+    def _install(
+        self,
+        root: InverseRoot,
+        history: Float[Tensor, "d_in d_in"] | None,
+        carried: Float[Tensor, "d_in n"] | None = None,
+    ) -> None:
+        """Take ``root`` and ``history``, and make ``carried`` all that is carried beside them. If it fails, nothing."""
+        keys, system = Columns(root.like, len(root.matrix)), GrowingSystem(root.like, root.matrix.shape[1])
+        if carried is not None and carried.shape[1] > 0:
+            system.extend(system.extension(root.project(carried)))
+            keys.append(carried)
+        self.root, self._history, self._keys, self._system = root, history, keys, system
         self._solved = None
-
-    def _carry_only(self, keys: Float[Tensor, "d_in n"], root: InverseRoot) -> None:
-        """Make ``keys`` all that is carried beside ``root``."""
-        extension = GrowingSystem(root.like, self.rank).extension(root.project(keys))
-        self._install(root)
-        self._system.extend(extension)
-        self._keys.append(keys)
 
     def _directions(
         self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None

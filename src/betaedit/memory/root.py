@@ -19,11 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from betaedit.errors import MethodError, NumericalWarning
-from betaedit.memory.projector import NullSpace
 
 _BLOCK = 64
 _CHUNK = 16
-_AT_ONCE = 128
+_AT_ONCE = 128  # the eigendecomposition of so many keys costs little beside the products with A
 _FEW_DIGITS = 1e-6
 _LEAST = 1e-12
 _DEBT = 1e-4
@@ -35,7 +34,8 @@ class InverseRoot:
 
     Args:
         matrix: ``A`` (d_in, m), float64 or float32.
-        strong: (d_in, r), float64, the strong directions of the space; none beside a float64 matrix.
+        strong: (d_in, r), float64, the strong directions outside the space (``NullSpace``); none beside a float64
+            matrix.
     """
 
     matrix: Float[Tensor, "d_in m"]
@@ -47,13 +47,18 @@ class InverseRoot:
         return self.strong
 
     @classmethod
-    def of(cls, space: NullSpace, energies: Float[Tensor, " m"], dtype: torch.dtype) -> InverseRoot:
-        """``U diag(energies)^(-1/2)``, kept in ``dtype``, for positive energies."""
-        scaled = space.basis / energies.sqrt()
+    def of(
+        cls,
+        basis: Float[Tensor, "d_in m"],
+        energies: Float[Tensor, " m"],
+        strong: Float[Tensor, "d_in r"],
+        dtype: torch.dtype,
+    ) -> InverseRoot:
+        """``U diag(energies)^(-1/2)``, kept in ``dtype``, of a ``basis`` along which ``M`` is ``diag(energies)``."""
+        scaled = basis / energies.sqrt()
         # Row after row in memory, as the blocks of ``project`` need it.
         matrix = scaled.to(dtype, memory_format=torch.contiguous_format)
-        strong = space.strong.new_empty(len(matrix), 0) if dtype == torch.float64 else space.strong
-        return cls(matrix, strong)
+        return cls(matrix, strong.new_empty(len(matrix), 0) if dtype == torch.float64 else strong)
 
     def project(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "m b"]:
         """``A^T K`` in float64.
