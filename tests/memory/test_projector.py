@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from betaedit.errors import NumericalError
-from betaedit.memory import build_null_space
+from betaedit.memory import Spectrum
 from support.reference import reference_projector, relative_error
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -34,7 +34,7 @@ cases = st.builds(moment_and_threshold, st.integers(0, 10**6), st.integers(3, 48
 @given(cases)
 def test_the_basis_is_orthonormal(case: tuple[Tensor, float, int]):
     moment, threshold, rank = case
-    basis = build_null_space(moment, threshold).basis
+    basis = Spectrum.of(moment).null_space(threshold).basis
     torch.testing.assert_close(basis.T @ basis, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -42,7 +42,7 @@ def test_the_basis_is_orthonormal(case: tuple[Tensor, float, int]):
 @given(cases)
 def test_the_basis_diagonalizes_the_moment_into_the_eigenvalues(case: tuple[Tensor, float, int]):
     moment, threshold, _ = case
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     scale = float(torch.linalg.norm(moment))
     rotated = space.basis.T @ moment @ space.basis
     torch.testing.assert_close(rotated, torch.diag(space.eigenvalues), rtol=0, atol=1e-13 * scale)
@@ -52,7 +52,7 @@ def test_the_basis_diagonalizes_the_moment_into_the_eigenvalues(case: tuple[Tens
 @given(cases)
 def test_the_rank_is_the_number_of_eigenvalues_below_the_threshold(case: tuple[Tensor, float, int]):
     moment, threshold, rank = case
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     assert space.rank == rank == space.basis.shape[1] == len(space.eigenvalues)
     assert bool((space.eigenvalues < threshold).all())
 
@@ -63,7 +63,7 @@ def test_the_projector_is_the_one_that_the_official_code_cuts_from_a_singular_va
     case: tuple[Tensor, float, int],
 ):
     moment, threshold, _ = case
-    basis = build_null_space(moment, threshold).basis
+    basis = Spectrum.of(moment).null_space(threshold).basis
     assert relative_error(basis @ basis.T, reference_projector(moment, threshold)) < 1e-9
 
 
@@ -73,35 +73,35 @@ def test_the_share_of_energy_is_the_projected_trace_over_the_trace(case: tuple[T
     moment, threshold, _ = case
     projector = reference_projector(moment, threshold)
     wanted = float(torch.trace(projector @ moment) / torch.trace(moment))
-    assert build_null_space(moment, threshold).energy_share == pytest.approx(wanted, rel=1e-6)
+    assert Spectrum.of(moment).null_space(threshold).energy_share == pytest.approx(wanted, rel=1e-6)
 
 
 def test_without_a_threshold_every_direction_is_kept():
     moment, _, _ = moment_and_threshold(1, 7, 0.5)
-    space = build_null_space(moment, None)
+    space = Spectrum.of(moment).null_space(None)
     assert space.rank == 7
     assert space.energy_share == 1.0
 
 
 def test_an_eigenvalue_on_the_threshold_is_not_kept():
-    space = build_null_space(torch.diag(torch.tensor([0.01, 0.02, 0.03], dtype=torch.float64)), 0.02)
+    space = Spectrum.of(torch.diag(torch.tensor([0.01, 0.02, 0.03], dtype=torch.float64))).null_space(0.02)
     assert space.eigenvalues.tolist() == [0.01]
 
 
 def test_a_moment_in_single_precision_is_decomposed_in_double():
     moment, threshold, rank = moment_and_threshold(2, 12, 0.5)
-    space = build_null_space(moment.float(), threshold)
+    space = Spectrum.of(moment.float()).null_space(threshold)
     assert space.basis.dtype == torch.float64
     assert space.rank == rank
 
 
 def test_rounding_below_zero_counts_as_no_energy():
     moment = torch.diag(torch.tensor([-1e-18, 1.0], dtype=torch.float64))
-    assert build_null_space(moment, 0.5).energy_share == 0.0
+    assert Spectrum.of(moment).null_space(0.5).energy_share == 0.0
 
 
 def test_a_moment_of_zeros_has_all_directions_and_no_energy():
-    space = build_null_space(torch.zeros(3, 3), 0.02)
+    space = Spectrum.of(torch.zeros(3, 3)).null_space(0.02)
     assert (space.rank, space.energy_share) == (3, 0.0)
 
 
@@ -110,13 +110,13 @@ def test_a_moment_that_is_not_finite_is_refused_before_the_decomposition(broken:
     moment = torch.eye(4)
     moment[2, 1] = broken
     with pytest.raises(NumericalError, match="values that are not finite") as caught:
-        build_null_space(moment, 0.02)
+        Spectrum.of(moment).null_space(0.02)
     assert caught.value.mend == "Compute the statistics again."
 
 
 def test_a_threshold_below_every_eigenvalue_is_refused_with_the_smallest_eigenvalue_named():
     with pytest.raises(NumericalError, match=r"below 0\.02 \(the smallest is 3\)") as caught:
-        build_null_space(3 * torch.eye(4), 0.02)
+        Spectrum.of(3 * torch.eye(4)).null_space(0.02)
     assert caught.value.mend == "Raise nullspace_threshold."
 
 
@@ -137,11 +137,11 @@ def steep_space(top: float, *, d: int = 300, n_keys: int = 20) -> tuple[Tensor, 
 
 def test_the_strong_directions_are_the_fewest_that_leave_at_most_four_times_the_energy_inside():
     energies = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 15.0, 16.0, 1000.0], dtype=torch.float64)
-    space = build_null_space(torch.diag(energies), 10.0)
+    space = Spectrum.of(torch.diag(energies)).null_space(10.0)
     assert space.strong.abs().argmax(dim=0).tolist() == [10]
     assert float((space.basis.T @ space.strong).abs().max()) == 0.0, "15 + 16 is less than 4 x 8"
 
 
 def test_the_strong_directions_are_at_most_a_quarter_of_those_inside():
-    space = build_null_space(torch.diag(torch.tensor([0.0] * 8 + [1.0] * 8, dtype=torch.float64)), 0.5)
+    space = Spectrum.of(torch.diag(torch.tensor([0.0] * 8 + [1.0] * 8, dtype=torch.float64))).null_space(0.5)
     assert space.strong.shape == (16, 2)

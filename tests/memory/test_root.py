@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from betaedit.errors import MethodError, NumericalWarning
-from betaedit.memory import NullSpace, build_null_space
+from betaedit.memory import NullSpace, Spectrum
 from betaedit.memory.root import InverseRoot
 from memory.test_associative import LAWS, spectrum, watched
 from memory.test_projector import steep_space
@@ -39,7 +39,7 @@ def root_of(space: NullSpace, energies: Tensor, dtype: torch.dtype) -> InverseRo
 @given(d=st.integers(3, 40), share=st.floats(0.2, 0.9), ridge=st.floats(0.1, 100.0), seed=st.integers(0, 10**6))
 def test_it_is_the_root_of_the_inverse_in_the_null_space(d: int, share: float, ridge: float, seed: int):
     moment, threshold = spectrum(torch.Generator().manual_seed(seed), d, share)
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     root = root_of(space, space.eigenvalues + ridge, torch.float64).matrix
     U = space.basis
     inverse = torch.linalg.inv(U.T @ moment @ U + ridge * torch.eye(space.rank).double())
@@ -93,7 +93,7 @@ def test_a_key_that_held_nearly_all_the_energy_leaves_with_a_warning():
 @pytest.mark.parametrize("top", [-1.0, 0.0, 1.0, 2.0])
 def test_keys_far_longer_than_their_part_in_the_space_are_projected_to_seven_digits(top: float):
     moment, keys, threshold = steep_space(top)
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     root = root_of(space, torch.ones(space.rank).double(), torch.float32)
     exact = space.basis @ (space.basis.T @ keys)
     assert root.matrix.dtype == torch.float32
@@ -103,14 +103,14 @@ def test_keys_far_longer_than_their_part_in_the_space_are_projected_to_seven_dig
 
 def test_without_its_strong_directions_a_steep_spectrum_would_cost_a_digit():
     moment, keys, threshold = steep_space(2.0)
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     root = root_of(space, torch.ones(space.rank).double(), torch.float32)
     assert relative_error(replace(root, strong=root.strong[:, :0]).project(keys), root.project(keys)) > 2e-6
 
 
 def test_beside_a_root_in_double_no_strong_direction_is_kept():
     moment, _, threshold = steep_space(2.0)
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     assert space.strong.shape[1] > 0
     assert root_of(space, torch.ones(space.rank).double(), torch.float64).strong.shape == (
         300,
@@ -128,7 +128,7 @@ def test_keys_more_leave_it_in_its_type():
 @pytest.mark.parametrize("top", [-1.0, 2.0])
 def test_scaled_by_energies_it_projects_to_six_digits_of_its_norm(top: float):
     moment, keys, threshold = steep_space(top)
-    space = build_null_space(moment, threshold)
+    space = Spectrum.of(moment).null_space(threshold)
     energies = 1000 * space.eigenvalues.clamp(min=0) + 10
     root, exact = (root_of(space, energies, dtype) for dtype in (torch.float32, torch.float64))
     error = (root.project(keys) - exact.project(keys)).norm(dim=0)

@@ -12,17 +12,21 @@ from betaedit.cli import options
 from betaedit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from betaedit.benchmarks.peak import Peak
     from betaedit.benchmarks.rows import Row
 
-NAMES = ("solve", "value", "edit", "statistics", "growth", "memory", "ledger")
+NAMES = ("solve", "value", "edit", "statistics", "growth", "memory", "ledger", "shape")
+_WHEN_ASKED = "shape"
 _MIB = 2**20
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; all by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; all but {_WHEN_ASKED} by default.")
+    ] = None,
     model: options.ModelOption = "smollm2",
     widths: Annotated[str, typer.Option("--widths", help="Key widths for solve; the first for growth.")] = "1536,4096",
     file: Annotated[
@@ -30,6 +34,10 @@ def bench(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 5,
     n_edits: Annotated[int, typer.Option("--edits", min=200, help="How many edits the ledger holds.")] = 10_000,
+    like: Annotated[
+        str, typer.Option("--shape", help="Whose shape the random model of shape has: llama-1b, llama-8b.")
+    ] = "llama-1b",
+    depth: Annotated[int | None, typer.Option("--depth", min=2, help="How many of its layers; all by default.")] = None,
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -41,31 +49,39 @@ def bench(
 
     The reference does whole forward passes and dense solves, as the papers' code does.
     """
+    import torch
     from rich.console import Console
 
     from betaedit.benchmarks import measure
     from betaedit.benchmarks.ledger import ledger
     from betaedit.benchmarks.peak import measure_peak
     from betaedit.benchmarks.rows import machine
+    from betaedit.benchmarks.shape import STORED_AS, find_shape, shape
     from betaedit.cli.render import Bars
     from betaedit.facts.readers import demo_path, read_cases
-    from betaedit.models.load import usable_device
+    from betaedit.models.load import load_language_model, usable_device
 
-    wanted = names or list(NAMES)
+    wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
     place = usable_device(device)
+    source = file or demo_path()
+    facts = [case.fact for case in read_cases(source, limit=limit).cases]
     console = Console(stderr=json_)
     rows: list[Row] = []
     peak: Peak | None = None
     if "solve" in wanted:
-        for width in all_widths:
-            rows += measure.solve(width, device=place)
+        rows += [row for width in all_widths for row in measure.solve(width, device=place)]
     if "growth" in wanted:
         rows += measure.growth(all_widths[0], device=place)
+    if "shape" in wanted:
+        random = find_shape(like, depth)
+        tokenizer = load_language_model(model).tokenizer
+        kind = STORED_AS if dtype == "auto" else getattr(torch, dtype)
+        rows.append(shape(random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values))
     if {"value", "edit", "statistics", "memory", "ledger"} & set(wanted):
         editor = options.load_editor(
             model,
@@ -78,8 +94,6 @@ def bench(
             statistics=None,
             progress=Bars(console),
         )
-        source = file or demo_path()
-        facts = [case.fact for case in read_cases(source, limit=limit).cases]
         editor.prepare()
         for name, work in (("value", measure.value), ("edit", measure.edit)):
             if name in wanted:
@@ -93,7 +107,11 @@ def bench(
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
         options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(place)})
-        return
+    else:
+        _draw(rows, peak, console)
+
+
+def _draw(rows: list[Row], peak: Peak | None, console: Console) -> None:
     console.print(_table(rows))
     if peak is not None:
         sizes = {name: f"{held / _MIB:.0f} MiB" for name, held in asdict(peak).items()}

@@ -80,24 +80,25 @@ def statistics(
 
 def spectrum(editor: Editor) -> dict[str, Any]:
     """Per layer: trace, share of the largest direction, and the null space under the threshold."""
-    from betaedit.memory.projector import build_null_space
+    from betaedit.editors.spectra import spectra
 
     threshold = editor.config.nullspace_threshold
     moments = editor.statistics
     rows = []
-    for layer in editor.config.layers:
-        full = build_null_space(moments.matrices[layer], None)
-        kept = full.eigenvalues < threshold
-        trace = float(full.eigenvalues.sum())
+    chosen = {layer: moments.matrices[layer] for layer in editor.config.layers}
+    for layer, found in spectra(chosen, editor.progress):
+        eigenvalues = found.values
+        kept = eigenvalues < threshold
+        trace = float(eigenvalues.sum())
         rows.append(
             {
                 "layer": layer,
                 "width": len(kept),
                 "trace": trace,
-                "largest_share": float(full.eigenvalues[-1]) / trace,
+                "largest_share": float(eigenvalues[-1]) / trace,
                 "null_directions": int(kept.sum()),
                 "null_share": float(kept.double().mean()),
-                "null_energy": float(full.eigenvalues[kept].sum()) / trace,
+                "null_energy": float(eigenvalues[kept].sum()) / trace,
             }
         )
     return {**moments.to_dict(), "threshold": threshold, "spectrum": rows}

@@ -306,7 +306,7 @@ class Editor:
 
     def _new_engine(self, contexts: tuple[str, ...]) -> Engine:
         model, known = self.language_model, self._known_values
-        return Engine(model, self.recipe, self.config, self.statistics, contexts, known)
+        return Engine(model, self.recipe, self.config, self.statistics, contexts, known, self.progress)
 
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)

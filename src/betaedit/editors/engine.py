@@ -21,6 +21,7 @@ from betaedit.editors.matrix import EditedMatrix, set_aside
 from betaedit.editors.norms import before_norm
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
+from betaedit.editors.spectra import spectra
 from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import MethodError, NumericalError
 from betaedit.facts.fact import Fact
@@ -32,6 +33,7 @@ from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.models.pack import check_packs
+from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
 
 # Of float32's rounding of what was added along a key: 1e-5 of it, far less of the matrix.
@@ -138,8 +140,10 @@ class Engine:
         moments: Moments,
         contexts: tuple[str, ...],
         known: KnownValues | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.model, self.recipe, self.contexts = model, recipe, contexts
+        self._progress: Progress = progress or SilentProgress()
         self.config = config = recipe.settings(config)
         check_packs(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
@@ -261,7 +265,10 @@ class Engine:
     def _new_memories(self) -> dict[int, AssociativeMemory]:
         rule = self.recipe.rule(self.config)
         basis = getattr(torch, self.config.solver_basis)
-        return {layer: AssociativeMemory(moment, rule, basis_dtype=basis) for layer, moment in self._moments.items()}
+        return {
+            layer: AssociativeMemory(self._moments[layer], rule, basis_dtype=basis, spectrum=spectrum)
+            for layer, spectrum in spectra(self._moments, self._progress)
+        }
 
     def _begin(self, facts: Sequence[Fact]) -> None:
         """Make ready for a batch under the weights before it."""

@@ -15,6 +15,7 @@ from betaedit.editors.editor import Editor
 from betaedit.editors.preset_file import PresetFile
 from betaedit.editors.presets import untuned
 from betaedit.editors.recipes import Recipe, find_recipe
+from betaedit.editors.spectra import spectrum
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.metrics import measure_edits
@@ -23,7 +24,6 @@ from betaedit.experiments.record import METRICS, EditFigure, describe_cases
 from betaedit.experiments.tracing import trace_layers
 from betaedit.experiments.trials import CalibrationSetup, Journal, Trace, Trial, score
 from betaedit.facts.fact import EvaluationCase
-from betaedit.memory.projector import build_null_space
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress, SilentProgress
@@ -352,7 +352,7 @@ class _Bench:
         """
         thresholds, energies = [], []
         for layer in span:
-            eigenvalues = build_null_space(self._moments.matrices[layer], None).eigenvalues
+            eigenvalues = spectrum(self._moments.matrices[layer]).values
             kept = int(_NULL_SHARE * len(eigenvalues))
             thresholds.append(float(eigenvalues[kept]))
             energies.append(float(eigenvalues[:kept].sum()))

@@ -4,7 +4,7 @@ from betaedit.memory.alignment import distance_from, written_at_once, written_in
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, replace, segments
 from betaedit.memory.postprocess import Postprocessing, Postprocessor
-from betaedit.memory.projector import NullSpace, build_null_space
+from betaedit.memory.projector import NullSpace, Spectrum
 from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
@@ -17,8 +17,8 @@ __all__ = [
     "Postprocessing",
     "Postprocessor",
     "RandomKeys",
+    "Spectrum",
     "Update",
-    "build_null_space",
     "distance_from",
     "forget",
     "replace",

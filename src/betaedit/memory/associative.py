@@ -23,7 +23,7 @@ from torch import Tensor
 
 from betaedit.errors import ConfigError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory.columns import Columns
-from betaedit.memory.projector import NullSpace, build_null_space
+from betaedit.memory.projector import NullSpace, Spectrum
 from betaedit.memory.root import InverseRoot, not_remembered
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.system import Extension, GrowingSystem
@@ -55,6 +55,7 @@ class AssociativeMemory:
         basis_dtype: Type of ``A``. float32 halves its bytes and those read per edit. Under a rule with a null space
             and a ridge updates then agree with the formula to 1e-6, without them worse
             (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
+        spectrum: That of ``moment``, where it is known; else it is computed, the most that making a memory costs.
 
     Raises:
         ShapeError: ``moment`` is not square.
@@ -69,6 +70,7 @@ class AssociativeMemory:
         *,
         fold_after: int = KEYS_PER_FOLD,
         basis_dtype: torch.dtype = torch.float64,
+        spectrum: Spectrum | None = None,
     ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
             raise ShapeError(
@@ -86,7 +88,7 @@ class AssociativeMemory:
         self._solved: tuple[Float[Tensor, "d_in b"], Extension] | None
         self._keys: Columns
         self._system: GrowingSystem
-        space, energies = self._first_space(moment)
+        space, energies = self._first_space(spectrum or Spectrum.of(moment))
         self._install(InverseRoot.of(space.basis, self._positive(energies), space.strong, basis_dtype), None)
 
     @property
@@ -260,18 +262,15 @@ class AssociativeMemory:
             self._reproject(self._moment)
         self.last_refresh = self.n_written
 
-    def _first_space(self, moment: Float[Tensor, "d_in d_in"]) -> tuple[NullSpace, Float[Tensor, " m"]]:
+    def _first_space(self, spectrum: Spectrum) -> tuple[NullSpace, Float[Tensor, " m"]]:
         """The first null space and the energies of ``lambda1 C0`` along its basis: its eigenvectors diagonalize it."""
         rule = self.rule
-        if rule.projector == "refreshed" and rule.refresh_rule == "literal":
-            weight = rule.thresholded_weight
-            space = build_null_space(weight * moment.double(), rule.threshold)
-            return space, space.eigenvalues * (rule.leakage_weight / weight if weight > 0 else 0.0)
-        space = build_null_space(moment, None if rule.projector == "none" else rule.threshold)
-        return space, rule.leakage_weight * space.eigenvalues
+        weight = rule.thresholded_weight if rule.projector == "refreshed" and rule.refresh_rule == "literal" else 1.0
+        space = spectrum.scaled(weight).null_space(None if rule.projector == "none" else rule.threshold)
+        return space, space.eigenvalues * (rule.leakage_weight / weight if weight > 0 else 0.0)
 
     def _reproject(self, moment: Float[Tensor, "d_in d_in"]) -> None:
-        space = build_null_space(self._thresholded(moment), self.rule.threshold)
+        space = Spectrum.of(self._thresholded(moment)).null_space(self.rule.threshold)
         energies, rotation = torch.linalg.eigh(
             space.basis.T @ (self._protected(moment, self.rule.leakage_weight) @ space.basis)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -37,30 +37,54 @@ class NullSpace:
         return self.basis.shape[1]
 
 
-def build_null_space(moment: Float[Tensor, "d_in d_in"], threshold: float | None) -> NullSpace:
-    """The eigenvectors of a symmetric matrix whose eigenvalues lie below ``threshold``; all of them without one.
+@dataclass(frozen=True)
+class Spectrum:
+    """A symmetric matrix as ``V diag(values) V^T``, float64.
 
-    Law: ``U^T U = I`` and ``U^T moment U`` is diagonal.
-    Raises: NumericalError when the matrix is not finite, or no direction is left.
-    Cost: one float64 eigendecomposition, O(d_in^3). Source: methods.md B.6 (AlphaEdit's projector).
+    Args:
+        values: (d_in,), rising.
+        vectors: ``V`` (d_in, d_in), a column each.
     """
-    if not bool(torch.isfinite(moment).all()):
-        raise NumericalError(
-            "the second moment holds values that are not finite.", mend="Compute the statistics again."
-        )
-    values, vectors = torch.linalg.eigh(moment.double())
-    if threshold is None:
-        return NullSpace(vectors, values, 1.0, vectors.new_empty(len(vectors), 0))
-    keep = values < threshold
-    if not bool(keep.any()):
-        raise NumericalError(
-            f"no direction has an eigenvalue below {threshold:g} (the smallest is {values[0].item():.3g}).",
-            mend="Raise nullspace_threshold.",
-        )
-    energies = values.clamp(min=0)
-    inside = energies[keep].sum()
-    total = energies.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    left = energies[~keep].cumsum(dim=0)
-    n_strong = min(int((left > _LEFT_OUTSIDE * inside).sum()), int(keep.sum()) // _STRONG_SHARE)
-    strong = vectors[:, len(values) - n_strong :].clone()
-    return NullSpace(vectors[:, keep], values[keep], float(inside / total), strong)
+
+    values: Float[Tensor, " d_in"]
+    vectors: Float[Tensor, "d_in d_in"]
+
+    @classmethod
+    def of(cls, moment: Float[Tensor, "d_in d_in"]) -> Spectrum:
+        """That of ``moment``.
+
+        Raises: NumericalError when the matrix is not finite.
+        Cost: one float64 eigendecomposition, O(d_in^3).
+        """
+        if not bool(torch.isfinite(moment).all()):
+            raise NumericalError(
+                "the second moment holds values that are not finite.", mend="Compute the statistics again."
+            )
+        return cls(*torch.linalg.eigh(moment.double()))
+
+    def scaled(self, factor: float) -> Spectrum:
+        """Of ``factor >= 0`` times the matrix."""
+        return replace(self, values=factor * self.values)
+
+    def null_space(self, threshold: float | None) -> NullSpace:
+        """The eigenvectors whose eigenvalues lie below ``threshold``; all of them without one.
+
+        Law: ``U^T U = I`` and ``U^T moment U`` is diagonal.
+        Raises: NumericalError when no direction is left. Source: methods.md B.6 (AlphaEdit's projector).
+        """
+        values, vectors = self.values, self.vectors
+        if threshold is None:
+            return NullSpace(vectors, values, 1.0, vectors.new_empty(len(vectors), 0))
+        keep = values < threshold
+        if not bool(keep.any()):
+            raise NumericalError(
+                f"no direction has an eigenvalue below {threshold:g} (the smallest is {values[0].item():.3g}).",
+                mend="Raise nullspace_threshold.",
+            )
+        energies = values.clamp(min=0)
+        inside = energies[keep].sum()
+        total = energies.sum().clamp(min=torch.finfo(values.dtype).tiny)
+        left = energies[~keep].cumsum(dim=0)
+        n_strong = min(int((left > _LEFT_OUTSIDE * inside).sum()), int(keep.sum()) // _STRONG_SHARE)
+        strong = vectors[:, len(values) - n_strong :].clone()
+        return NullSpace(vectors[:, keep], values[keep], float(inside / total), strong)

@@ -1,0 +1,153 @@
+"""What an edit costs in a model of a large one's shape, which need not be downloaded: its weights are random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from betaedit.benchmarks.measure import synthetic_moment
+from betaedit.benchmarks.rows import Row, bandwidth, seconds
+from betaedit.editors.config import SLOT, make_config
+from betaedit.editors.editor import Editor
+from betaedit.editors.engine import EditResult
+from betaedit.editors.presets import untuned
+from betaedit.errors import ConfigError, did_you_mean
+from betaedit.facts.fact import Fact
+from betaedit.models.load import LanguageModel
+from betaedit.paths import cache_at
+from betaedit.progress import Progress
+from betaedit.statistics.moments import Moments
+
+_LLAMA_3 = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-1b": {
+        **_LLAMA_3,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "tie_word_embeddings": True,
+    },
+    "llama-8b": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32},
+}
+"""Of Llama 3.2 1B and Llama 3.1 8B."""
+
+STORED_AS = torch.bfloat16
+"""The type of their checkpoints."""
+
+
+def find_shape(name: str, depth: int | None = None) -> LlamaConfig:
+    """The shape of that name, with ``depth`` of its layers if that is given.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in SHAPES:
+        raise ConfigError(
+            f"there is no shape {name!r}.", mend=did_you_mean(name, SHAPES, f"Choose {' or '.join(SHAPES)}.")
+        )
+    return LlamaConfig(**SHAPES[name] | ({"num_hidden_layers": depth} if depth else {}))
+
+
+# A random model samples no sentences; these are as long as those that contexts have.
+_CONTEXTS = (
+    SLOT,
+    "The weather was fine for most of the week. {}",
+    "Therefore the committee decided to meet again in June. {}",
+    "Because the road was closed they took the train. {}",
+    "I have never been to the north of the country. {}",
+    "You can find the answer at the end of the book. {}",
+)
+
+
+def shape(
+    like: LlamaConfig,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    *,
+    dtype: torch.dtype = STORED_AS,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Row:
+    """Seconds of one edit at batch size 1, the first one left out: mean over the others.
+
+    No weights were trained, so nothing an edit stops at is reached and every search takes all of ``value_steps``
+    evaluations. The second moments are synthetic, of the spectrum of real ones, and all edited layers have the same, so
+    that ``prepare_seconds`` is one eigendecomposition. The floor is the bytes that must be read, over the bandwidth
+    measured: per evaluation the layers above the edited ones and the head, forward and back; once per edit every layer
+    for the prompts and the edited ones again for the walk; two readings of every solver.
+
+    Args:
+        like: The model's shape.
+        tokenizer: Any whose ids the model has.
+        facts: Two at least.
+        dtype: Of the weights.
+        device: Where.
+        progress: Where long work draws itself.
+        overrides: Hyper-parameters, on top of those of a model without a preset.
+
+    Raises:
+        ConfigError: There are fewer than two facts, or the model does not fit into the memory there is.
+    """
+    if len(facts) < 2:  # noqa: PLR2004
+        raise ConfigError("the first edit is not counted, so one fact is too few.", mend="Give --limit 2 or more.")
+    model = LanguageModel.wrap(random_model(like, dtype, device), tokenizer, "random")
+    depth = int(like.num_hidden_layers or 0)
+    config = make_config({**untuned(depth).values, "context_templates": _CONTEXTS, **overrides})
+    moment = synthetic_moment(int(like.intermediate_size or 0), config.nullspace_threshold, device)
+    moments = Moments(dict.fromkeys(config.layers, moment), n_tokens=0)
+    editor = Editor(model, config=config, statistics=moments, progress=progress)
+    with TemporaryDirectory() as scratch, cache_at(Path(scratch)):  # what is made up here is of no use to anyone
+        prepared = seconds(editor.prepare, device=device)
+    first = seconds(lambda: editor.edit(facts[0]), device=device)
+    results: list[EditResult] = []
+    taken = seconds(lambda: results.extend(editor.edit(facts[1:])), device=device) / (len(facts) - 1)
+    evaluations = sum(result.n_evaluations for result in results) / len(results)
+    details = {
+        "parameters": sum(weight.numel() for weight in model.model.parameters()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "layers": list(config.layers),
+        "decoder_layers": depth,
+        "evaluations": evaluations,
+        "prepare_seconds": prepared,
+        "first_edit_seconds": first,
+    }
+    floor = _bytes_read(editor, evaluations) / bandwidth(device)
+    return Row(f"edit, random weights, {depth} layers", taken, floor_seconds=floor, details=details)
+
+
+def random_model(like: LlamaConfig, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """A model of that shape, its weights random, the same each time.
+
+    Raises:
+        ConfigError: It does not fit into the memory there is.
+    """
+    with torch.device("meta"):
+        needed = sum(p.numel() for p in LlamaForCausalLM(like).parameters()) * dtype.itemsize
+    on_gpu = torch.device(device).type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"the weights alone take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free.",
+            mend="Take --dtype bfloat16, fewer layers (--depth) or a smaller --shape.",
+        )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = cast(Any, LlamaForCausalLM)._from_config(like, dtype=dtype)
+    return model
+
+
+def _bytes_read(editor: Editor, evaluations: float) -> float:
+    """Of one edit, at the least."""
+    anatomy, layers = editor.language_model.anatomy, editor.config.layers
+    sizes = [sum(weight.nbytes for weight in layer.parameters()) for layer in anatomy.layers]
+    above, edited = sum(sizes[layers[-1] + 1 :]), sum(sizes[layers[0] : layers[-1] + 1])
+    head = sum(weight.nbytes for weight in anatomy.head.parameters())
+    roots = sum(memory.root.matrix.nbytes for memory in editor.engine.memories.values())
+    return 2 * evaluations * (above + head) + sum(sizes) + edited + 2 * roots

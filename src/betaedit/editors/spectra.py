@@ -1,0 +1,86 @@
+"""Eigendecompositions of second moments, kept on disk: wide ones take minutes to make on a CPU, seconds to read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from betaedit.files import written_whole
+from betaedit.memory.projector import Spectrum
+from betaedit.paths import cache_folder
+from betaedit.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_LEAST_WIDTH = 1024
+"""Narrower ones are computed as quickly as found."""
+
+_ROOM_LEFT = 2
+"""A spectrum is kept when the disk has room for so many of its size."""
+
+
+def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple[int, Spectrum]]:
+    """The spectrum of each layer's ``C0`` (d_in, d_in), one after another: as many at once would take much memory.
+
+    Raises: NumericalError when a matrix is not finite.
+    """
+    files = {layer: _file(moment) for layer, moment in moments.items()}
+    missing = [layer for layer, file in files.items() if file is not None and not file.exists()]
+    shown = progress.task("null spaces", len(missing), "layers") if missing else nullcontext()
+    with shown as task:
+        for layer, moment in moments.items():
+            found = _spectrum(moment, files[layer])
+            if task is not None and layer in missing:
+                task.advance()
+            yield layer, found
+
+
+def spectrum(moment: Tensor) -> Spectrum:
+    """That of one ``C0`` (d_in, d_in). Raises: NumericalError when it is not finite."""
+    return _spectrum(moment, _file(moment))
+
+
+def _file(moment: Tensor) -> Path | None:
+    """Where its spectrum is kept; ``None`` if it is not."""
+    if len(moment) < _LEAST_WIDTH:
+        return None
+    held = moment.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{held.dtype} {tuple(held.shape)}".encode())
+    digest.update(held.view(torch.uint8).numpy().data)
+    return cache_folder("spectra") / f"{digest.hexdigest()[:24]}.safetensors"
+
+
+def _spectrum(moment: Tensor, file: Path | None) -> Spectrum:
+    if file is None:
+        return Spectrum.of(moment)
+    if file.exists():
+        try:
+            held = load_file(file, device=str(moment.device))
+            return Spectrum(held["values"], held["vectors"])
+        except (OSError, SafetensorError, KeyError) as error:
+            logger.warning("%s cannot be read (%s) and is made again.", file, error)
+    found = Spectrum.of(moment)
+    _keep(found, file)
+    return found
+
+
+def _keep(found: Spectrum, file: Path) -> None:
+    """Write it, if there is room: nothing is lost without it but time."""
+    tensors = {"values": found.values, "vectors": found.vectors}
+    try:
+        if shutil.disk_usage(file.parent).free < _ROOM_LEFT * found.vectors.nbytes:
+            logger.info("no room to keep %s", file)
+            return
+        with written_whole(file) as scratch:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+    except OSError as error:
+        logger.info("%s is not kept: %s", file, error)

@@ -1,0 +1,109 @@
+"""Spectra of second moments are made once and kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from betaedit.editors import spectra as kept
+from betaedit.errors import NumericalError
+from betaedit.memory import Spectrum
+from betaedit.progress import SilentProgress
+from support.tiny import RecordedProgress
+
+WIDTH = 12
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(kept, "_LEAST_WIDTH", WIDTH)
+    monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
+    return tmp_path / "spectra"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths of the matrices that were decomposed."""
+    widths: list[int] = []
+    of = Spectrum.of.__func__
+
+    def noted(cls: type[Spectrum], moment: torch.Tensor) -> Spectrum:
+        widths.append(len(moment))
+        return of(cls, moment)
+
+    monkeypatch.setattr(Spectrum, "of", classmethod(noted))
+    return widths
+
+
+def moment(seed: int, width: int = WIDTH) -> torch.Tensor:
+    keys = torch.randn(width, 3 * width, generator=torch.Generator().manual_seed(seed))
+    return keys @ keys.T / keys.shape[1]
+
+
+def test_a_spectrum_is_computed_once_and_read_again_bit_for_bit(made, folder) -> None:
+    first, second = kept.spectrum(moment(0)), kept.spectrum(moment(0))
+    assert made == [WIDTH]
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.vectors, second.vectors)
+    torch.testing.assert_close((second.vectors * second.values) @ second.vectors.T, moment(0).double())
+
+
+def test_another_matrix_has_another_spectrum_even_if_one_number_differs(made) -> None:
+    changed = moment(0)
+    changed[3, 3] += 1e-6
+    assert not torch.equal(kept.spectrum(moment(0)).values, kept.spectrum(changed).values)
+    assert made == [WIDTH, WIDTH]
+
+
+def test_narrow_matrices_leave_nothing_on_disk(made, folder) -> None:
+    for _ in range(2):
+        kept.spectrum(moment(0, WIDTH - 1))
+    assert made == [WIDTH - 1, WIDTH - 1]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("left", [b"", b"\x10" + b"\0" * 50])
+def test_a_damaged_file_is_made_again(left, made, folder, caplog) -> None:
+    whole = kept.spectrum(moment(0))
+    (file,) = folder.iterdir()
+    file.write_bytes(left)
+    assert torch.equal(kept.spectrum(moment(0)).values, whole.values)
+    assert "made again" in caplog.text
+    assert torch.equal(kept.spectrum(moment(0)).values, whole.values)
+    assert made == [WIDTH, WIDTH]
+
+
+def test_a_full_disk_costs_time_and_nothing_else(made, folder, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    for _ in range(2):
+        kept.spectrum(moment(0))
+    assert made == [WIDTH, WIDTH]
+    assert not any(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(monkeypatch, made) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(kept, "save_file", refuse)
+    assert len(kept.spectrum(moment(0)).values) == WIDTH
+
+
+def test_only_what_must_be_computed_is_shown(folder) -> None:
+    progress = RecordedProgress()
+    for _ in range(2):
+        assert [layer for layer, _ in kept.spectra({3: moment(0), 4: moment(1)}, progress)] == [3, 4]
+    list(kept.spectra({4: moment(1), 5: moment(2)}, progress))
+    shown = [(task.description, task.total, sum(task.steps), task.finished) for task in progress.tasks]
+    assert shown == [("null spaces", 2, 2, True), ("null spaces", 1, 1, True)]
+
+
+def test_a_matrix_that_is_not_finite_is_refused_and_not_kept(folder) -> None:
+    broken = moment(0)
+    broken[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        list(kept.spectra({0: broken}, SilentProgress()))
+    assert not any(folder.iterdir())
