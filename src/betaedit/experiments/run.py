@@ -20,6 +20,7 @@ from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
+from betaedit.progress import Progress
 from betaedit.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -153,19 +154,32 @@ def run_edits(
     done = _Done()
     batches = _batches(editor, cases, batch_size, kept)
     for point in points:
-        with editor.progress.task("editing", point, "facts") as task:
-            task.advance(len(done.results))
-            while len(done.results) < point:
-                batch = next(batches)
-                done.results += batch.results
-                task.advance(len(batch.results))
-                if on_edit is not None:
-                    for result in batch.results:
-                        on_edit(result)
+        _edit_until(point, batches, done, editor.progress, on_edit)
         _measure(evaluator, kept, point, done, unedited)
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
+
+
+def _edit_until(
+    point: int,
+    batches: Iterator[WrittenBatch],
+    done: _Done,
+    progress: Progress,
+    on_edit: Callable[[EditResult], None] | None,
+) -> None:
+    """Write batches until ``point`` facts are done."""
+    if len(done.results) >= point:
+        return
+    with progress.task("editing", point, "facts") as task:
+        task.advance(len(done.results))
+        while len(done.results) < point:
+            batch = next(batches)
+            done.results += batch.results
+            task.advance(len(batch.results))
+            if on_edit is not None:
+                for result in batch.results:
+                    on_edit(result)
 
 
 def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[int]:
