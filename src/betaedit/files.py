@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from betaedit.errors import BetaEditError
 
+_UNFINISHED = ".writing"
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_UNFINISHED}")
     try:
         yield scratch
         with scratch.open("rb") as written:
@@ -34,6 +36,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def clear_unfinished(path: Path) -> None:
+    """Remove what processes that were killed had begun to write at ``path``; one that still writes it fails."""
+    for left in path.parent.glob(f"{path.name}.*{_UNFINISHED}"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -76,6 +76,15 @@ def test_a_damaged_file_is_made_again(left, made, folder, caplog) -> None:
     assert made == [WIDTH, WIDTH]
 
 
+def test_what_a_killed_process_began_to_write_is_removed(folder) -> None:
+    kept.spectrum(moment(0))
+    (file,) = folder.iterdir()
+    file.unlink()
+    file.with_name(f"{file.name}.7-7.writing").write_bytes(b"begun")
+    kept.spectrum(moment(0))
+    assert list(folder.iterdir()) == [file]
+
+
 def test_a_full_disk_costs_time_and_nothing_else(made, folder, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     for _ in range(2):

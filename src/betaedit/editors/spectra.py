@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from betaedit.files import written_whole
+from betaedit.files import clear_unfinished, written_whole
 from betaedit.memory.projector import Spectrum
 from betaedit.paths import cache_folder
 from betaedit.progress import Progress
@@ -80,6 +80,7 @@ def _keep(found: Spectrum, file: Path) -> None:
         if shutil.disk_usage(file.parent).free < _ROOM_LEFT * found.vectors.nbytes:
             logger.info("no room to keep %s", file)
             return
+        clear_unfinished(file)  # another process that writes the same goes on without
         with written_whole(file) as scratch:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
     except OSError as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from betaedit.errors import StatisticsError
-from betaedit.files import written_whole
+from betaedit.files import clear_unfinished, written_whole
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
@@ -81,8 +81,10 @@ def collect_moments(
     if not file.exists():
         with one_at_a_time(file.with_suffix(".lock")):
             if not file.exists():  # or the process that held the lock has made it
-                _clear(file)
-                sums = Sums(file.with_suffix(".partial"), widths)
+                partial = file.with_suffix(".partial")
+                for path in (file, partial):
+                    clear_unfinished(path)  # the lock is held, so nobody writes now
+                sums = Sums(partial, widths)
                 _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
                 moments = _means(sums, origin)
                 moments.save(file)
@@ -90,12 +92,6 @@ def collect_moments(
                 return moments
     logger.info("statistics from the cache: %s", file)
     return Moments.load(file)
-
-
-def _clear(file: Path) -> None:
-    """Remove what processes that were killed had begun to write; the lock is held, so nobody writes now."""
-    for left in file.parent.glob(f"{file.stem}.*.writing"):
-        left.unlink()
 
 
 def _means(sums: Sums, origin: dict[str, str]) -> Moments:
