@@ -16,8 +16,8 @@ class Task(Protocol):
 class Progress(Protocol):
     """Something that can show pieces of work."""
 
-    def task(self, description: str, total: int, unit: str) -> AbstractContextManager[Task]:
-        """A context in which one piece of work of ``total`` units runs."""
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+        """A context in which one piece of work of ``total`` units runs, ``done`` of them before it begins."""
 
 
 class _SilentTask:
@@ -28,6 +28,6 @@ class _SilentTask:
 class SilentProgress:
     """Shows nothing; the default of every library call."""
 
-    def task(self, description: str, total: int, unit: str) -> AbstractContextManager[Task]:
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
         """A context whose task draws nothing."""
         return nullcontext(_SilentTask())

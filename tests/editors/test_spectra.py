@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
 
 from betaedit.editors import spectra as kept
 from betaedit.errors import NumericalError
@@ -65,7 +67,7 @@ def test_narrow_matrices_leave_nothing_on_disk(made, folder) -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("left", [b"", b"\x10" + b"\0" * 50])
+@pytest.mark.parametrize("left", [b"", b"\x10" + b"\0" * 50, save({"vectors": torch.eye(2)})])
 def test_a_damaged_file_is_made_again(left, made, folder, caplog) -> None:
     whole = kept.spectrum(moment(0))
     (file,) = folder.iterdir()
@@ -93,9 +95,10 @@ def test_a_full_disk_costs_time_and_nothing_else(made, folder, monkeypatch) -> N
     assert not any(folder.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(monkeypatch, made) -> None:
+@pytest.mark.parametrize("error", [PermissionError, SafetensorError])
+def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(error, monkeypatch, made) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError("read-only")
+        raise error("read-only")
 
     monkeypatch.setattr(kept, "save_file", refuse)
     assert len(kept.spectrum(moment(0)).values) == WIDTH
@@ -106,8 +109,10 @@ def test_only_what_must_be_computed_is_shown(folder) -> None:
     for _ in range(2):
         assert [layer for layer, _ in kept.spectra({3: moment(0), 4: moment(1)}, progress)] == [3, 4]
     list(kept.spectra({4: moment(1), 5: moment(2)}, progress))
+    next(folder.iterdir()).write_bytes(b"damaged")
+    list(kept.spectra({3: moment(0), 4: moment(1), 5: moment(2)}, progress))
     shown = [(task.description, task.total, sum(task.steps), task.finished) for task in progress.tasks]
-    assert shown == [("null spaces", 2, 2, True), ("null spaces", 1, 1, True)]
+    assert shown == [("null spaces", 2, 2, True), *[("null spaces", 1, 1, True)] * 2]
 
 
 def test_a_matrix_that_is_not_finite_is_refused_and_not_kept(folder) -> None:

@@ -56,12 +56,12 @@ def test_a_run_measures_the_unedited_model_each_chosen_count_and_the_end() -> No
     assert [checkpoint.efficacy.probability.count for checkpoint in report.checkpoints] == [5, 2, 5]
 
 
-def test_edits_are_shown_from_one_count_to_the_next_and_nothing_where_there_are_none() -> None:
+def test_edits_are_shown_from_one_count_to_the_next() -> None:
     editor = editor_for(language_model("llama"))
     editor.progress = RecordedProgress()
     run_edits(editor, CASES, evaluate_at=[2], measures=MEASURES)
-    shown = [(task.total, task.steps) for task in editor.progress.tasks if task.description == "editing"]
-    assert shown == [(2, [0, 1, 1]), (5, [2, 1, 1, 1])]
+    shown = [(task.total, task.done, task.steps) for task in editor.progress.tasks if task.description == "editing"]
+    assert shown == [(0, 0, []), (2, 0, [1, 1]), (5, 2, [1, 1, 1])]
 
 
 def test_the_unedited_model_agrees_with_itself_and_nothing_has_moved() -> None:

@@ -398,6 +398,22 @@ def test_a_file_goes_on_after_the_facts_that_are_written_already(tmp_path: Path)
         assert [case.fact for case in workspace.new(cases)] == [FACTS[0], *FACTS[2:]]
 
 
+def test_a_file_brings_back_an_answer_whose_replacement_a_restore_or_forgetting_took_away(tmp_path: Path):
+    cases = [EvaluationCase(fact) for fact in FACTS[:2]]
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        before = workspace.store.head
+        workspace.edit(FACTS[1])
+        workspace.replace("#2", "something else")
+        assert workspace.new(cases) == []
+        workspace.restore(before)
+        assert workspace.new(cases) == cases[1:]
+        workspace.edit(workspace.new(cases))
+        workspace.replace(f"#{workspace.store.facts()[-1].number}", "something else")
+        workspace.forget(f"#{workspace.store.facts()[-1].number}")
+        assert workspace.new(cases) == cases[1:]
+
+
 def test_the_live_facts_of_another_workspace_are_written_after_those_already_here(tmp_path: Path):
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:4])

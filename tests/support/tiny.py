@@ -165,6 +165,7 @@ class RecordedTask:
     description: str
     total: int
     unit: str
+    done: int = 0
     steps: list[int] = field(default_factory=list)
     finished: bool = False
 
@@ -179,7 +180,7 @@ class RecordedProgress:
     tasks: list[RecordedTask] = field(default_factory=list)
 
     @contextmanager
-    def task(self, description: str, total: int, unit: str) -> Iterator[RecordedTask]:
-        self.tasks.append(RecordedTask(description, total, unit))
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[RecordedTask]:
+        self.tasks.append(RecordedTask(description, total, unit, done))
         yield self.tasks[-1]
         self.tasks[-1].finished = True

@@ -119,7 +119,8 @@ def shape(
         "first_edit_seconds": first,
     }
     floor = _bytes_read(editor, evaluations) / bandwidth(device)
-    return Row(f"edit, random weights, {depth} layers", taken, floor_seconds=floor, details=details)
+    name = f"edit of {evaluations:g} evaluations, random {details['dtype']} model of {depth} layers"
+    return Row(name, taken, floor_seconds=floor, details=details)
 
 
 def random_model(like: LlamaConfig, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:

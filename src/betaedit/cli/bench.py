@@ -47,7 +47,8 @@ def bench(
 ) -> None:
     """Time this engine against the published procedure, on the same work in one run.
 
-    The reference does whole forward passes and dense solves, as the papers' code does.
+    The reference does whole forward passes and dense solves, as the papers' code does. The floor is what the machine
+    needs for the bytes or operations alone; docs/benchmarks.md says which. memory, ledger and shape have no reference.
     """
     import torch
     from rich.console import Console
@@ -79,6 +80,7 @@ def bench(
         rows += measure.growth(all_widths[0], device=place)
     if "shape" in wanted:
         random = find_shape(like, depth)
+        options.quiet_libraries()
         tokenizer = load_language_model(model).tokenizer
         kind = STORED_AS if dtype == "auto" else getattr(torch, dtype)
         rows.append(shape(random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values))
@@ -121,7 +123,8 @@ def _draw(rows: list[Row], peak: Peak | None, console: Console) -> None:
 def _table(rows: list[Row]) -> Table:
     from rich.table import Table
 
-    table = Table("benchmark", "ours", "reference", "ratio", "relative error", "floor")
+    says = "relative error: of our result against the reference's; floor: what the machine needs at the least"
+    table = Table("benchmark", "ours", "reference", "ratio", "relative error", "floor", caption=says)
     for row in rows:
         table.add_row(
             row.name,

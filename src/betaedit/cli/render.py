@@ -22,6 +22,8 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
+from betaedit.progress import SilentProgress, Task
+
 if TYPE_CHECKING:
     from betaedit.editors.editor import PlannedEdit
     from betaedit.experiments.record import EditFigure, Mean
@@ -38,9 +40,10 @@ class _Rate(ProgressColumn):
 
     def render(self, task: RichTask) -> Text:
         unit = str(task.fields["unit"])
-        if not task.elapsed or not task.completed:
+        made = task.completed - int(task.fields["done"])
+        if not task.elapsed or not made:
             return Text(f"- {unit}/s", style="dim")
-        rate = task.completed / task.elapsed
+        rate = made / task.elapsed
         text = f"{rate:,.0f} {unit}/s" if rate >= _SLOW else f"{1 / rate:.1f} s per {unit.removesuffix('s')}"
         return Text(text, style="cyan")
 
@@ -60,8 +63,12 @@ class Bars:
         self.console = console
 
     @contextmanager
-    def task(self, description: str, total: int, unit: str) -> Iterator[_Bar]:
-        """One bar."""
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """One bar; none if there is nothing to do."""
+        if total == 0:
+            with SilentProgress().task(description, total, unit) as silent:
+                yield silent
+            return
         columns = (
             TextColumn("{task.description:<18}"),
             BarColumn(),
@@ -72,7 +79,7 @@ class Bars:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as bars:
-            yield _Bar(bars, bars.add_task(description, total=total, unit=unit))
+            yield _Bar(bars, bars.add_task(description, total=total, completed=done, unit=unit, done=done))
 
 
 def highlighted(plan: PlannedEdit) -> Text:
@@ -140,7 +147,7 @@ def one_line(text: str) -> str:
 
 def summary_table(report: RunReport) -> Table:
     """The figures of a run, before and after."""
-    table = Table(title=f"{len(report.results)} edits · {report.setup['method']} · {report.setup['model']}")
+    table = Table(title=f"{counted(len(report.results), 'edit')} · {report.setup['method']} · {report.setup['model']}")
     table.add_column("figure")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

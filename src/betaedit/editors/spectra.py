@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,11 +34,11 @@ def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple
     Raises: NumericalError when a matrix is not finite.
     """
     files = {layer: _file(moment) for layer, moment in moments.items()}
-    missing = [layer for layer, file in files.items() if file is not None and not file.exists()]
+    missing = [layer for layer, file in files.items() if file is not None and not _is_whole(file)]
     shown = progress.task("null spaces", len(missing), "layers") if missing else nullcontext()
     with shown as task:
         for layer, moment in moments.items():
-            found = _spectrum(moment, files[layer])
+            found = _spectrum(moment, files[layer], whole=layer not in missing)
             if task is not None and layer in missing:
                 task.advance()
             yield layer, found
@@ -46,7 +46,8 @@ def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple
 
 def spectrum(moment: Tensor) -> Spectrum:
     """That of one ``C0`` (d_in, d_in). Raises: NumericalError when it is not finite."""
-    return _spectrum(moment, _file(moment))
+    file = _file(moment)
+    return _spectrum(moment, file, whole=file is not None and _is_whole(file))
 
 
 def _file(moment: Tensor) -> Path | None:
@@ -59,15 +60,27 @@ def _file(moment: Tensor) -> Path | None:
     return cache_folder("spectra") / f"{digest.hexdigest()[:24]}.safetensors"
 
 
-def _spectrum(moment: Tensor, file: Path | None) -> Spectrum:
+def _is_whole(file: Path) -> bool:
+    """Whether there is a spectrum to read; says so if something else is there."""
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, framework="pt") as held:
+            if set(held.keys()) == {"values", "vectors"}:
+                return True
+            error: object = "other names in it"
+    except (OSError, SafetensorError) as raised:
+        error = raised
+    logger.warning("%s cannot be read (%s) and is made again.", file, error)
+    return False
+
+
+def _spectrum(moment: Tensor, file: Path | None, *, whole: bool) -> Spectrum:
     if file is None:
         return Spectrum.of(moment)
-    if file.exists():
-        try:
-            held = load_file(file, device=str(moment.device))
-            return Spectrum(held["values"], held["vectors"])
-        except (OSError, SafetensorError, KeyError) as error:
-            logger.warning("%s cannot be read (%s) and is made again.", file, error)
+    if whole:
+        held = load_file(file, device=str(moment.device))
+        return Spectrum(held["values"], held["vectors"])
     found = Spectrum.of(moment)
     _keep(found, file)
     return found
@@ -83,5 +96,5 @@ def _keep(found: Spectrum, file: Path) -> None:
         clear_unfinished(file)  # another process that writes the same goes on without
         with written_whole(file) as scratch:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
-    except OSError as error:
-        logger.info("%s is not kept: %s", file, error)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s is not kept: %s", file, error)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
+from betaedit.evaluation.continuing import continue_greedily
 from betaedit.evaluation.drift import UneditedStates, compare, leakage, perplexity
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
@@ -22,7 +23,6 @@ from betaedit.experiments.figures import (
 )
 from betaedit.experiments.record import Checkpoint, HiddenView, Kind, LayerState, Outcome, WorstPrompt, case_name
 from betaedit.facts.fact import EvaluationCase
-from betaedit.models.generate import complete
 from betaedit.models.lookup import Prompt, encode_prompts
 from betaedit.models.partial import record
 
@@ -107,10 +107,9 @@ class Evaluator:
             ((was, margin, o) for was, margin, o in rows if was is not None and margin is not None and margin < was),
             key=lambda row: row[1] - row[0],
         )[:_WORST]
-        model = self._editor.language_model
-        after = [complete(model, o.prompt, _SAID) for *_, o in lost]
+        after = self._says(lost)
         with self._editor.engine.unedited():
-            earlier = [complete(model, o.prompt, _SAID) for *_, o in lost]
+            earlier = self._says(lost)
         return [
             WorstPrompt(
                 kind=o.kind,
@@ -124,6 +123,12 @@ class Evaluator:
             )
             for (was, margin, o), said, says in zip(lost, earlier, after, strict=True)
         ]
+
+    def _says(self, lost: Sequence[tuple[float, float, Outcome]]) -> list[str]:
+        """What the model says after the prompts now."""
+        model, prompts = self._editor.language_model, [outcome.prompt for *_, outcome in lost]
+        new = continue_greedily(model, prompts, _SAID, progress=self._editor.progress, label="worst prompts")
+        return [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in new]
 
     def _hidden(self, cases: Sequence[EvaluationCase]) -> HiddenView:
         layer = self._editor.config.layers[-1]

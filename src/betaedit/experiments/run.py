@@ -169,10 +169,7 @@ def _edit_until(
     on_edit: Callable[[EditResult], None] | None,
 ) -> None:
     """Write batches until ``point`` facts are done."""
-    if len(done.results) >= point:
-        return
-    with progress.task("editing", point, "facts") as task:
-        task.advance(len(done.results))
+    with progress.task("editing", point, "facts", done=len(done.results)) as task:
         while len(done.results) < point:
             batch = next(batches)
             done.results += batch.results

@@ -262,8 +262,10 @@ class Workspace:
         return written
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
-        """Those that were not written yet: that are neither live nor replaced by a later answer, whatever their ids."""
-        known = {_words(held.fact) for held in self.store.facts() if held.state in ("live", "replaced")}
+        """Those that were not written yet: neither live nor replaced by a later answer that is, whatever their ids."""
+        answered = {(held.fact.prompt, held.fact.subject) for held in self.store.live()}
+        told = {_words(held.fact) for held in self.store.facts() if held.state in ("live", "replaced")}
+        known = {words for words in told if words[:2] in answered}
         return [case for case in cases if _words(case.fact) not in known]
 
     def forget(self, *names: str, last: int = 0) -> list[Writing]:

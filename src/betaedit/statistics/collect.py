@@ -120,8 +120,7 @@ def _gather(
     model: LanguageModel, sums: Sums, corpus: Corpus, n_tokens: int, skip_first_token: bool, progress: Progress
 ) -> None:
     """Add blocks of the corpus, from the first one not yet counted, until the budget is met."""
-    with progress.task("second moments", n_tokens, "tokens") as task:
-        task.advance(sums.n_tokens)
+    with progress.task("second moments", n_tokens, "tokens", done=sums.n_tokens) as task:
         for block in corpus.blocks(model, sums.n_blocks):
             before = sums.n_tokens
             add_rows(model, sums, block, n_tokens, skip_first_token)
