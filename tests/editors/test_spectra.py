@@ -68,14 +68,32 @@ def test_narrow_matrices_leave_nothing_on_disk(made, folder) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", b"\x10" + b"\0" * 50, save({"vectors": torch.eye(2)})])
-def test_a_damaged_file_is_made_again(left, made, folder, caplog) -> None:
+def test_a_damaged_file_is_made_again(left, made, folder) -> None:
     whole = kept.spectrum(moment(0))
     (file,) = folder.iterdir()
     file.write_bytes(left)
     assert torch.equal(kept.spectrum(moment(0)).values, whole.values)
-    assert "made again" in caplog.text
     assert torch.equal(kept.spectrum(moment(0)).values, whole.values)
     assert made == [WIDTH, WIDTH]
+
+
+@pytest.mark.parametrize("at", ["values", "vectors"])
+def test_a_number_that_changed_on_disk_is_noticed(at, made, folder, caplog) -> None:
+    whole = kept.spectrum(moment(0))
+    (file,) = folder.iterdir()
+    held = {"values": whole.values.clone(), "vectors": whole.vectors.clone()}
+    held[at].view(-1)[5] += 1e-6
+    file.write_bytes(save(held))
+    assert torch.equal(kept.spectrum(moment(0)).vectors, whole.vectors)
+    assert "made again" in caplog.text
+    assert made == [WIDTH, WIDTH]
+
+
+def test_layers_that_share_a_matrix_share_its_spectrum(made) -> None:
+    progress = RecordedProgress()
+    assert len(list(kept.spectra(dict.fromkeys([0, 1, 2], moment(0)), progress))) == 3
+    assert made == [WIDTH]
+    assert [(task.total, sum(task.steps)) for task in progress.tasks] == [(1, 1)]
 
 
 def test_what_a_killed_process_began_to_write_is_removed(folder) -> None:

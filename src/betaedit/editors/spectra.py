@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _LEAST_WIDTH = 1024
 """Narrower ones are computed as quickly as found."""
 
+_ROUNDING = 1e-10
+
 _ROOM_LEFT = 2
 """A spectrum is kept when the disk has room for so many of its size."""
 
@@ -34,20 +36,23 @@ def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple
     Raises: NumericalError when a matrix is not finite.
     """
     files = {layer: _file(moment) for layer, moment in moments.items()}
-    missing = [layer for layer, file in files.items() if file is not None and not _is_whole(file)]
+    missing = {file for file in files.values() if file is not None and not _is_readable(file)}
     shown = progress.task("null spaces", len(missing), "layers") if missing else nullcontext()
     with shown as task:
         for layer, moment in moments.items():
-            found = _spectrum(moment, files[layer], whole=layer not in missing)
-            if task is not None and layer in missing:
-                task.advance()
+            file = files[layer]
+            found = _spectrum(moment, file, readable=file not in missing)
+            if file in missing and file.exists():  # layers may share a matrix
+                missing.remove(file)
+                if task is not None:
+                    task.advance()
             yield layer, found
 
 
 def spectrum(moment: Tensor) -> Spectrum:
     """That of one ``C0`` (d_in, d_in). Raises: NumericalError when it is not finite."""
     file = _file(moment)
-    return _spectrum(moment, file, whole=file is not None and _is_whole(file))
+    return _spectrum(moment, file, readable=file is not None and _is_readable(file))
 
 
 def _file(moment: Tensor) -> Path | None:
@@ -60,30 +65,39 @@ def _file(moment: Tensor) -> Path | None:
     return cache_folder("spectra") / f"{digest.hexdigest()[:24]}.safetensors"
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether there is a spectrum to read; says so if something else is there."""
+def _is_readable(file: Path) -> bool:
+    """Whether there is a whole file; says so if it is damaged."""
     if not file.exists():
         return False
     try:
         with safe_open(file, framework="pt") as held:
-            if set(held.keys()) == {"values", "vectors"}:
-                return True
-            error: object = "other names in it"
-    except (OSError, SafetensorError) as raised:
-        error = raised
-    logger.warning("%s cannot be read (%s) and is made again.", file, error)
-    return False
+            found = set(held.keys())
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s cannot be read (%s) and is made again.", file, error)
+        return False
+    return found == {"values", "vectors"}
 
 
-def _spectrum(moment: Tensor, file: Path | None, *, whole: bool) -> Spectrum:
+def _spectrum(moment: Tensor, file: Path | None, *, readable: bool) -> Spectrum:
     if file is None:
         return Spectrum.of(moment)
-    if whole:
-        held = load_file(file, device=str(moment.device))
-        return Spectrum(held["values"], held["vectors"])
+    if readable:
+        held = Spectrum(**load_file(file, device=str(moment.device)))
+        if _is_of(held, moment):
+            return held
+        logger.warning("%s is not what was written there and is made again.", file)
     found = Spectrum.of(moment)
     _keep(found, file)
     return found
+
+
+def _is_of(held: Spectrum, moment: Tensor) -> bool:
+    """Whether they are the same matrix, tried on one vector: a bit that tipped on the disk would change every edit."""
+    probe = torch.randn(len(moment), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(moment.device)
+    turned = held.vectors.T @ probe
+    wanted, found = moment.double() @ probe, held.vectors @ (held.values * turned)
+    lost = abs(float(turned.norm() / probe.norm()) - 1)
+    return lost <= _ROUNDING and bool((found - wanted).norm() <= _ROUNDING * wanted.norm())
 
 
 def _keep(found: Spectrum, file: Path) -> None:
@@ -95,6 +109,6 @@ def _keep(found: Spectrum, file: Path) -> None:
             return
         clear_unfinished(file)  # another process that writes the same goes on without
         with written_whole(file) as scratch:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+            save_file(tensors, scratch)
     except (OSError, SafetensorError) as error:
         logger.warning("%s is not kept: %s", file, error)

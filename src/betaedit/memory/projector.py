@@ -60,7 +60,9 @@ class Spectrum:
             raise NumericalError(
                 "the second moment holds values that are not finite.", mend="Compute the statistics again."
             )
-        return cls(*torch.linalg.eigh(moment.double()))
+        values, vectors = torch.linalg.eigh(moment.double())
+        # Laid out as they come back from disk: on some processors products round by how a factor lies.
+        return cls(values, vectors.contiguous())
 
     def scaled(self, factor: float) -> Spectrum:
         """Of ``factor >= 0`` times the matrix."""
