@@ -119,7 +119,10 @@ def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(error, monk
         raise error("read-only")
 
     monkeypatch.setattr(kept, "save_file", refuse)
-    assert len(kept.spectrum(moment(0)).values) == WIDTH
+    progress = RecordedProgress()
+    for _, found in kept.spectra({3: moment(0), 4: moment(1)}, progress):
+        assert len(found.values) == WIDTH
+    assert [(task.total, sum(task.steps)) for task in progress.tasks] == [(2, 2)]
 
 
 def test_only_what_must_be_computed_is_shown(folder) -> None:

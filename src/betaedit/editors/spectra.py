@@ -42,10 +42,10 @@ def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple
         for layer, moment in moments.items():
             file = files[layer]
             found = _spectrum(moment, file, readable=file not in missing)
-            if file in missing and file.exists():  # layers may share a matrix
-                missing.remove(file)
-                if task is not None:
-                    task.advance()
+            if task is not None and file in missing:
+                task.advance()
+                if file.exists():  # layers may share a matrix
+                    missing.remove(file)
             yield layer, found
 
 
