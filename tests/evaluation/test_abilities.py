@@ -20,6 +20,7 @@ from betaedit.evaluation.abilities import (
     find_task,
     read_ability_items,
 )
+from betaedit.evaluation.continuing import complete_greedily
 from betaedit.models import LanguageModel
 from support.data import data_file
 from support.tiny import FAMILIES, RecordedProgress, count_calls, plain_score, tiny_llama
@@ -257,7 +258,7 @@ def test_predictions_are_those_of_a_plain_loop(family: str, tmp_path: Path):
     write(tmp_path, "sst2", sentences(0, 1, 1, 0, 1))
     items = read_ability_items(TASKS["sst2"], tmp_path, 5)
     prompts = [item.prompt for item in items]
-    texts = abilities._generated_texts(model, prompts, "generating")
+    texts = complete_greedily(model, prompts, abilities._GENERATED_TOKENS, label="generating")
     assert texts == [plain_generation(model, prompt) for prompt in prompts]
     result = measure_abilities(model, tmp_path, tasks=["sst2"])["sst2"]
     assert result.labels == (0, 1, 1, 0, 1)

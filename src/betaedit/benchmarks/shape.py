@@ -17,7 +17,7 @@ from betaedit.editors.config import SLOT, make_config
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult
 from betaedit.editors.presets import untuned
-from betaedit.errors import ConfigError, did_you_mean
+from betaedit.errors import ConfigError
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
 from betaedit.paths import cache_at
@@ -48,9 +48,7 @@ def find_shape(name: str, depth: int | None = None) -> LlamaConfig:
         ConfigError: There is none of that name.
     """
     if name not in SHAPES:
-        raise ConfigError(
-            f"there is no shape {name!r}.", mend=did_you_mean(name, SHAPES, f"Choose {' or '.join(SHAPES)}.")
-        )
+        raise ConfigError(f"there is no shape {name!r}.", mend=f"Choose {' or '.join(SHAPES)}.")
     return LlamaConfig(**SHAPES[name] | ({"num_hidden_layers": depth} if depth else {}))
 
 

@@ -49,12 +49,6 @@ def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple
             yield layer, found
 
 
-def spectrum(moment: Tensor) -> Spectrum:
-    """That of one ``C0`` (d_in, d_in). Raises: NumericalError when it is not finite."""
-    file = _file(moment)
-    return _spectrum(moment, file, readable=file is not None and _is_readable(file))
-
-
 def _file(moment: Tensor) -> Path | None:
     """Where its spectrum is kept; ``None`` if it is not."""
     if len(moment) < _LEAST_WIDTH:

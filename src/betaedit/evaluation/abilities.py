@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from betaedit.errors import ConfigError, FactError, did_you_mean
-from betaedit.evaluation.continuing import continue_greedily
+from betaedit.evaluation.continuing import complete_greedily
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.scoring import score_targets
 from betaedit.extras import import_extra
@@ -320,18 +320,11 @@ def _measure(
     prompts = [item.prompt for item in items]
     generated = None
     if search is not None:
-        texts = _generated_texts(model, prompts, f"{task.name}, generating", progress)
+        label = f"{task.name}, generating"
+        texts = complete_greedily(model, prompts, _GENERATED_TOKENS, progress=progress, label=label)
         generated = _classified(task, labels, [search(task, text) for text in texts])
     probable = _classified(task, labels, _most_probable(model, task, prompts, progress))
     return AbilityResult(task.name, labels, probable, generated)
-
-
-def _generated_texts(
-    model: LanguageModel, prompts: Sequence[str], label: str, progress: Progress | None = None
-) -> list[str]:
-    """What the model says after each prompt, greedily."""
-    said = continue_greedily(model, prompts, _GENERATED_TOKENS, progress=progress, label=label)
-    return [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in said]
 
 
 def _most_probable(

@@ -74,3 +74,11 @@ def continue_greedily(
     said = in_batches([len(row) for row in rows], batch_size, work, progress=progress, label=label)
     by_prompt = dict(zip(asked, said, strict=True))
     return [by_prompt[prompt] for prompt in prompts]
+
+
+def complete_greedily(
+    model: LanguageModel, prompts: Sequence[str], n_tokens: int, *, progress: Progress | None = None, label: str
+) -> list[str]:
+    """What the model says after each prompt, in order: the texts of ``continue_greedily``."""
+    said = continue_greedily(model, prompts, n_tokens, progress=progress, label=label)
+    return [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in said]

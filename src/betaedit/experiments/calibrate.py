@@ -15,7 +15,7 @@ from betaedit.editors.editor import Editor
 from betaedit.editors.preset_file import PresetFile
 from betaedit.editors.presets import untuned
 from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.editors.spectra import spectrum
+from betaedit.editors.spectra import spectra
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.metrics import measure_edits
@@ -351,8 +351,8 @@ class _Bench:
         energy that an ordinary key has there.
         """
         thresholds, energies = [], []
-        for layer in span:
-            eigenvalues = spectrum(self._moments.matrices[layer]).values
+        for _, spectrum in spectra({layer: self._moments.matrices[layer] for layer in span}, self.progress):
+            eigenvalues = spectrum.values
             kept = int(_NULL_SHARE * len(eigenvalues))
             thresholds.append(float(eigenvalues[kept]))
             energies.append(float(eigenvalues[:kept].sum()))

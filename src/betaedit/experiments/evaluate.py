@@ -10,7 +10,7 @@ from torch import Tensor
 
 from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
-from betaedit.evaluation.continuing import continue_greedily
+from betaedit.evaluation.continuing import complete_greedily
 from betaedit.evaluation.drift import UneditedStates, compare, leakage, perplexity
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
@@ -127,8 +127,7 @@ class Evaluator:
     def _says(self, lost: Sequence[tuple[float, float, Outcome]]) -> list[str]:
         """What the model says after the prompts now."""
         model, prompts = self._editor.language_model, [outcome.prompt for *_, outcome in lost]
-        new = continue_greedily(model, prompts, _SAID, progress=self._editor.progress, label="worst prompts")
-        return [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in new]
+        return complete_greedily(model, prompts, _SAID, progress=self._editor.progress, label="worst prompts")
 
     def _hidden(self, cases: Sequence[EvaluationCase]) -> HiddenView:
         layer = self._editor.config.layers[-1]

@@ -263,9 +263,9 @@ class Workspace:
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
         """Those that were not written yet: neither live nor replaced by a later answer that is, whatever their ids."""
-        answered = {(held.fact.prompt, held.fact.subject) for held in self.store.live()}
-        told = {_words(held.fact) for held in self.store.facts() if held.state in ("live", "replaced")}
-        known = {words for words in told if words[:2] in answered}
+        told = [(held.state, _words(held.fact)) for held in self.store.facts()]
+        answered = {(prompt, subject) for state, (prompt, subject, _) in told if state == "live"}
+        known = {words for state, words in told if state in ("live", "replaced") and words[:2] in answered}
         return [case for case in cases if _words(case.fact) not in known]
 
     def forget(self, *names: str, last: int = 0) -> list[Writing]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from betaedit.errors import NumericalError
 from betaedit.memory.associative import AssociativeMemory
+from betaedit.memory.projector import Spectrum
 from betaedit.memory.rule import MemoryRule
 from betaedit.memory.update import Update
 
@@ -89,7 +90,8 @@ class Whitening:
     """
 
     def __init__(self, moment: Float[Tensor, "d_in d_in"]) -> None:
-        values, vectors = torch.linalg.eigh(moment.double())
+        spectrum = Spectrum.of(moment)
+        values, vectors = spectrum.values, spectrum.vectors
         scales = values.clamp(min=_FLOOR * float(values[-1])).sqrt()
         self.root: Float[Tensor, "d_in d_in"] = (vectors * scales) @ vectors.T
         self.inverse: Float[Tensor, "d_in d_in"] = (vectors / scales) @ vectors.T

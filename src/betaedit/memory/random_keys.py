@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from betaedit.memory.projector import Spectrum
+
 
 class RandomKeys:
     """Draws from N(0, C0), the same for the same seed.
@@ -16,8 +18,8 @@ class RandomKeys:
     """
 
     def __init__(self, moment: Float[Tensor, "d_in d_in"], seed: int) -> None:
-        values, vectors = torch.linalg.eigh(moment.double())
-        self._root = vectors * values.clamp(min=0).sqrt()
+        spectrum = Spectrum.of(moment)
+        self._root = spectrum.vectors * spectrum.values.clamp(min=0).sqrt()
         self._generator = torch.Generator().manual_seed(seed)
 
     def snapshot(self) -> Tensor:
