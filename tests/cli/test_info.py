@@ -11,6 +11,8 @@ import pytest
 from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
+from betaedit.models.native import kernels
+from betaedit.models.native.library import NoKernelsError
 
 COMMANDS = [
     *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
@@ -97,7 +99,7 @@ def test_doctor_counts_all_that_editing_holds(betaedit, monkeypatch) -> None:
     solver = 20 * d_in**2 + 16 * d_in * columns
     for name, element in (("float32", 4), ("bfloat16", 2)):
         matrix = d_out * d_in * (element + 4)
-        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2 + (2 * 2**30 if element == 4 else 0)
+        need = 8.03e9 * element + 5 * (solver + matrix) + 24 * d_in**2
         assert fits["llama-3.1-8b"][name].startswith(f"{need / 1e9:.1f} GB")
 
 
@@ -109,7 +111,14 @@ def test_doctor_knows_every_library_that_is_optional(betaedit) -> None:
 
 def test_env_prints_what_a_bug_report_needs(betaedit) -> None:
     assert f"betaedit: {__version__}" in betaedit("env").out
-    assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform"}
+    assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform", "kernels"}
+
+
+def test_env_says_why_there_are_no_kernels(betaedit, monkeypatch) -> None:
+    reason = NoKernelsError("no C compiler")
+    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor")):
+        monkeypatch.setattr(kernels, "find_kernels", lambda found=found: found)
+        assert said in json.loads(betaedit("env", "--json").out)["kernels"]
 
 
 def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_copies
+from betaedit.editors.footprint import editing_bytes, most_of_a_solver
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.memory import AssociativeMemory, MemoryRule
 
@@ -22,16 +22,9 @@ def test_a_solver_of_whole_rank_that_is_about_to_fold_again_holds_the_most():
     assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 4 * d * d + 8 * d * d + 8 * (d + d) * 128
 
 
-def test_original_change_one_eigendecomposition_and_copies_are_counted():
+def test_original_change_and_one_eigendecomposition_are_counted():
     shapes = [(3, 7), (3, 5)]
     for dtype, element, change in ((torch.bfloat16, 2, 4), (torch.float32, 4, 4), (torch.float64, 8, 8)):
-        assert editing_bytes(100, shapes, element, 5) == 100 + 36 * (element + change) + 24 * 49 + 5
+        assert editing_bytes(100, shapes, element) == 100 + 36 * (element + change) + 24 * 49
         matrix = EditedMatrix(torch.nn.Linear(7, 3, dtype=dtype))
         assert matrix.change().element_size() == change
-
-
-def test_copies_of_weights_are_counted_on_the_cpu_where_they_fit_and_pay():
-    small, large = 5 * 10**8, 5 * 10**9
-    assert [most_of_copies(size, 4, "cpu") for size in (small, large)] == [2 * small, 2 * 2**30]
-    assert most_of_copies(small, 8, "cpu") == most_of_copies(small, 2, "cpu") == 0
-    assert most_of_copies(small, 4, "cuda") == 0

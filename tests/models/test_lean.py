@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
-from betaedit.models import Anatomy, copies, find_anatomy, lean
-from betaedit.models.lean import lean_layers, pass_projection, run_lean_layers
+from betaedit.models import Anatomy, find_anatomy, lean
+from betaedit.models.lean import lean_layers, pass_projection
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
 from support.families import FAMILIES_AND_ATTENTION, N_LAYERS, family, model_of, shared_model, tiny_model
@@ -64,12 +64,14 @@ def runs_leanly(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool
     return not ran
 
 
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
 def test_every_family_gives_the_same_states_and_gradients(name: str, attention: str, rows: str):
     assert_the_same(shared_model(name, attention), rows, 1e-5)
 
 
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("name", sorted(KIND))
 def test_nothing_is_computed_on_padding(name: str):
     anatomy = find_anatomy(shared_model(name))
@@ -101,10 +103,17 @@ def test_the_type_of_the_weights_is_that_of_the_computation(
     assert runs_leanly(model, monkeypatch)
 
 
-def test_projections_with_biases_are_of_the_kind(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("hand")
+@pytest.mark.parametrize("rows", ROWS)
+def test_projections_with_biases_are_of_the_kind(rows: str, monkeypatch: pytest.MonkeyPatch):
     settings = {**family("llama").settings, "attention_bias": True, "mlp_bias": True}
     model = model_of(LlamaConfig(**settings)).requires_grad_(False)
-    assert_the_same(model, "many", 1e-5)
+    model.get_submodule("model.layers.1.self_attn.k_proj").register_parameter("bias", None)
+    for index in LAYERS:
+        for part in find_anatomy(model).layers[index].modules():
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.normal_(part.bias)
+    assert_the_same(model, rows, 1e-5)
     assert runs_leanly(model, monkeypatch)
 
 
@@ -168,6 +177,7 @@ def thaw(model: PreTrainedModel) -> None:
     model.get_submodule("model.layers.2.mlp.up_proj").requires_grad_(True)
 
 
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("change", [hook, pre_hook, replace_forward, replace_linear, add_a_part, thaw])
 def test_layers_that_somebody_watches_or_has_changed_run_by_their_modules(
     change: Callable[[PreTrainedModel], None], monkeypatch: pytest.MonkeyPatch
@@ -196,6 +206,7 @@ def other_parameter(linear: nn.Linear) -> None:
     linear.weight = nn.Parameter(2 * linear.weight.data, requires_grad=False)
 
 
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("change", [in_place, behind_its_back, other_data, other_parameter])
 def test_weights_that_change_between_searches_change_both_ways(
     change: Callable[[nn.Linear], None], monkeypatch: pytest.MonkeyPatch
@@ -205,54 +216,6 @@ def test_weights_that_change_between_searches_change_both_ways(
     change(cast(nn.Linear, model.get_submodule("model.layers.2.mlp.up_proj")))
     assert_the_same(model, "three", 1e-5)
     assert runs_leanly(model, monkeypatch)
-
-
-@pytest.mark.parametrize("few", [True, False])
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("name", [*sorted(KIND), "llama with biases"])
-def test_states_and_gradients_are_the_same_by_packed_weights_and_by_the_models_own(
-    name: str, rows: str, few: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(lean, "FEW", 1000 if few else 0)
-    model = tiny_model(name) if name in KIND else biased_llama()
-    model.requires_grad_(False)
-    assert_the_same(model, rows, 1e-5)
-    assert runs_leanly(model, monkeypatch)
-    assert copies.packed.nbytes(model) == few * sum(linear.weight.nbytes for linear in linears_of(model))
-
-
-def biased_llama() -> PreTrainedModel:
-    model = model_of(LlamaConfig(**{**family("llama").settings, "mlp_bias": True, "attention_bias": True}))
-    model.get_submodule("model.layers.1.self_attn.k_proj").register_parameter("bias", None)
-    for linear in linears_of(model):
-        if linear.bias is not None:
-            nn.init.normal_(linear.bias)
-    return model
-
-
-def linears_of(model: PreTrainedModel) -> list[nn.Linear]:
-    modules = [part for index in LAYERS for part in find_anatomy(model).layers[index].modules()]
-    return [part for part in modules if type(part) is nn.Linear]
-
-
-def test_weights_are_packed_only_for_few_positions_and_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
-    model = tiny_model("llama").requires_grad_(False)
-    size = sum(linear.weight.nbytes for linear in linears_of(model))
-    n_few = problem(find_anatomy(model), "one")[1].shape[1]
-    for few, room, kept in ((n_few - 1, size, 0), (n_few, size - 1, 0), (n_few, size, size)):
-        monkeypatch.setattr(lean, "FEW", few)
-        monkeypatch.setattr(copies, "COPIED_BYTES", room)
-        assert_the_same(model, "one", 1e-5)
-        assert copies.packed.nbytes(model) == kept
-
-
-def test_weights_are_packed_once():
-    model = tiny_model("llama").requires_grad_(False)
-    assert_the_same(model, "one", 1e-5)
-    kept = [copies.packed._kept.get(linear) for linear in linears_of(model)]
-    assert len([one for one in kept if one is not None]) == 4 * len(LAYERS)
-    assert_the_same(model, "one", 1e-5)
-    assert all(copies.packed._kept.get(linear) is copy for linear, copy in zip(linears_of(model), kept, strict=True))
 
 
 @pytest.mark.parametrize(("name", "attention"), FAMILIES_AND_ATTENTION)
@@ -276,16 +239,6 @@ def test_a_projection_changed_halfway_through_its_layer_is_the_one_that_is_used(
     torch.testing.assert_close(found[real], expected[real])
     assert len(entered) == len(expected_entering) == 1
     torch.testing.assert_close(entered[0][real], expected_entering[0][real])
-
-
-def test_no_copies_are_made_for_what_runs_once():
-    model = tiny_model("llama").requires_grad_(False)
-    anatomy = find_anatomy(model)
-    calls, hidden = problem(anatomy, "one")
-    with torch.no_grad():
-        found = run_lean_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1)
-    torch.testing.assert_close(found, run_layers(anatomy, calls, hidden, LAYERS.start, LAYERS.stop - 1))
-    assert copies.packed.nbytes(model) == 0
 
 
 def test_layers_run_by_their_modules_where_attention_scores_would_be_too_many(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from betaedit.models import copies
 from betaedit.models.narrow import narrow_linears
 from support.families import FAMILY_NAMES, shared_model
 from support.recordings import TOLERANCE, random_prompts
@@ -28,11 +27,9 @@ def value_and_gradient(work: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
     return value.detach(), gradient
 
 
-def assert_narrow_changes_nothing(
-    module: nn.Module, work: Callable[[Tensor], Tensor], x: Tensor, *, often: bool = False
-) -> None:
+def assert_narrow_changes_nothing(module: nn.Module, work: Callable[[Tensor], Tensor], x: Tensor) -> None:
     plain = value_and_gradient(work, x)
-    with narrow_linears([module], often=often):
+    with narrow_linears([module]):
         narrow = value_and_gradient(work, x)
     for ours, theirs in zip(narrow, plain, strict=True):
         assert ours.shape == theirs.shape
@@ -56,13 +53,20 @@ def test_a_model_gives_the_same_logits_and_gradients(name: str, n: int):
     )
 
 
-@pytest.mark.usefixtures("processor")
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("often", [True, False])
-@pytest.mark.parametrize("rows", [(1,), (63,), (64,), (65,), (2, 5), (3, 2, 4), (8, 20)], ids=str)
-def test_inputs_of_any_shape_keep_it_with_bias_or_without(bias: bool, often: bool, rows: tuple[int, ...]):
-    linear = frozen(nn.Linear(6, 9, bias=bias))
-    assert_narrow_changes_nothing(linear, linear, torch.randn(*rows, 6), often=often)
+@pytest.mark.parametrize("d_in", [6, 32])
+@pytest.mark.parametrize("rows", [(1,), (63,), (64,), (96,), (97,), (2, 5), (3, 2, 4), (8, 20)], ids=str)
+def test_inputs_of_any_shape_keep_it_with_bias_or_without(bias: bool, d_in: int, rows: tuple[int, ...]):
+    linear = frozen(nn.Linear(d_in, 9, bias=bias))
+    assert_narrow_changes_nothing(linear, linear, torch.randn(*rows, d_in))
+
+
+@pytest.mark.usefixtures("ways")
+def test_no_rows_give_no_rows():
+    linear = frozen(nn.Linear(32, 9))
+    with narrow_linears([linear]):
+        assert linear(torch.empty(0, 32)).shape == (0, 9)
 
 
 def test_an_input_that_is_a_view_of_something_else_is_read_as_it_lies():
@@ -127,38 +131,28 @@ def replace(linear: nn.Linear) -> None:
     linear.weight = nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
 
 
-@pytest.mark.usefixtures("processor")
-@pytest.mark.parametrize("often", [True, False])
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("d_in", [6, 32])
 @pytest.mark.parametrize(
     "change",
     [lambda linear: linear.weight.zero_(), lambda linear: linear.weight.data.zero_(), replace],
     ids=["in place", "behind torch's back", "by others"],
 )
-def test_weights_that_change_meanwhile_are_used(change: Callable[[nn.Linear], Any], often: bool):
-    linear = nn.Linear(6, 9, bias=False).requires_grad_(False)
-    with narrow_linears([linear], often=often):
-        assert linear(torch.randn(3, 6)).any()
+def test_weights_that_change_meanwhile_are_used(change: Callable[[nn.Linear], Any], d_in: int):
+    linear = nn.Linear(d_in, 9, bias=False).requires_grad_(False)
+    with narrow_linears([linear]):
+        assert linear(torch.randn(3, d_in)).any()
     change(linear)
-    with narrow_linears([linear], often=often):
-        assert not linear(torch.randn(3, 6)).any()
+    with narrow_linears([linear]):
+        assert not linear(torch.randn(3, d_in)).any()
 
 
-@pytest.mark.usefixtures("processor")
-def test_copies_are_kept_of_what_is_used_often_where_they_fit(monkeypatch: pytest.MonkeyPatch):
-    linear = frozen(nn.Linear(32, 48))
-    size = 2 * 32 * 48 * 4
-    for often, room, kept in ((False, size, 0), (True, size - 1, 0), (True, size, size)):
-        monkeypatch.setattr(copies, "COPIED_BYTES", room)
-        with narrow_linears([linear], often=often):
-            linear(torch.randn(3, 32))
-        assert copies.packed.nbytes(linear) == kept
-
-
-@pytest.mark.usefixtures("processor")
-def test_weights_made_in_inference_mode_are_used_as_they_are():
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("d_in", [6, 32])
+def test_weights_made_in_inference_mode_are_used_as_they_are(d_in: int):
     with torch.inference_mode():
-        linear = frozen(nn.Linear(6, 9))
-        x = torch.randn(3, 6)
+        linear = frozen(nn.Linear(d_in, 9))
+        x = torch.randn(3, d_in)
         plain = linear(x)
-        with narrow_linears([linear], often=True):
+        with narrow_linears([linear]):
             torch.testing.assert_close(linear(x), plain, **TOLERANCE)

@@ -62,7 +62,6 @@ def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
     from betaedit.editors.editor import Editor  # noqa: PLC0415
     from betaedit.editors.footprint import editing_bytes  # noqa: PLC0415
     from betaedit.facts.readers import read_cases  # noqa: PLC0415
-    from betaedit.models.copies import packed  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
     editor = Editor.from_pretrained(**options)
@@ -71,7 +70,7 @@ def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
     engine = editor.engine
     held = sum(memory.nbytes for memory in engine.memories.values())
     shapes = [matrix.shape for matrix in engine.matrices.values()]
-    beside = editing_bytes(held, shapes, editor.model.dtype.itemsize, packed.nbytes(editor.model))
+    beside = editing_bytes(held, shapes, editor.model.dtype.itemsize)
     device = editor.language_model.device
     if device.type == "cuda":
         return Peak(0, parameters, parameters + beside, torch.cuda.max_memory_allocated(device))

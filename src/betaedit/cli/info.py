@@ -106,7 +106,18 @@ def env(json_: options.JsonOption = False) -> None:
 
 def _environment() -> dict[str, Any]:
     versions = {name: _version(name) for name in _LIBRARIES}
-    return {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
+    found = {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
+    return {**found, "kernels": _kernels()}
+
+
+def _kernels() -> str:
+    from betaedit.models.native.kernels import find_kernels
+    from betaedit.models.native.library import NoKernelsError
+
+    kernels = find_kernels()
+    if not isinstance(kernels, NoKernelsError):
+        return "compiled for this processor"
+    return f"none, so searches for values on a CPU take longer ({kernels})"
 
 
 def _version(name: str) -> str:
@@ -166,14 +177,11 @@ def _fits() -> list[dict[str, Any]]:
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
     """Weights, and the most that editing holds beside them (docs/concepts.md)."""
-    import torch
-
-    from betaedit.editors.footprint import editing_bytes, most_of_a_solver, most_of_copies
+    from betaedit.editors.footprint import editing_bytes, most_of_a_solver
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)
-    copies = most_of_copies(weights, bytes_per_weight, "cuda" if torch.cuda.is_available() else "cpu")
-    need = weights + editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight, copies)
+    need = weights + editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight)
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 
 

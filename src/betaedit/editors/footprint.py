@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from betaedit.memory.associative import KEYS_PER_FOLD
-from betaedit.models.copies import COPIED_BYTES
 
 _SINGLE = 4
-_COPIED_PARTS = 2
-"""The head and the layers above the edited ones."""
 
 
-def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int, copies: int) -> int:
+def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int) -> int:
     """The most that editing holds at one time.
 
     Args:
         solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
-        copies: Bytes of the copies of weights that searches for values keep: ``models.copies.packed.nbytes``, or
-            ``most_of_copies``.
     """
     change_size = max(element_size, _SINGLE)  # float32, or float64 beside weights in it
     matrices = sum(d_out * d_in for d_out, d_in in shapes) * (element_size + change_size)
     building = 3 * 8 * max(d_in for _, d_in in shapes) ** 2  # one eigendecomposition: matrix, vectors, workspace
-    return solvers + matrices + building + copies
+    return solvers + matrices + building
 
 
 def most_of_a_solver(d_in: int) -> int:
@@ -36,10 +31,3 @@ def most_of_a_solver(d_in: int) -> int:
     """
     root_moment_history = (8 + 4 + 8) * d_in**2
     return root_moment_history + 8 * (d_in + d_in) * KEYS_PER_FOLD
-
-
-def most_of_copies(model_bytes: int, element_size: int, device: str) -> int:
-    """The bound of ``models.copies.packed.nbytes`` for a model of so many bytes, ``element_size`` for each weight."""
-    if device != "cpu" or element_size != _SINGLE:
-        return 0
-    return _COPIED_PARTS * min(model_bytes, COPIED_BYTES)

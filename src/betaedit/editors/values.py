@@ -263,10 +263,8 @@ class _Problem:
         """
         anatomy, targets = self.model.anatomy, self.targets
         changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
-        # The copies of the head are made before those of the layers: it is the largest matrix, and making them takes as
-        # much room again for a moment.
-        with narrow_linears([anatomy.head], often=True):
-            hidden = self._run(changed)
+        hidden = self._run(changed)
+        with narrow_linears([anatomy.head]):
             rows = torch.arange(len(hidden), device=hidden.device)
             fact, entry, kl_entry = (index.to(hidden.device) for index in (targets.fact, targets.entry, self.kl_entry))
             read = torch.cat([hidden[fact, entry], hidden[rows, kl_entry]])

@@ -22,9 +22,22 @@ from torch.autograd.function import once_differentiable
 from transformers import Cache
 
 from betaedit.models.anatomy import Anatomy
-from betaedit.models.copies import FEW, is_kept_packed
-from betaedit.models.lean_layer import Attention, Layer, Mlp, Norm, Places, Positions, Projections, given_back, taken
+from betaedit.models.lean_layer import (
+    Attention,
+    Layer,
+    Mlp,
+    Norm,
+    Part,
+    Places,
+    PlainLayer,
+    Positions,
+    Projections,
+    given_back,
+    taken,
+)
 from betaedit.models.narrow import narrow_linears
+from betaedit.models.native.kernels import FEW
+from betaedit.models.native.layers import NativeLayers
 from betaedit.models.pack import KeptState
 from betaedit.models.partial import LayerCall, hooks, layer_output, run_layers
 
@@ -38,6 +51,7 @@ _MOST_SCORES = 2**26
 """Attention scores of a layer are held at once, so of long prompts there would be too many."""
 
 _trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_trusted_natively: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lean_layers(
@@ -80,20 +94,20 @@ def pass_projection(
     ``pause`` is given what enters the projection, ``(g, width, d_in)``; the states after the layer are those under the
     weight that it leaves.
     """
-    lean = _read(anatomy, calls, hidden, range(layer, layer + 1))
-    if lean is None:
+    plain = _read_plain(anatomy, calls, hidden, range(layer, layer + 1))
+    if plain is None:
         handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
-    (one,), places = lean
+    (one,), places = plain
     mlp = replace(one.mlp, pause=lambda entering: pause(given_back(entering, hidden.shape[:2], places)))
-    return _forward(hidden, _Lean([one._replace(mlp=mlp)], places))
+    return _forward(hidden, _Lean([replace(one, mlp=mlp)], places))
 
 
 class _Lean(NamedTuple):
     """Layers as what they compute, and where what they compute is: everywhere without ``places``."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[Part]
     places: Places | None
 
 
@@ -129,22 +143,36 @@ class _Run(torch.autograd.Function):
 
 def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range) -> _Lean | None:
     """The layers as what they compute; ``None`` if one of them is of another kind or somebody watches it."""
+    plain = _read_plain(anatomy, calls, hidden, layers)
+    if plain is None:
+        return None
+    lean, places = plain
+    n = hidden.shape[:2].numel() if places is None else len(places[0])
+    native = NativeLayers.of(lean) if torch.is_grad_enabled() and n <= FEW else None
+    if native is None or not all(
+        _is_trusted_natively(anatomy.layers[index], calls[index], layer, places, hidden.detach())
+        for index, layer in zip(layers, lean, strict=True)
+    ):
+        return _Lean(lean, places)
+    return _Lean([native], places)
+
+
+def _read_plain(
+    anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
+) -> tuple[list[PlainLayer], Places | None] | None:
+    """The same by torch's operations alone."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     places = _places(calls[layers.start].real, hidden.device)
     shared: dict[tuple[int, ...], Positions] = {}
-    lean: list[Layer] = []
+    lean: list[PlainLayer] = []
     for layer in layers:
         module = anatomy.layers[layer]
         one = _layer_of(module, calls[layer], layer, shared, places)
         if one is None or not _is_trusted(module, calls[layer], layer, hidden.detach()):
             return None
         lean.append(one)
-    n = hidden.shape[:2].numel() if places is None else len(places[0])
-    few = torch.is_grad_enabled() and n <= FEW
-    if few and is_kept_packed(linear.weight for layer in lean for linear in layer.linears):
-        lean = [layer.packed() for layer in lean]
-    return _Lean(lean, places)
+    return lean, places
 
 
 def _places(real: Tensor | None, device: torch.device) -> Places | None:
@@ -159,8 +187,18 @@ def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) 
     if module not in _trusted:
         call = call.map(lambda value: None if isinstance(value, KeptState) else value)
         lean = _layer_of(module, call, index, {})
-        _trusted[module] = lean is not None and _agrees(module, call, lean, hidden)
+        _trusted[module] = lean is not None and _agrees(module, call, _Lean([lean], None), hidden)
     return _trusted[module]
+
+
+def _is_trusted_natively(
+    module: nn.Module, call: LayerCall, layer: PlainLayer, places: Places | None, hidden: Tensor
+) -> bool:
+    """Likewise by the kernels."""
+    if module not in _trusted_natively:
+        native = NativeLayers.of([layer])
+        _trusted_natively[module] = native is not None and _agrees(module, call, _Lean([native], places), hidden)
+    return _trusted_natively[module]
 
 
 def _is_plain(layer: nn.Module, hidden: Tensor) -> bool:
@@ -191,7 +229,7 @@ def _layer_of(
     index: int,
     shared: dict[tuple[int, ...], Positions],
     places: Places | None = None,
-) -> Layer | None:
+) -> PlainLayer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]
@@ -230,15 +268,19 @@ def _layer_of(
     )
 
 
-def _agrees(layer: nn.Module, call: LayerCall, lean: Layer, hidden: Tensor) -> bool:
+def _agrees(layer: nn.Module, call: LayerCall, lean: _Lean, hidden: Tensor) -> bool:
     """Whether the lean layer adds to the states what the model's own adds, and the same to their gradient."""
+    padding = None if call.real is None else ~call.real[:, :, None].to(hidden.device)
     with torch.enable_grad():
         hidden = hidden.clone().requires_grad_()
-        both = [layer_output(layer(hidden, **call.kwargs)), _Run.apply(hidden, _Lean([lean], None))]  # type: ignore[no-untyped-call]
+        both = [layer_output(layer(hidden, **call.kwargs)), cast(Tensor, _Run.apply(hidden, lean))]  # type: ignore[no-untyped-call]
         slope = both[0].detach().roll(1, -1)
-        if call.real is not None:  # the gradient of a norm at zero, which padding may be, would hide all others
-            slope = slope.masked_fill(~call.real[:, :, None].to(slope.device), 0)
+        if padding is not None:  # the gradient of a norm at zero, which padding may be, would hide all others
+            slope = slope.masked_fill(padding, 0)
         slopes = [torch.autograd.grad(output, hidden, slope)[0] for output in both]
+    if lean.places is not None and padding is not None:
+        both, slopes = ([each.masked_fill(padding, 0) for each in pair] for pair in (both, slopes))
+        hidden = hidden.masked_fill(padding, 0)
     tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)
     # States pass by the layer as they are, and large ones would hide what it does to them.
     return all(

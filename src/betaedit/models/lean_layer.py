@@ -5,17 +5,20 @@ Hidden states are rows ``(n, d)``. That a model's layers compute just this is fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from betaedit.models.copies import packed, packed_product
-
 Back = Callable[[Tensor], Tensor]
+Part = Callable[[Tensor], tuple[Tensor, Back]]
+NormT = TypeVar("NormT", bound=Part)
+AttentionT = TypeVar("AttentionT", bound=Part)
+MlpT = TypeVar("MlpT", bound=Part)
 Pause = Callable[[Tensor], None]
 Places = tuple[Tensor, Tensor]
 
@@ -36,6 +39,15 @@ class Positions(NamedTuple):
     mask: Tensor
     grid: tuple[int, int]
     places: Places | None
+
+    @property
+    def all_places(self) -> Places:
+        """Row and entry of each position, whether or not all of the grid are positions."""
+        if self.places is not None:
+            return self.places
+        n, width = math.prod(self.grid), self.grid[1]
+        each = torch.arange(n, device=self.mask.device)
+        return each // width, each % width
 
     @classmethod
     def of(
@@ -116,47 +128,29 @@ class Projections:
     """``W x + b`` for one ``x`` and several ``W``.
 
     Args:
-        linears: The model's own.
         weights: ``(d_out, d_in)`` of each.
         biases: ``(d_out,)`` or nothing, of each.
         sizes: ``d_out`` of each.
-        copy: The weights as one matrix (models/copies.py), if that is kept.
-        bias: The biases as one for that, if there are any.
     """
 
-    linears: tuple[nn.Linear, ...]
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
     sizes: tuple[int, ...]
-    copy: Tensor | None = None
-    bias: Tensor | None = None
 
     @classmethod
     def of(cls, *linears: nn.Linear) -> Projections:
         """Those of the model's own layers, read once: a module takes longer to tell its weight than a view to make."""
         weights, biases = (tuple(getattr(linear, name) for linear in linears) for name in ("weight", "bias"))
-        return cls(linears, weights, biases, tuple(map(len, weights)))
-
-    def packed(self) -> Projections:
-        """The same by a packed copy of the weights."""
-        bias = None
-        if any(each is not None for each in self.biases):
-            pairs = zip(self.weights, self.biases, strict=True)
-            bias = torch.cat([weight.new_zeros(len(weight)) if each is None else each for weight, each in pairs])
-        return replace(self, copy=packed.of(*self.linears)[0], bias=bias)
+        return cls(weights, biases, tuple(map(len, weights)))
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """``(n, d_out)`` of rows ``x`` ``(n, d_in)``, for each of them."""
-        if self.copy is not None:
-            return self.together(x).split_with_sizes(self.sizes, 1)
         return [nn.functional.linear(x, *pair) for pair in zip(self.weights, self.biases, strict=True)]
 
     def together(self, x: Tensor) -> Tensor:
         """The same side by side."""
-        if self.copy is None:
-            products = self(x)
-            return products[0] if len(products) == 1 else torch.cat(list(products), dim=1)
-        return packed_product(x, self.copy, self.bias)
+        products = self(x)
+        return products[0] if len(products) == 1 else torch.cat(list(products), dim=1)
 
     def back(self, *gradients: Tensor) -> Tensor:
         """``(n, d_in)`` the gradient of ``x``, from that of each product."""
@@ -272,13 +266,14 @@ class Mlp:
         return self.leaving.together(product), back
 
 
-class Layer(NamedTuple):
-    """One decoder layer."""
+@dataclass(frozen=True)
+class Layer(Generic[NormT, AttentionT, MlpT]):
+    """One decoder layer, a part itself."""
 
-    first_norm: Norm
-    attention: Attention
-    second_norm: Norm
-    mlp: Mlp
+    first_norm: NormT
+    attention: AttentionT
+    second_norm: NormT
+    mlp: MlpT
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
         """States ``(n, d)`` after the layer, and the way back."""
@@ -294,19 +289,8 @@ class Layer(NamedTuple):
 
         return changed.add_(middle), back
 
-    @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        """All of its linear layers."""
-        parts = (self.attention.entering, self.attention.leaving, self.mlp.entering, self.mlp.leaving)
-        return tuple(linear for part in parts for linear in part.linears)
 
-    def packed(self) -> Layer:
-        """The same by packed copies of the weights."""
-        attention, mlp = self.attention, self.mlp
-        return self._replace(
-            attention=replace(attention, entering=attention.entering.packed(), leaving=attention.leaving.packed()),
-            mlp=replace(mlp, entering=mlp.entering.packed(), leaving=mlp.leaving.packed()),
-        )
+PlainLayer = Layer[Norm, Attention, Mlp]
 
 
 def _heads(rows: Tensor, dim: int) -> Tensor:

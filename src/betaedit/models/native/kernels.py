@@ -1,0 +1,130 @@
+"""Products of few rows by the kernels: float32 on the CPU, contiguous, without gradients (kernels.c says more)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from betaedit.models.native.library import NoKernelsError, load_library
+
+FEW = 96
+"""Rows up to which the kernels are quicker than torch."""
+
+_FEWEST_OUTPUTS = 4
+_MOST = 3
+_TOLERANCE = 1e-5
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_ARGUMENTS = {
+    "multiply": (_POINTER, _POINTER, _POINTER, _SIZE, _INT),
+    "multiply_back": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _INT),
+    "forward": (_POINTER, _INT),
+    "backward": (_POINTER, _INT),
+}
+
+
+class MatricesStruct(ctypes.Structure):
+    """``struct matrices``."""
+
+    _fields_ = (
+        ("w", _POINTER * _MOST),
+        ("bias", _POINTER * _MOST),
+        ("d_out", _SIZE * _MOST),
+        ("count", _SIZE),
+        ("d_in", _SIZE),
+        ("all", _SIZE),
+    )
+
+
+class Matrices:
+    """One to three ``W`` ``(d_out, d_in)`` with one input, as the kernels take them.
+
+    Args:
+        weights: As ``Kernels.take`` says; they are read where they lie at each product.
+        biases: ``(d_out,)`` or nothing, of each.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.d_out, self.d_in = sum(map(len, weights)), weights[0].shape[1]
+        self.struct = MatricesStruct(
+            (_POINTER * _MOST)(*(weight.data_ptr() for weight in weights)),
+            (_POINTER * _MOST)(*(None if bias is None else bias.data_ptr() for bias in biases)),
+            (_SIZE * _MOST)(*map(len, weights)),
+            len(weights),
+            self.d_in,
+            self.d_out,
+        )
+        self._held = (*weights, *biases)
+
+
+class Kernels:
+    """The functions of one library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        library.width.restype = _SIZE
+        self._library = library
+        self._width = int(library.width())
+
+    def take(self, weight: Tensor) -> bool:
+        """Whether products with ``weight`` ``(d_out, d_in)`` can be computed here."""
+        return (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and weight.is_contiguous()
+            and len(weight) >= _FEWEST_OUTPUTS
+            and weight.shape[1] % self._width == 0
+        )
+
+    def product(self, matrices: Matrices, x: Tensor) -> Tensor:
+        """``x W^T + b`` of each ``W``, side by side: ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
+        x = x.contiguous()
+        product = x.new_empty(len(x), matrices.d_out)
+        pointers = ctypes.addressof(matrices.struct), x.data_ptr(), product.data_ptr()
+        self._library.multiply(*pointers, len(x), torch.get_num_threads())
+        return product
+
+    def product_back(self, matrices: Matrices, gradient: Tensor) -> Tensor:
+        """``(n, d_in)`` the sum of ``g W``, of gradients side by side, ``(n, sum of d_out)``."""
+        gradient, n, threads = gradient.contiguous(), len(gradient), torch.get_num_threads()
+        rows = gradient.new_empty(threads, n, matrices.d_in)  # the first is the result
+        pointers = gradient.data_ptr(), rows[0].data_ptr(), rows[1:].data_ptr()
+        self._library.multiply_back(ctypes.addressof(matrices.struct), *pointers, n, threads)
+        return rows[0]
+
+    def call(self, name: str, run: ctypes.Structure) -> None:
+        """Run layers ``forward`` or ``backward``."""
+        getattr(self._library, name)(ctypes.addressof(run), torch.get_num_threads())
+
+
+@cache
+def find_kernels() -> Kernels | NoKernelsError:
+    """The kernels, or why there are none here."""
+    try:
+        kernels = Kernels(load_library())
+    except NoKernelsError as error:
+        return error
+    return kernels if _agrees(kernels) else NoKernelsError("what was compiled computes something else")
+
+
+def kernels_for(*weights: Tensor) -> Kernels | None:
+    """The kernels where there are some that take all of ``weights``."""
+    kernels = find_kernels()
+    return kernels if isinstance(kernels, Kernels) and all(map(kernels.take, weights)) else None
+
+
+def _agrees(kernels: Kernels) -> bool:
+    """Whether a product is what torch makes of it, there and back."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        weight, x, gradient = torch.randn(70, 96), torch.randn(7, 96), torch.randn(7, 70)
+        matrices = Matrices([weight], [None])
+        pairs = [
+            (kernels.product(matrices, x), x @ weight.t()),
+            (kernels.product_back(matrices, gradient), gradient @ weight),
+        ]
+    return all(bool((ours - theirs).norm() <= _TOLERANCE * theirs.norm()) for ours, theirs in pairs)

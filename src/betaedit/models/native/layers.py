@@ -1,0 +1,163 @@
+"""Layers of the Llama kind (models/lean_layer.py) by the kernels: one call for all, and one for the way back."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from betaedit.models.lean_layer import Back, Norm, PlainLayer, Projections
+from betaedit.models.native.kernels import Kernels, Matrices, MatricesStruct, kernels_for
+from betaedit.models.pack import PriorState
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_KEPT = ("x", "raw", "rows", "shares", "middle", "gates")
+_ROOM = ("narrow", "other", "mixed", "wide", "wider", "slopes", "scores", "partial")
+_FLOAT_BYTES = 4
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("w", _POINTER), ("epsilon", _FLOAT))
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("row", "entry", "place")),
+        *((name, _SIZE) for name in ("n", "d", "h", "kv", "dim", "m", "width")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in ("first", "second", "query", "key")),
+        *((name, MatricesStruct) for name in ("entering", "leaving", "both", "down")),
+        *((name, _POINTER) for name in ("prior_keys", "prior_values", "cosines", "sines", "mask")),
+        ("prior", _SIZE),
+        ("scaling", _FLOAT),
+        *((name, _POINTER) for name in _KEPT),
+    )
+
+
+class _Run(ctypes.Structure):
+    _fields_ = (
+        ("shape", _POINTER),
+        ("layers", _POINTER),
+        ("count", _SIZE),
+        *((name, _POINTER) for name in ("y", *_ROOM)),
+        ("meeting", ctypes.c_int * 2),
+    )
+
+
+class NativeLayers:
+    """All layers of a run as one part: rows ``(n, d)`` after them, and the way back.
+
+    Args:
+        kernels: That take all their weights.
+        layers: The same layers, after a prior state, of one size.
+    """
+
+    def __init__(self, kernels: Kernels, layers: Sequence[PlainLayer]) -> None:
+        self._kernels = kernels
+        self._held: list[object] = []
+        """What the structs point to."""
+        self._sizes = d, h, kv, dim, m = _sizes(layers[0])
+        positions = layers[0].attention.positions
+        row, entry = positions.all_places
+        place = torch.full(positions.grid, -1, dtype=torch.int64)
+        place[row, entry] = torch.arange(len(row))
+        n, width = len(row), positions.grid[1]
+        self._shape = _Shape(*map(self._at, (row, entry, place)), n, d, h, kv, dim, m, width)
+        self._layers = (_Layer * len(layers))(*map(self._layer, layers))
+        heads = n * (h + 2 * kv) * dim
+        self._kept = [(n * d, heads, heads, n * h * (layer.prior + width), n * d, 2 * n * m) for layer in self._layers]
+        scores = max(shares for _, _, _, shares, _, _ in self._kept)
+        self._room = n * d, n * d, n * h * dim, n * m, 2 * n * m, heads, scores
+        self._most = n * max(d, h * dim, m)
+
+    @classmethod
+    def of(cls, layers: Sequence[PlainLayer]) -> NativeLayers | None:
+        """Of layers whose weights kernels take, after a prior state; ``None`` of others."""
+        weights = [weight for layer in layers for each in _projections(layer) for weight in each.weights]
+        kernels = kernels_for(*weights)
+        alike = len({_sizes(layer) for layer in layers}) == 1
+        if kernels is None or not alike or not all(isinstance(each.attention.cache, PriorState) for each in layers):
+            return None
+        return cls(kernels, layers)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
+        """Rows ``(n, d)`` after the layers."""
+        y = torch.empty_like(x)
+        kept = torch.empty(sum(map(sum, self._kept)))
+        kept[: x.numel()] = x.flatten()  # the first layer's
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        places = _places(kept, [size for sizes in self._kept for size in sizes])
+        for layer in layers:
+            for name in _KEPT:
+                setattr(layer, name, next(places))
+            if layer.query.w is None:  # nothing is normed, so heads are turned where they are
+                layer.rows = layer.raw
+        self._run("forward", layers, y)
+
+        def back(gradient: Tensor, kept: Tensor = kept) -> Tensor:
+            slope = gradient.clone(memory_format=torch.contiguous_format)
+            self._run("backward", layers, slope)
+            return slope
+
+        return y, back
+
+    def _run(self, name: str, layers: ctypes.Array[_Layer], y: Tensor) -> None:
+        sizes = *self._room, self._most * (torch.get_num_threads() - 1)
+        room = torch.empty(sum(sizes))
+        run = _Run(ctypes.addressof(self._shape), ctypes.addressof(layers), len(layers), y.data_ptr())
+        for field, place in zip(_ROOM, _places(room, sizes), strict=True):
+            setattr(run, field, place)
+        self._kernels.call(name, run)
+
+    def _layer(self, layer: PlainLayer) -> _Layer:
+        attention, cache = layer.attention, layer.attention.cache
+        assert isinstance(cache, PriorState)
+        prior = cache.held[attention.index]
+        positions = attention.positions
+        head_norms = [self._norm(norm) for norm in attention.norms] or [_Norm(), _Norm()]
+        return _Layer(
+            self._norm(layer.first_norm),
+            self._norm(layer.second_norm),
+            *head_norms,
+            *map(self._matrices, _projections(layer)),
+            *map(self._at, (*prior, positions.cosines, positions.sines, positions.mask)),
+            prior[0].shape[2],
+            attention.scaling,
+        )
+
+    def _norm(self, norm: Norm) -> _Norm:
+        return _Norm(self._at(norm.weight), float(norm.epsilon))
+
+    def _matrices(self, projections: Projections) -> MatricesStruct:
+        matrices = Matrices(projections.weights, projections.biases)
+        self._held.append(matrices)
+        return matrices.struct
+
+    def _at(self, tensor: Tensor) -> int:
+        """Where the tensor lies from now on."""
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+
+def _projections(layer: PlainLayer) -> tuple[Projections, ...]:
+    return layer.attention.entering, layer.attention.leaving, layer.mlp.entering, layer.mlp.leaving
+
+
+def _sizes(layer: PlainLayer) -> tuple[int, int, int, int, int]:
+    """``d``, heads, heads of keys, their width, and that of the MLP."""
+    dim = layer.attention.head_dim
+    h, kv = (size // dim for size in layer.attention.entering.sizes[:2])
+    return layer.mlp.leaving.sizes[0], h, kv, dim, layer.mlp.entering.sizes[0]
+
+
+def _places(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:
+    """Where in ``room`` arrays of so many floats begin, one after the other."""
+    return itertools.accumulate((_FLOAT_BYTES * size for size in sizes[:-1]), initial=room.data_ptr())

@@ -1,0 +1,165 @@
+"""Layers by the kernels give what the model gives in double precision, and its gradient, for any number of threads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedModel
+
+from betaedit.models import find_anatomy, lean
+from betaedit.models.lean import lean_layers
+from betaedit.models.native.kernels import find_kernels
+from betaedit.models.native.layers import NativeLayers
+from betaedit.models.native.library import NoKernelsError
+from betaedit.models.pack import Pack, keep_state
+from betaedit.models.partial import LayerCall, record, run_layers
+from support.families import N_LAYERS, family, model_of, tiny_model
+from support.recordings import random_prompts
+
+LAYERS = range(1, N_LAYERS)
+NAMES = ("llama", "mistral", "qwen2", "qwen3")
+LENGTHS, LOOKUPS = (12, 9, 11, 7, 5, 10), (5, 0, 8, 6, 2, 9)
+Run = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def with_kernels() -> None:
+    found = find_kernels()
+    if isinstance(found, NoKernelsError):
+        pytest.skip(f"no kernels on this machine: {found}")
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def native_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each run by the kernels had."""
+    rows: list[int] = []
+    run = NativeLayers.__call__
+
+    def heard(self: NativeLayers, x: Tensor) -> object:
+        rows.append(len(x))
+        return run(self, x)
+
+    monkeypatch.setattr(NativeLayers, "__call__", heard)
+    return rows
+
+
+def problem(
+    model: PreTrainedModel, chosen: list[list[int]], lookups: tuple[int, ...] = LOOKUPS
+) -> tuple[dict[int, LayerCall], Tensor]:
+    """Packed prompts from their lookup tokens on: the layers' arguments, and the hidden states entering the first."""
+    anatomy = find_anatomy(model)
+    prompts = random_prompts(LENGTHS, lookups)
+    recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
+    prefix = Pack.of(torch.tensor(chosen), torch.zeros_like(prompts.lookup), prompts.lookup)
+    suffix = Pack.of(torch.tensor(chosen), prompts.lookup, prompts.lengths)
+    state = keep_state(anatomy, recording, prefix, LAYERS)
+    return suffix.calls(recording, LAYERS, state, prefix), suffix.gather(recording.inputs[LAYERS.start])
+
+
+def output_and_gradient(run: Run, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = hidden.detach().clone().requires_grad_()
+    output = run(hidden)
+    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output) * real[:, :, None]
+    (gradient,) = torch.autograd.grad(output, hidden, slope)
+    return output.detach()[real], gradient[real]
+
+
+def distance(model: PreTrainedModel, chosen: list[list[int]], lookups: tuple[int, ...] = LOOKUPS) -> float:
+    """The larger relative distance of the states and gradients from those of the model's modules in float64."""
+    double = copy.deepcopy(model).double()
+    calls, hidden = problem(model, chosen, lookups)
+    exact_calls, exact_hidden = problem(double, chosen, lookups)
+    real = calls[LAYERS.start].real
+    assert real is not None
+    run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    exact = find_anatomy(double)
+    ours = output_and_gradient(run, exact_hidden.float(), real)
+    theirs = output_and_gradient(
+        lambda x: run_layers(exact, exact_calls, x, LAYERS.start, LAYERS.stop - 1), exact_hidden, real
+    )
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("chosen", [[[0, 1, 2]], [[0, 1], [2, 3], [4, 5]], [[1]]], ids=["packed", "padded", "one"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_of_the_kind_is_as_in_double_precision(name: str, chosen: list[list[int]], native_rows: list[int]):
+    assert distance(tiny_model(name).requires_grad_(False), chosen) < 2e-6
+    assert len(set(native_rows)) > 0
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("heads", [(1, 1), (4, 1), (4, 4), (8, 2)], ids=str)
+def test_heads_share_keys_in_any_way(heads: tuple[int, int], native_rows: list[int]):
+    h, kv = heads
+    settings = {**family("llama").settings, "num_attention_heads": h, "num_key_value_heads": kv, "head_dim": 16}
+    model = model_of(LlamaConfig(**settings)).requires_grad_(False)
+    assert distance(model, [[0, 1], [2, 3], [4, 5]]) < 2e-6
+    assert native_rows
+
+
+def test_positions_with_nothing_before_them_see_themselves_alone(native_rows: list[int]):
+    assert distance(tiny_model("llama").requires_grad_(False), [[0, 1], [2, 3]], (0,) * 6) < 2e-6
+    assert native_rows
+
+
+def test_a_gradient_asked_for_twice_is_the_same():
+    model = tiny_model("qwen3").requires_grad_(False)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    hidden.requires_grad_()
+    run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    first, second = run(hidden).sum(), run(2 * hidden).sum()
+    before = torch.autograd.grad(first, hidden, retain_graph=True)[0]
+    torch.autograd.grad(second, hidden)
+    assert torch.equal(torch.autograd.grad(first, hidden)[0], before)
+
+
+def test_what_is_not_a_number_stays_so():
+    model = tiny_model("llama").requires_grad_(False)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    assert run(hidden.masked_fill(torch.ones_like(hidden) > 0, torch.nan).requires_grad_()).isnan().all()
+
+
+def test_many_rows_and_runs_without_a_gradient_are_left_to_torch(
+    native_rows: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("llama").requires_grad_(False)
+    anatomy = find_anatomy(model)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    n = hidden.shape[1]
+    lean_layers(anatomy, calls, hidden, LAYERS)(hidden.clone().requires_grad_())
+    native_rows.clear()
+    for few, expected in ((n - 1, []), (n, [n])):
+        monkeypatch.setattr(lean, "FEW", few)
+        lean_layers(anatomy, calls, hidden, LAYERS)(hidden.clone().requires_grad_())
+        assert native_rows == expected
+    native_rows.clear()
+    with torch.no_grad():
+        lean_layers(anatomy, calls, hidden, LAYERS)(hidden)
+    assert native_rows == []
+
+
+def test_layers_that_the_kernels_would_compute_otherwise_are_left_to_torch(
+    native_rows: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("llama").requires_grad_(False)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    run = NativeLayers.__call__
+    monkeypatch.setattr(NativeLayers, "__call__", lambda self, x: (run(self, x)[0] * 1.01, run(self, x)[1]))
+    layers = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    native_rows.clear()
+    layers(hidden.clone().requires_grad_())
+    assert native_rows == []
