@@ -63,6 +63,20 @@ def test_a_damaged_library_is_made_again(cache: Path):
     assert made.stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_cache_from_which_nothing_can_be_loaded_leaves_none(monkeypatch: pytest.MonkeyPatch):
+    load = ctypes.CDLL
+
+    def refuse(name: str) -> ctypes.CDLL:
+        if "kernels" in name:
+            raise OSError("failed to map segment from shared object")
+        return load(name)
+
+    monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    with pytest.raises(NoKernelsError, match="failed to map"):
+        load_library()
+
+
 def test_a_cache_that_cannot_be_written_to_costs_a_compilation_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: str) -> Path:
         raise PermissionError("read only")

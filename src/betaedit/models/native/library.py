@@ -25,8 +25,8 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math: linked with it, a library of gcc makes the whole process round tiny numbers to zero.
 _OPTIONS = (
-    *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fassociative-math", "-fno-signed-zeros", "-shared", "-fPIC"),
+    *("-O3", "-mcpu=native" if platform.machine() == "aarch64" else "-march=native", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-shared", "-fPIC"),
 )
 _TEAM = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _SECONDS = 120
@@ -44,12 +44,7 @@ def load_library() -> ctypes.CDLL:
     """
     if os.environ.get(SWITCH) == "0":
         raise NoKernelsError(f"{SWITCH}=0")
-    team, path = _team(), _compiled()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # damaged
-        path.unlink()
-        library = ctypes.CDLL(str(_compiled()))
+    team, library = _team(), _loaded()
     library.use_team(*(ctypes.cast(getattr(team, name), ctypes.c_void_p) for name in _TEAM))
     return library
 
@@ -58,13 +53,28 @@ def _team() -> ctypes.CDLL:
     """The OpenMP library whose threads torch uses, with GNU's interface."""
     if sys.platform != "linux":
         raise NoKernelsError(f"not tried on {platform.system()}")
-    for mapped in psutil.Process().memory_maps():
-        if any(name in Path(mapped.path).name for name in ("libgomp", "libiomp5", "libomp")):
+    mapped = [Path(each.path) for each in psutil.Process().memory_maps()]
+    mapped.sort(key=lambda path: "torch" not in path.parts)  # other packages may bring one of their own
+    for path in mapped:
+        if path.name.startswith(("libgomp", "libiomp5", "libomp")):
             with suppress(OSError):
-                library = ctypes.CDLL(mapped.path)
+                library = ctypes.CDLL(str(path))
                 if all(hasattr(library, name) for name in _TEAM):
                     return library
     raise NoKernelsError("torch runs without OpenMP")
+
+
+def _loaded() -> ctypes.CDLL:
+    path = _compiled()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # a damaged file is made again
+        with suppress(OSError):
+            path.unlink()
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except OSError as error:
+        raise NoKernelsError(str(error)) from error
 
 
 def _compiled() -> Path:
