@@ -69,6 +69,14 @@ def test_no_rows_give_no_rows():
         assert linear(torch.empty(0, 32)).shape == (0, 9)
 
 
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("x", [torch.randn(3, 31), torch.randn(3, 32).double()], ids=["another width", "float64"])
+def test_an_input_that_does_not_fit_is_refused_as_ever(x: Tensor):
+    linear = frozen(nn.Linear(32, 9))
+    with narrow_linears([linear]), pytest.raises(RuntimeError):
+        linear(x)
+
+
 def test_an_input_that_is_a_view_of_something_else_is_read_as_it_lies():
     linear = frozen(nn.Linear(6, 9))
     assert_narrow_changes_nothing(linear, lambda x: linear(x.transpose(0, 1)[:, ::2]), torch.randn(8, 5, 6))

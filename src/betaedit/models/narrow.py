@@ -47,7 +47,8 @@ def _narrow_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         n = x.shape[:-1].numel()
-        if n == 0 or n > (NARROW if kernels is None else FEW):
+        alike = (x.device, x.dtype, x.shape[-1]) == (weight.device, weight.dtype, weight.shape[1])
+        if not alike or n == 0 or n > (NARROW if kernels is None else FEW):
             return nn.functional.linear(x, weight, bias)
         if kernels is None:
             product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]

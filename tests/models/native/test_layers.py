@@ -126,6 +126,15 @@ def test_a_gradient_asked_for_twice_is_the_same():
     assert torch.equal(torch.autograd.grad(first, hidden)[0], before)
 
 
+def test_states_of_other_positions_are_refused():
+    model = tiny_model("llama").requires_grad_(False)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    for other in (hidden[:, :-1], hidden.double()):
+        with pytest.raises(ValueError, match="states on the CPU"):
+            run(other.clone().requires_grad_())
+
+
 def test_what_is_not_a_number_stays_so():
     model = tiny_model("llama").requires_grad_(False)
     calls, hidden = problem(model, [[0, 1, 2]])

@@ -321,7 +321,8 @@ static inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1;
-    union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23};
+    int32_t exponent = whole == whole ? (int32_t)whole : 0; /* what is not a number stays so by p */
+    union { uint32_t bits; float value; } power = {(uint32_t)(exponent + 127) << 23};
     return p * power.value;
 }
 

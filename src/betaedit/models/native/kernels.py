@@ -97,9 +97,9 @@ class Kernels:
         self._library.multiply_back(ctypes.addressof(matrices.struct), *pointers, n, threads)
         return rows[0]
 
-    def call(self, name: str, run: ctypes.Structure) -> None:
+    def call(self, name: str, run: ctypes.Structure, threads: int) -> None:
         """Run layers ``forward`` or ``backward``."""
-        getattr(self._library, name)(ctypes.addressof(run), torch.get_num_threads())
+        getattr(self._library, name)(ctypes.addressof(run), threads)
 
 
 @cache

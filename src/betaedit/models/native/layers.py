@@ -63,7 +63,7 @@ class NativeLayers:
         self._kernels = kernels
         self._held: list[object] = []
         """What the structs point to."""
-        self._sizes = d, h, kv, dim, m = _sizes(layers[0])
+        d, h, kv, dim, m = _sizes(layers[0])
         positions = layers[0].attention.positions
         row, entry = positions.all_places
         place = torch.full(positions.grid, -1, dtype=torch.int64)
@@ -82,14 +82,21 @@ class NativeLayers:
         """Of layers whose weights kernels take, after a prior state; ``None`` of others."""
         weights = [weight for layer in layers for each in _projections(layer) for weight in each.weights]
         kernels = kernels_for(*weights)
-        alike = len({_sizes(layer) for layer in layers}) == 1
+        alike = len({tuple(each.sizes for each in _projections(layer)) for layer in layers}) == 1
         if kernels is None or not alike or not all(isinstance(each.attention.cache, PriorState) for each in layers):
             return None
         return cls(kernels, layers)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """Rows ``(n, d)`` after the layers."""
-        y = torch.empty_like(x)
+        """Rows ``(n, d)`` after the layers.
+
+        Raises:
+            ValueError: There are more or fewer rows than positions, or they are not float32.
+        """
+        shape = self._shape.n, self._shape.d
+        if x.shape != shape or x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"layers of {shape} float32 states on the CPU are given {tuple(x.shape)} {x.dtype}")
+        y = torch.empty(shape)
         kept = torch.empty(sum(map(sum, self._kept)))
         kept[: x.numel()] = x.flatten()  # the first layer's
         layers = type(self._layers).from_buffer_copy(self._layers)
@@ -101,7 +108,7 @@ class NativeLayers:
                 layer.rows = layer.raw
         self._run("forward", layers, y)
 
-        def back(gradient: Tensor, kept: Tensor = kept) -> Tensor:
+        def back(gradient: Tensor, kept: Tensor = kept) -> Tensor:  # kept: what the structs point to
             slope = gradient.clone(memory_format=torch.contiguous_format)
             self._run("backward", layers, slope)
             return slope
@@ -109,12 +116,13 @@ class NativeLayers:
         return y, back
 
     def _run(self, name: str, layers: ctypes.Array[_Layer], y: Tensor) -> None:
-        sizes = *self._room, self._most * (torch.get_num_threads() - 1)
+        threads = torch.get_num_threads()
+        sizes = *self._room, self._most * (threads - 1)
         room = torch.empty(sum(sizes))
         run = _Run(ctypes.addressof(self._shape), ctypes.addressof(layers), len(layers), y.data_ptr())
         for field, place in zip(_ROOM, _places(room, sizes), strict=True):
             setattr(run, field, place)
-        self._kernels.call(name, run)
+        self._kernels.call(name, run, threads)
 
     def _layer(self, layer: PlainLayer) -> _Layer:
         attention, cache = layer.attention, layer.attention.cache
@@ -141,8 +149,8 @@ class NativeLayers:
         return matrices.struct
 
     def _at(self, tensor: Tensor) -> int:
-        """Where the tensor lies from now on."""
-        tensor = tensor.contiguous()
+        """Where the tensor, indices or floats, lies from now on."""
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor.long()).contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
 
