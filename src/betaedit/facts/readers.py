@@ -29,7 +29,10 @@ from betaedit.facts.json_array import array_items, shown
 _BLOCK = 1 << 16
 _CSV_LISTS = ("paraphrases", "neighbors", "generation_prompts")
 _DATASET = "dataset:"
-_JSON_SHAPES = "A .jsonl file holds one record {...} a line, a .json file one array [...] of records."
+_JSON_SHAPES = (
+    "Correct this place or take the record out. A .jsonl file holds one record {...} a line, a .json file one array "
+    "[...] of records."
+)
 _FILE_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (FileNotFoundError, "there is no such file.", "Check the path."),
     (IsADirectoryError, "this is a folder.", "Name a file in it."),
