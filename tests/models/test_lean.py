@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, LlamaConfig, PreTrainedModel, SmolLM3Config
 
 from betaedit.models import Anatomy, find_anatomy, lean
-from betaedit.models.lean import lean_layers, pass_projection
+from betaedit.models.lean import lean_layers, pass_projection, run_lean_layers
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
 from support.families import FAMILIES_AND_ATTENTION, N_LAYERS, family, model_of, shared_model, tiny_model
@@ -134,6 +134,20 @@ def test_a_model_with_the_same_parts_that_computes_something_else_runs_by_its_mo
     model = model_of(DECEPTIVE[name]()).requires_grad_(False)
     assert_the_same(model, "three", 1e-5)
     assert not runs_leanly(model, monkeypatch)
+
+
+@pytest.mark.usefixtures("hand")
+@pytest.mark.parametrize("lookups", [(0,) * 6, (1,) * 6], ids=["nothing before", "one token before"])
+def test_a_layer_is_not_judged_by_positions_that_see_themselves_alone(lookups: tuple[int, ...]):
+    """Its rotary angles show nothing there; SmolLM3 is told from Llama by them."""
+    model = model_of(DECEPTIVE["one layer without positions"]()).requires_grad_(False)
+    anatomy = find_anatomy(model)
+    prompts = random_prompts((12, 9, 11, 7, 5, 10), lookups)
+    recording = record(anatomy, prompts, run=N_LAYERS, keep=(LAYERS.start,))
+    chosen = torch.tensor(ROWS["three"])
+    prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
+    keep_state(anatomy, recording, prefix, LAYERS, run_lean_layers)
+    assert_the_same(model, "three", 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

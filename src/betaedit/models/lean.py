@@ -183,8 +183,10 @@ def _places(real: Tensor | None, device: torch.device) -> Places | None:
 
 
 def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
-    """Whether the plain layer does what its parts say, as was seen when it was first met."""
+    """Whether the plain layer does what its parts say, as was seen when it was first met and told something."""
     if module not in _trusted:
+        if not _is_telling(call):
+            return False
         call = call.map(lambda value: None if isinstance(value, KeptState) else value)
         lean = _layer_of(module, call, index, {})
         _trusted[module] = lean is not None and _agrees(module, call, _Lean([lean], None), hidden)
@@ -196,9 +198,19 @@ def _is_trusted_natively(
 ) -> bool:
     """Likewise by the kernels."""
     if module not in _trusted_natively:
+        if not _is_telling(call):
+            return False
         native = NativeLayers.of([layer])
         _trusted_natively[module] = native is not None and _agrees(module, call, _Lean([native], places), hidden)
     return _trusted_natively[module]
+
+
+def _is_telling(call: LayerCall) -> bool:
+    """Whether some position attends to another: where none does, rotary angles and scores show nothing."""
+    mask: Tensor = call.kwargs["attention_mask"]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    others = seen.any(dim=1).sum(dim=-1) > 1
+    return bool((others if call.real is None else others & call.real.to(others.device)).any())
 
 
 def _is_plain(layer: nn.Module, hidden: Tensor) -> bool:

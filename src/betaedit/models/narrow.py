@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from betaedit.models.native.kernels import FEW, Kernels, Matrices, kernels_for
 from betaedit.models.partial import replaced_forwards
@@ -43,14 +44,14 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _narrow_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     weight, bias, kernels = linear.weight, linear.bias, kernels_for(linear.weight)
-    matrices = Matrices([weight], [None])
+    matrices = None if kernels is None else Matrices([weight], [None])
 
     def forward(x: Tensor) -> Tensor:
         n = x.shape[:-1].numel()
         alike = (x.device, x.dtype, x.shape[-1]) == (weight.device, weight.dtype, weight.shape[1])
-        if not alike or n == 0 or n > (NARROW if kernels is None else FEW):
+        if not alike or x.dim() == 1 or n == 0 or n > (NARROW if kernels is None else FEW):
             return nn.functional.linear(x, weight, bias)
-        if kernels is None:
+        if kernels is None or matrices is None:
             product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
         else:
             product = _NativeProduct.apply(x, kernels, matrices)  # type: ignore[no-untyped-call]
@@ -69,6 +70,7 @@ class _NativeProduct(torch.autograd.Function):
         return kernels.product(matrices, x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """``g W``."""
         rows = ctx.kernels.product_back(ctx.matrices, gradient.flatten(0, -2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from torch import Tensor
 from betaedit.models.native import kernels as module
 from betaedit.models.native.kernels import Kernels, Matrices, find_kernels, kernels_for
 from betaedit.models.native.library import NoKernelsError
+
+
+class Wrapped(Tensor):
+    """As quantized weights are: what they say of themselves is not how they lie."""
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,7 @@ def test_what_is_not_a_number_stays_so(kernels: Kernels):
     assert kernels.product(matrices, x).isnan().any(dim=1).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors take no longer for them")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Kernels, threads: int):
     torch.set_num_threads(threads)
@@ -109,8 +115,22 @@ def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Ker
         (torch.randn(4, 16).double(), False),
         (torch.randn(4, 16).bfloat16(), False),
         (torch.randn(4, 16, device="meta"), False),
+        (torch.randn(4, 16).as_subclass(Wrapped), False),
+        (torch.randn(4, 16).to_sparse(), False),
+        (torch.randn(4, 0), False),
     ],
-    ids=["fits", "few outputs", "odd width", "transposed", "float64", "bfloat16", "elsewhere"],
+    ids=[
+        "fits",
+        "few outputs",
+        "odd width",
+        "transposed",
+        "float64",
+        "bfloat16",
+        "elsewhere",
+        "wrapped",
+        "sparse",
+        "empty",
+    ],
 )
 @pytest.mark.usefixtures("kernels")
 def test_weights_that_the_kernels_cannot_read_are_left_to_torch(weight: Tensor, taken: bool):
@@ -118,9 +138,11 @@ def test_weights_that_the_kernels_cannot_read_are_left_to_torch(weight: Tensor, 
     assert kernels_for(torch.randn(8, 32), torch.randn(3, 16)) is None
 
 
-def test_kernels_that_compute_something_else_are_not_used(kernels: Kernels, monkeypatch: pytest.MonkeyPatch):
-    right = Kernels.product
-    monkeypatch.setattr(Kernels, "product", lambda *args: right(*args) * 1.001)
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("way", ["product", "product_back"])
+def test_kernels_that_compute_something_else_are_not_used(way: str, monkeypatch: pytest.MonkeyPatch):
+    right = getattr(Kernels, way)
+    monkeypatch.setattr(Kernels, way, lambda *args: right(*args) * 1.001)
     assert isinstance(find_kernels.__wrapped__(), NoKernelsError)
     monkeypatch.undo()
     assert isinstance(find_kernels.__wrapped__(), Kernels)
@@ -132,6 +154,16 @@ def test_looking_for_kernels_leaves_random_numbers_as_they_were():
     torch.manual_seed(3)
     module.find_kernels.__wrapped__()
     assert torch.equal(torch.randn(2), expected)
+
+
+def test_biases_are_read_as_they_lie_and_added_once(kernels: Kernels):
+    """The last four outputs overlap those before, which another thread may be computing."""
+    torch.set_num_threads(2)
+    weight, bias, x = torch.randn(5, 16), torch.randn(10)[::2], torch.randn(96, 16)
+    matrices = Matrices([weight], [bias])
+    expected = x.double() @ weight.double().t() + bias.double()
+    for _ in range(300):
+        assert_near(kernels.product(matrices, x), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,65 @@ def test_another_processor_or_compiler_gets_a_library_of_its_own(cache: Path, mo
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_damaged_library_is_made_again(cache: Path):
-    made = library._compiled()
+def spoil(cache: Path) -> None:
+    """Something of the right name that is no library, from another process."""
+    (made,) = cache.iterdir()
+    made.unlink()
     made.write_bytes(b"damaged")
+
+
+def test_a_damaged_library_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    in_another_process()
+    spoil(cache)
+    commands = compilations(monkeypatch)
     load_library()
-    assert list(cache.iterdir()) == [made]
-    assert made.stat().st_size > 1000
+    (made,) = cache.iterdir()
+    assert (len(commands), made.stat().st_size > 1000) == (1, True)
+
+
+def in_another_process() -> None:
+    work = "from betaedit.models.native.library import load_library; import torch; load_library()"
+    subprocess.run([sys.executable, "-c", work], check=True)
+
+
+def test_a_library_that_somebody_else_put_there_is_not_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    in_another_process()
+    loaded: list[str] = []
+    load = ctypes.CDLL
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[1])
+    monkeypatch.setattr(library.os, "getuid", lambda: 12345)
+    uid = next(cache.iterdir()).stat().st_uid
+    load_library()
+    assert (str(cache) in "".join(loaded)) == (uid == 0)
+
+
+@pytest.mark.parametrize("error", [PermissionError("read only"), OSError("no space left on device")], ids=str)
+@pytest.mark.parametrize("place", ["cache_folder", "written_whole"])
+def test_a_cache_that_takes_nothing_costs_a_compilation_each_time(
+    cache: Path, place: str, error: OSError, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> Path:
+        raise error
+
+    monkeypatch.setattr(library, place, refuse)
+    commands = compilations(monkeypatch)
+    load_library()
+    load_library()
+    assert len(commands) == 2
+    assert not cache.exists() or not list(cache.iterdir())
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_cache_from_which_nothing_can_be_loaded_leaves_none(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_that_is_compiled_is_left_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(library.tempfile, "tempdir", str(scratch))
+    load_library()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_machine_on_which_nothing_can_be_loaded_has_none(monkeypatch: pytest.MonkeyPatch):
     load = ctypes.CDLL
 
     def refuse(name: str) -> ctypes.CDLL:
@@ -77,15 +127,25 @@ def test_a_cache_from_which_nothing_can_be_loaded_leaves_none(monkeypatch: pytes
         load_library()
 
 
-def test_a_cache_that_cannot_be_written_to_costs_a_compilation_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: str) -> Path:
-        raise PermissionError("read only")
+@pytest.mark.usefixtures("cache")
+def test_a_package_without_its_source_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(library, "_SOURCE", tmp_path / "missing.c")
+    with pytest.raises(NoKernelsError, match=r"missing\.c"):
+        load_library()
 
-    monkeypatch.setattr(library, "cache_folder", refuse)
-    commands = compilations(monkeypatch)
-    load_library()
-    load_library()
-    assert (len(commands), cache.exists()) == (2, False)
+
+@pytest.mark.usefixtures("cache")
+def test_a_compiler_that_knows_its_version_and_no_more_gives_its_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = tmp_path / "a compiler"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *-o*) echo In function f: >&2; echo error: no such thing >&2; exit 1;; esac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{script}'")
+    with pytest.raises(NoKernelsError, match="error: no such thing"):
+        load_library()
 
 
 @pytest.mark.usefixtures("cache")

@@ -92,8 +92,10 @@ static size share(size units, size at) { return units * at / members(); }
 #define MINE(from, to, units) size from = share(units, number()), to = share(units, number() + 1)
 static size even(size n, size parts, size at) { return n * at / parts; }
 
+/* Sums may be taken in any order here, and only where it says so: exponential() depends on its own. */
 static inline float inner(const float *a, const float *b, size d) {
     float total = 0;
+#pragma omp simd reduction(+ : total)
     for (size j = 0; j < d; j++) total += a[j] * b[j];
     return total;
 }
@@ -148,14 +150,14 @@ static inline struct fetch part(size tiles, size t) {
 }
 #define PART(c) (fetch.first + c * fetch.count / 4)
 
-/* y[r, o] = sum over k of x[r, k] w[o, k], for some rows and four outputs; fetches the matrix's next four rows. */
+/* y[r, o] = b[o] + sum over k of x[r, k] w[o, k], for some rows and four outputs; fetches the matrix's next four rows. */
 #define DOT_NEXT(r, c) const float *next_##c = w + (DOT_OUTPUTS + PART(c)) * d;
 #define DOT_LOAD(r, c) vector right_##c = load(w + c * d + k); __builtin_prefetch(next_##c + k);
 #define DOT_ROW(r, n) { vector left = load(x + r * d + k); COLUMNS_4(ADD, r) }
-#define DOT_STORE(r, n) *(four *)(y + r * ldy) = totals(sum_##r##_0, sum_##r##_1, sum_##r##_2, sum_##r##_3);
+#define DOT_STORE(r, n) *(four *)(y + r * ldy) = b + totals(sum_##r##_0, sum_##r##_1, sum_##r##_2, sum_##r##_3);
 #define DOT_ZERO(r, n) COLUMNS_4(ZERO, r)
 #define DOT_TILE(n) \
-    static void dot_##n(const float *x, const float *w, float *y, size ldy, size d, struct fetch fetch) { \
+    static void dot_##n(const float *x, const float *w, four b, float *y, size ldy, size d, struct fetch fetch) { \
         COLUMNS_4(DOT_NEXT, 0) \
         ROWS_##n(DOT_ZERO, 4) \
         for (size k = 0; k < d; k += WIDTH) { \
@@ -165,7 +167,7 @@ static inline struct fetch part(size tiles, size t) {
         ROWS_##n(DOT_STORE, 4) \
     }
 DOT_TILE(1) DOT_TILE(2) DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)
-static void (*const dot[])(const float *, const float *, float *, size, size, struct fetch) = {
+static void (*const dot[])(const float *, const float *, four, float *, size, size, struct fetch) = {
     0, dot_1, dot_2, dot_3, dot_4, dot_5, dot_6};
 
 /* y[r, j] += sum over k of g[r, k] w[k, j], for some rows and a few vectors of columns; fetches some lines a step. */
@@ -210,12 +212,11 @@ static void product(const struct matrices *m, const float *x, float *y, size n) 
         for (size unit = from; unit < to; unit++) {
             size o = unit * DOT_OUTPUTS; /* the last four may overlap those before */
             if (o + DOT_OUTPUTS > m->d_out[i]) o = m->d_out[i] - DOT_OUTPUTS;
+            four bias = m->bias[i] ? *(const four *)(m->bias[i] + o) : (four){0};
             for (size t = 0; t < tiles; t++) {
                 size r = even(n, tiles, t), end = even(n, tiles, t + 1);
-                float *at = y + r * m->all + begin + o;
-                dot[end - r](x + r * m->d_in, m->w[i] + o * m->d_in, at, m->all, m->d_in, part(tiles, t));
-                for (; m->bias[i] && r < end; r++, at += m->all)
-                    for (size j = 0; j < DOT_OUTPUTS; j++) at[j] += m->bias[i][o + j];
+                dot[end - r](x + r * m->d_in, m->w[i] + o * m->d_in, bias, y + r * m->all + begin + o, m->all, m->d_in,
+                             part(tiles, t));
             }
         }
     }
@@ -303,15 +304,16 @@ static void normed(const struct norm *norm, const float *x, float *y, size d) {
 }
 static void normed_back(const struct norm *norm, const float *x, float *g, size d) { /* in place */
     float scale = scale_of(norm, x, d), along = 0;
+#pragma omp simd reduction(+ : along)
     for (size j = 0; j < d; j++) along += g[j] * norm->w[j] * x[j];
     along *= scale * scale / d;
     for (size j = 0; j < d; j++) g[j] = scale * (g[j] * norm->w[j] - x[j] * along);
 }
 
-/* exp to 2e-7 of it (Cephes' polynomial), in a form that compilers turn into vectors; beyond 80 as at 80. */
+/* exp to 1e-7 of it (Cephes' polynomial), in a form that compilers turn into vectors; beyond 88 as at 88. */
 static inline float exponential(float x) {
-    x = x > 80 ? 80 : x;
-    x = x < -80 ? -80 : x;
+    x = x > 88 ? 88 : x;
+    x = x < -88 ? -88 : x;
     float whole = floorf(x * 1.44269504f + 0.5f);
     float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -410,8 +412,9 @@ static void attend(const struct shape *p, const struct layer *l, size i, size a,
     }
     clear(y, p->dim);
     for (size c = 0; c < columns; c++) {
+        if (!shares[c]) continue; /* hidden, and so it stays whatever the total is */
         shares[c] /= total;
-        if (shares[c]) add_times(y, shares[c], at_column(p, l, r, b, c, 1), p->dim);
+        add_times(y, shares[c], at_column(p, l, r, b, c, 1), p->dim);
     }
 }
 

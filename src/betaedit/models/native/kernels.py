@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from betaedit.models.native.library import NoKernelsError, load_library
 
@@ -49,15 +49,17 @@ class Matrices:
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.d_out, self.d_in = sum(map(len, weights)), weights[0].shape[1]
+        # Detached they keep what they lie in, even if the model's parameters are given other data meanwhile.
+        self._held = [weight.detach() for weight in weights]
+        self._biases = [None if bias is None else bias.detach().contiguous() for bias in biases]
         self.struct = MatricesStruct(
-            (_POINTER * _MOST)(*(weight.data_ptr() for weight in weights)),
-            (_POINTER * _MOST)(*(None if bias is None else bias.data_ptr() for bias in biases)),
+            (_POINTER * _MOST)(*(weight.data_ptr() for weight in self._held)),
+            (_POINTER * _MOST)(*(None if bias is None else bias.data_ptr() for bias in self._biases)),
             (_SIZE * _MOST)(*map(len, weights)),
             len(weights),
             self.d_in,
             self.d_out,
         )
-        self._held = (*weights, *biases)
 
 
 class Kernels:
@@ -73,13 +75,7 @@ class Kernels:
 
     def take(self, weight: Tensor) -> bool:
         """Whether products with ``weight`` ``(d_out, d_in)`` can be computed here."""
-        return (
-            weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and weight.is_contiguous()
-            and len(weight) >= _FEWEST_OUTPUTS
-            and weight.shape[1] % self._width == 0
-        )
+        return _is_plain(weight) and len(weight) >= _FEWEST_OUTPUTS and weight.shape[1] % self._width == 0
 
     def product(self, matrices: Matrices, x: Tensor) -> Tensor:
         """``x W^T + b`` of each ``W``, side by side: ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
@@ -114,17 +110,32 @@ def find_kernels() -> Kernels | NoKernelsError:
 
 def kernels_for(*weights: Tensor) -> Kernels | None:
     """The kernels where there are some that take all of ``weights``."""
+    if not all(map(_is_plain, weights)):  # nothing is compiled for them
+        return None
     kernels = find_kernels()
     return kernels if isinstance(kernels, Kernels) and all(map(kernels.take, weights)) else None
 
 
+def _is_plain(weight: Tensor) -> bool:
+    return (
+        type(weight) in (Tensor, nn.Parameter)
+        and (weight.device.type, weight.dtype, weight.layout) == ("cpu", torch.float32, torch.strided)
+        and weight.is_contiguous()
+        and weight.numel() > 0
+    )
+
+
+@torch.no_grad()
 def _agrees(kernels: Kernels) -> bool:
-    """Whether a product is what torch makes of it, there and back."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        weight, x, gradient = torch.randn(70, 96), torch.randn(7, 96), torch.randn(7, 70)
-        matrices = Matrices([weight], [None])
-        pairs = [
-            (kernels.product(matrices, x), x @ weight.t()),
-            (kernels.product_back(matrices, gradient), gradient @ weight),
-        ]
+    """Whether a product is what double precision makes of it, there and back."""
+    random = torch.Generator("cpu").manual_seed(0)
+    weight, x, gradient = (
+        torch.randn(shape, generator=random, dtype=torch.float32, device="cpu")
+        for shape in ((70, 96), (7, 96), (7, 70))
+    )
+    matrices = Matrices([weight], [None])
+    pairs = [
+        (kernels.product(matrices, x), x.double() @ weight.double().t()),
+        (kernels.product_back(matrices, gradient), gradient.double() @ weight.double()),
+    ]
     return all(bool((ours - theirs).norm() <= _TOLERANCE * theirs.norm()) for ours, theirs in pairs)

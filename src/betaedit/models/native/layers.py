@@ -66,8 +66,8 @@ class NativeLayers:
         d, h, kv, dim, m = _sizes(layers[0])
         positions = layers[0].attention.positions
         row, entry = positions.all_places
-        place = torch.full(positions.grid, -1, dtype=torch.int64)
-        place[row, entry] = torch.arange(len(row))
+        place = torch.full(positions.grid, -1, dtype=torch.int64, device="cpu")
+        place[row, entry] = torch.arange(len(row), device="cpu")
         n, width = len(row), positions.grid[1]
         self._shape = _Shape(*map(self._at, (row, entry, place)), n, d, h, kv, dim, m, width)
         self._layers = (_Layer * len(layers))(*map(self._layer, layers))
@@ -96,8 +96,8 @@ class NativeLayers:
         shape = self._shape.n, self._shape.d
         if x.shape != shape or x.dtype != torch.float32 or x.device.type != "cpu":
             raise ValueError(f"layers of {shape} float32 states on the CPU are given {tuple(x.shape)} {x.dtype}")
-        y = torch.empty(shape)
-        kept = torch.empty(sum(map(sum, self._kept)))
+        y = _floats(*shape)
+        kept = _floats(sum(map(sum, self._kept)))
         kept[: x.numel()] = x.flatten()  # the first layer's
         layers = type(self._layers).from_buffer_copy(self._layers)
         places = _places(kept, [size for sizes in self._kept for size in sizes])
@@ -118,7 +118,7 @@ class NativeLayers:
     def _run(self, name: str, layers: ctypes.Array[_Layer], y: Tensor) -> None:
         threads = torch.get_num_threads()
         sizes = *self._room, self._most * (threads - 1)
-        room = torch.empty(sum(sizes))
+        room = _floats(sum(sizes))
         run = _Run(ctypes.addressof(self._shape), ctypes.addressof(layers), len(layers), y.data_ptr())
         for field, place in zip(_ROOM, _places(room, sizes), strict=True):
             setattr(run, field, place)
@@ -150,7 +150,7 @@ class NativeLayers:
 
     def _at(self, tensor: Tensor) -> int:
         """Where the tensor, indices or floats, lies from now on."""
-        tensor = (tensor.float() if tensor.is_floating_point() else tensor.long()).contiguous()
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor.long()).detach().contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
 
@@ -164,6 +164,11 @@ def _sizes(layer: PlainLayer) -> tuple[int, int, int, int, int]:
     dim = layer.attention.head_dim
     h, kv = (size // dim for size in layer.attention.entering.sizes[:2])
     return layer.mlp.leaving.sizes[0], h, kv, dim, layer.mlp.entering.sizes[0]
+
+
+def _floats(*shape: int) -> Tensor:
+    """Room, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _places(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:

@@ -6,14 +6,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 from betaedit.files import written_whole
 from betaedit.paths import cache_folder
@@ -26,7 +25,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math: linked with it, a library of gcc makes the whole process round tiny numbers to zero.
 _OPTIONS = (
     *("-O3", "-mcpu=native" if platform.machine() == "aarch64" else "-march=native", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"),
 )
 _TEAM = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _SECONDS = 120
@@ -44,7 +43,10 @@ def load_library() -> ctypes.CDLL:
     """
     if os.environ.get(SWITCH) == "0":
         raise NoKernelsError(f"{SWITCH}=0")
-    team, library = _team(), _loaded()
+    try:
+        team, library = _team(), _loaded()
+    except OSError as error:
+        raise NoKernelsError(str(error)) from error
     library.use_team(*(ctypes.cast(getattr(team, name), ctypes.c_void_p) for name in _TEAM))
     return library
 
@@ -53,8 +55,9 @@ def _team() -> ctypes.CDLL:
     """The OpenMP library whose threads torch uses, with GNU's interface."""
     if sys.platform != "linux":
         raise NoKernelsError(f"not tried on {platform.system()}")
-    mapped = [Path(each.path) for each in psutil.Process().memory_maps()]
-    mapped.sort(key=lambda path: "torch" not in path.parts)  # other packages may bring one of their own
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    mapped = [Path(path) for path in dict.fromkeys(line[line.find("/") :] for line in lines if "/" in line)]
+    mapped.sort(key=lambda path: not {"torch", "torch.libs"} & set(path.parts[-3:]))  # other packages bring their own
     for path in mapped:
         if path.name.startswith(("libgomp", "libiomp5", "libomp")):
             with suppress(OSError):
@@ -65,43 +68,36 @@ def _team() -> ctypes.CDLL:
 
 
 def _loaded() -> ctypes.CDLL:
-    path = _compiled()
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # a damaged file is made again
-        with suppress(OSError):
-            path.unlink()
-    try:
-        return ctypes.CDLL(str(_compiled()))
-    except OSError as error:
-        raise NoKernelsError(str(error)) from error
-
-
-def _compiled() -> Path:
+    """That of the cache; one compiled now, where there is none or it cannot be loaded."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
     if compiler is None:
         raise NoKernelsError("no C compiler")
-    command = [*compiler.split(), *_OPTIONS]
-    version = _run([*compiler.split(), "--version"])
-    made_of = "\n".join([*command, version, _processor(), _SOURCE.read_text(encoding="utf-8")])
+    command = [*shlex.split(compiler), *_OPTIONS]
+    made_of = "\n".join(
+        [*command, _run([*shlex.split(compiler), "--version"]), _processor(), _SOURCE.read_text(encoding="utf-8")]
+    )
     name = f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    try:
-        path = cache_folder("kernels") / name
-        if not path.exists():
-            with written_whole(path) as scratch:
-                _run([*command, "-o", str(scratch), str(_SOURCE), "-lm"])
-    except OSError:  # a cache that cannot be written to
-        path = Path(tempfile.mkdtemp(prefix="betaedit-")) / name
-        _run([*command, "-o", str(path), str(_SOURCE), "-lm"])
-    return path
+    kept: Path | None = None
+    with suppress(OSError):
+        kept = cache_folder("kernels") / name
+        if kept.stat().st_uid in (0, os.getuid()):  # code that somebody else put there is not run
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory(prefix="betaedit-") as folder:
+        made = Path(folder) / name
+        _run([*command, "-o", str(made), str(_SOURCE), "-lm"])
+        if kept is not None:
+            with suppress(OSError), written_whole(kept) as scratch:
+                shutil.copyfile(made, scratch)
+        return ctypes.CDLL(str(made))
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        raise NoKernelsError(f"{command[0]}: {said[0] if said else 'failed'}") from error
+        first = next((line for line in said if "error" in line), (said or ["failed"])[0])
+        raise NoKernelsError(f"{command[0]}: {first}") from error
     return done.stdout
 
 
