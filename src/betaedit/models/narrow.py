@@ -44,17 +44,18 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _narrow_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     weight, bias, kernels = linear.weight, linear.bias, kernels_for(linear.weight)
-    matrices = None if kernels is None else Matrices([weight], [None])
+    way: type[torch.autograd.Function] = _FrozenProduct
+    factors: tuple[Any, ...] = (weight,)
+    most = NARROW
+    if kernels is not None:
+        way, factors, most = _NativeProduct, (kernels, Matrices([weight], [None])), FEW
 
     def forward(x: Tensor) -> Tensor:
         n = x.shape[:-1].numel()
         alike = (x.device, x.dtype, x.shape[-1]) == (weight.device, weight.dtype, weight.shape[1])
-        if not alike or x.dim() == 1 or n == 0 or n > (NARROW if kernels is None else FEW):
+        if not alike or x.dim() == 1 or not 0 < n <= most:
             return nn.functional.linear(x, weight, bias)
-        if kernels is None or matrices is None:
-            product: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
-        else:
-            product = _NativeProduct.apply(x, kernels, matrices)  # type: ignore[no-untyped-call]
+        product: Tensor = way.apply(x, *factors)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
     return forward
