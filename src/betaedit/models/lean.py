@@ -29,7 +29,6 @@ from betaedit.models.lean_layer import (
     Norm,
     Part,
     Places,
-    PlainLayer,
     Positions,
     Projections,
     given_back,
@@ -159,13 +158,13 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
 
 def _read_plain(
     anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers: range
-) -> tuple[list[PlainLayer], Places | None] | None:
+) -> tuple[list[Layer], Places | None] | None:
     """The same by torch's operations alone."""
     if len(layers) == 0 or not all(_is_plain(anatomy.layers[layer], hidden) for layer in layers):
         return None
     places = _places(calls[layers.start].real, hidden.device)
     shared: dict[tuple[int, ...], Positions] = {}
-    lean: list[PlainLayer] = []
+    lean: list[Layer] = []
     for layer in layers:
         module = anatomy.layers[layer]
         one = _layer_of(module, calls[layer], layer, shared, places)
@@ -194,7 +193,7 @@ def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) 
 
 
 def _is_trusted_natively(
-    module: nn.Module, call: LayerCall, layer: PlainLayer, places: Places | None, hidden: Tensor
+    module: nn.Module, call: LayerCall, layer: Layer, places: Places | None, hidden: Tensor
 ) -> bool:
     """Likewise by the kernels."""
     if module not in _trusted_natively:
@@ -241,7 +240,7 @@ def _layer_of(
     index: int,
     shared: dict[tuple[int, ...], Positions],
     places: Places | None = None,
-) -> PlainLayer | None:
+) -> Layer | None:
     """What the plain ``layer`` computes; layers that have their arguments in common share them here too."""
     attention, mlp, given = layer.self_attn, layer.mlp, call.kwargs
     angles, mask = given.get("position_embeddings"), given["attention_mask"]

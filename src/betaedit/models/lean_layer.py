@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from transformers import Cache
 
 Back = Callable[[Tensor], Tensor]
 Part = Callable[[Tensor], tuple[Tensor, Back]]
-NormT = TypeVar("NormT", bound=Part)
-AttentionT = TypeVar("AttentionT", bound=Part)
-MlpT = TypeVar("MlpT", bound=Part)
 Pause = Callable[[Tensor], None]
 Places = tuple[Tensor, Tensor]
 
@@ -267,13 +264,13 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Layer(Generic[NormT, AttentionT, MlpT]):
-    """One decoder layer, a part itself."""
+class Layer:
+    """One decoder layer."""
 
-    first_norm: NormT
-    attention: AttentionT
-    second_norm: NormT
-    mlp: MlpT
+    first_norm: Norm
+    attention: Attention
+    second_norm: Norm
+    mlp: Mlp
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
         """States ``(n, d)`` after the layer, and the way back."""
@@ -288,9 +285,6 @@ class Layer(Generic[NormT, AttentionT, MlpT]):
             return first_back(attention_back(slope)).add_(slope)
 
         return changed.add_(middle), back
-
-
-PlainLayer = Layer[Norm, Attention, Mlp]
 
 
 def _heads(rows: Tensor, dim: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Linear layers of a model that compute products of few rows at the speed the processor has.
 
-On CPUs torch often computes ``x W^T`` for a few dozen rows slower than ``W x^T``, which is the same numbers
-(docs/benchmarks.md). MKL's kernels for AVX2 take columns of ``x^T`` eight at a time, and what is left over, one by one:
-there columns are padded.
+Where there are kernels (models/native/), they do that. Else: on CPUs torch often computes ``x W^T`` for a few dozen
+rows slower than ``W x^T``, which is the same numbers (docs/benchmarks.md). MKL's kernels for AVX2 take columns of
+``x^T`` eight at a time, and what is left over, one by one: there columns are padded.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ static inline four totals(vector a, vector b, vector c, vector d) {
 /* What is wanted next is fetched meanwhile, a part of it by each tile, or memory would rest while the others compute: of
  * four lines, those that tile t of some is to fetch, again and again where it is fewer than four. */
 struct fetch {
-    size first, count; /* none: count = 0, and the first again is harmless */
+    size first, count; /* one at least: to fetch a line again is harmless */
 };
 static inline struct fetch part(size tiles, size t) {
     size first = even(4, tiles < 4 ? tiles : 4, t), end = even(4, tiles < 4 ? tiles : 4, t + 1);
@@ -513,12 +513,21 @@ static void forward_share(void *job) {
     as_before(before);
 }
 
+/* The gradient before a norm of x joins the one that went past it, for some rows. */
+static void residual_back(const struct run *run, const struct norm *norm, const float *x, size from, size to) {
+    size d = run->shape->d;
+    for (size i = from; i < to; i++) {
+        normed_back(norm, x + i * d, run->narrow + i * d, d);
+        add(run->y + i * d, run->y + i * d, run->narrow + i * d, d);
+    }
+}
+
 static void backward_share(void *job) {
     struct run *run = job;
     const struct shape *p = run->shape;
     struct meeting *meeting = &run->meeting;
     state before = tiny_is_zero();
-    size d = p->d, heads = p->h + 2 * p->kv;
+    size heads = p->h + 2 * p->kv;
     MINE(from, to, p->n);
     MINE(first, last, p->n * p->h);
     MINE(first_new, last_new, p->n * p->kv);
@@ -531,10 +540,7 @@ static void backward_share(void *job) {
         all_here(meeting);
         product_back(&l->both, run->wider, run->narrow, run->partial, p->n, meeting);
         all_here(meeting);
-        for (size i = from; i < to; i++) {
-            normed_back(&l->second, l->middle + i * d, run->narrow + i * d, d);
-            add(run->y + i * d, run->y + i * d, run->narrow + i * d, d);
-        }
+        residual_back(run, &l->second, l->middle, from, to);
         all_here(meeting);
         product_back(&l->leaving, run->y, run->mixed, run->partial, p->n, meeting);
         all_here(meeting);
@@ -551,10 +557,7 @@ static void backward_share(void *job) {
         all_here(meeting);
         product_back(&l->entering, run->slopes, run->narrow, run->partial, p->n, meeting);
         all_here(meeting);
-        for (size i = from; i < to; i++) {
-            normed_back(&l->first, l->x + i * d, run->narrow + i * d, d);
-            add(run->y + i * d, run->y + i * d, run->narrow + i * d, d);
-        }
+        residual_back(run, &l->first, l->x, from, to);
         all_here(meeting);
     }
     as_before(before);

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from betaedit.models.lean_layer import Back, Norm, PlainLayer, Projections
+from betaedit.models.lean_layer import Back, Layer, Norm, Projections
 from betaedit.models.native.kernels import Kernels, Matrices, MatricesStruct, kernels_for
 from betaedit.models.pack import PriorState
 
@@ -59,7 +59,7 @@ class NativeLayers:
         layers: The same layers, after a prior state, of one size.
     """
 
-    def __init__(self, kernels: Kernels, layers: Sequence[PlainLayer]) -> None:
+    def __init__(self, kernels: Kernels, layers: Sequence[Layer]) -> None:
         self._kernels = kernels
         self._held: list[object] = []
         """What the structs point to."""
@@ -78,7 +78,7 @@ class NativeLayers:
         self._most = n * max(d, h * dim, m)
 
     @classmethod
-    def of(cls, layers: Sequence[PlainLayer]) -> NativeLayers | None:
+    def of(cls, layers: Sequence[Layer]) -> NativeLayers | None:
         """Of layers whose weights kernels take, after a prior state; ``None`` of others."""
         weights = [weight for layer in layers for each in _projections(layer) for weight in each.weights]
         kernels = kernels_for(*weights)
@@ -100,10 +100,10 @@ class NativeLayers:
         kept = _floats(sum(map(sum, self._kept)))
         kept[: x.numel()] = x.flatten()  # the first layer's
         layers = type(self._layers).from_buffer_copy(self._layers)
-        places = _places(kept, [size for sizes in self._kept for size in sizes])
+        addresses = _addresses(kept, [size for sizes in self._kept for size in sizes])
         for layer in layers:
             for name in _KEPT:
-                setattr(layer, name, next(places))
+                setattr(layer, name, next(addresses))
             if layer.query.w is None:  # nothing is normed, so heads are turned where they are
                 layer.rows = layer.raw
         self._run("forward", layers, y)
@@ -120,11 +120,11 @@ class NativeLayers:
         sizes = *self._room, self._most * (threads - 1)
         room = _floats(sum(sizes))
         run = _Run(ctypes.addressof(self._shape), ctypes.addressof(layers), len(layers), y.data_ptr())
-        for field, place in zip(_ROOM, _places(room, sizes), strict=True):
-            setattr(run, field, place)
+        for field, address in zip(_ROOM, _addresses(room, sizes), strict=True):
+            setattr(run, field, address)
         self._kernels.call(name, run, threads)
 
-    def _layer(self, layer: PlainLayer) -> _Layer:
+    def _layer(self, layer: Layer) -> _Layer:
         attention, cache = layer.attention, layer.attention.cache
         assert isinstance(cache, PriorState)
         prior = cache.held[attention.index]
@@ -155,11 +155,11 @@ class NativeLayers:
         return tensor.data_ptr()
 
 
-def _projections(layer: PlainLayer) -> tuple[Projections, ...]:
+def _projections(layer: Layer) -> tuple[Projections, ...]:
     return layer.attention.entering, layer.attention.leaving, layer.mlp.entering, layer.mlp.leaving
 
 
-def _sizes(layer: PlainLayer) -> tuple[int, int, int, int, int]:
+def _sizes(layer: Layer) -> tuple[int, int, int, int, int]:
     """``d``, heads, heads of keys, their width, and that of the MLP."""
     dim = layer.attention.head_dim
     h, kv = (size // dim for size in layer.attention.entering.sizes[:2])
@@ -171,6 +171,6 @@ def _floats(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def _places(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:
-    """Where in ``room`` arrays of so many floats begin, one after the other."""
+def _addresses(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:
+    """Those in ``room`` at which arrays of so many floats begin, one after the other."""
     return itertools.accumulate((_FLOAT_BYTES * size for size in sizes[:-1]), initial=room.data_ptr())
