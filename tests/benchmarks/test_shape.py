@@ -36,7 +36,7 @@ def test_a_search_of_random_weights_takes_every_evaluation_and_the_floor_counts_
     assert row.details["parameters"] == 4 * layer + 2 * VOCABULARY * 32 + 32
     kept = round(0.82 * 48)
     weights = 2 * 3 * (2 * layer + VOCABULARY * 32) + 4 * layer + 2 * layer
-    assert row.floor_seconds == weights * size + 2 * 2 * 48 * kept * 8
+    assert row.floor_seconds == weights * size + 2 * 48 * kept * 8
     assert row.ours_seconds > 0
     assert row.ratio is None
 

@@ -19,7 +19,7 @@ def test_a_solver_of_whole_rank_that_is_about_to_fold_again_holds_the_most():
     for count in (128, 127):
         assert memory.nbytes < most_of_a_solver(d)
         memory.remember(torch.randn(d, count, generator=random))
-    assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 4 * d * d + 8 * d * d + 8 * (d + d) * 128
+    assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 4 * d * d + 8 * d * d + 8 * (2 * d + d) * 128
 
 
 def test_original_change_and_one_eigendecomposition_are_counted():

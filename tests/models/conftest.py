@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from betaedit.models.native import kernels
-from betaedit.models.native.library import NoKernelsError
+from betaedit.native.library import NoKernelsError
 
 
 def leave_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:

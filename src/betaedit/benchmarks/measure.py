@@ -77,7 +77,8 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
         taken, update = _timed_updates(ours, keys, residuals, device)
         found = update.dense()
         kept = memory.rank
-        read = 2 * width * kept * dtype.itemsize
+        readings = 1 if dtype == torch.float64 else 2
+        read = readings * width * kept * dtype.itemsize
         rows.append(
             Row(
                 name=f"solve d={width} {str(dtype).removeprefix('torch.')}",

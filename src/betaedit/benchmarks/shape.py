@@ -79,7 +79,7 @@ def shape(
     evaluations. The second moments are synthetic, of the spectrum of real ones, and all edited layers have the same, so
     that ``prepare_seconds`` is one eigendecomposition. The floor is the bytes that must be read, over the bandwidth
     measured: per evaluation the layers above the edited ones and the head, forward and back; once per edit every layer
-    for the prompts and the edited ones again for the walk; two readings of every solver.
+    for the prompts and the edited ones again for the walk; every solver's root, twice if it is float32.
 
     Args:
         like: The model's shape.
@@ -148,5 +148,6 @@ def _bytes_read(editor: Editor, evaluations: float) -> float:
     sizes = [sum(weight.nbytes for weight in layer.parameters()) for layer in anatomy.layers]
     above, edited = sum(sizes[layers[-1] + 1 :]), sum(sizes[layers[0] : layers[-1] + 1])
     head = sum(weight.nbytes for weight in anatomy.head.parameters())
-    roots = sum(memory.root.matrix.nbytes for memory in editor.engine.memories.values())
-    return 2 * evaluations * (above + head) + sum(sizes) + edited + 2 * roots
+    matrices = [memory.root.matrix for memory in editor.engine.memories.values()]
+    roots = sum(matrix.nbytes * (1 if matrix.dtype == torch.float64 else 2) for matrix in matrices)
+    return 2 * evaluations * (above + head) + sum(sizes) + edited + roots

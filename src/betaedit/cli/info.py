@@ -112,7 +112,7 @@ def _environment() -> dict[str, Any]:
 
 def _kernels() -> str:
     from betaedit.models.native.kernels import find_kernels
-    from betaedit.models.native.library import NoKernelsError
+    from betaedit.native.library import NoKernelsError
 
     kernels = find_kernels()
     if not isinstance(kernels, NoKernelsError):

@@ -30,4 +30,4 @@ def most_of_a_solver(d_in: int) -> int:
     own until the next batch begins.
     """
     root_moment_history = (8 + 4 + 8) * d_in**2
-    return root_moment_history + 8 * (d_in + d_in) * KEYS_PER_FOLD
+    return root_moment_history + 8 * (d_in + 2 * d_in) * KEYS_PER_FOLD

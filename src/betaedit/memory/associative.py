@@ -43,9 +43,10 @@ class AssociativeMemory:
 
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
     smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``A`` in float64, ``4 d m + 8 d r`` in float32 with the
-    ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + m) c`` for keys and low-rank term;
-    ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, until the memory changes. A rule whose projector is refreshed
-    adds ``C0`` as it was given (``4 d^2`` in float32), and ``8 d^2`` for ``H`` once a key was folded.
+    ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + h) c`` for keys and low-rank term, whose columns
+    are ``h = m + d`` high beside a float64 ``A``, else ``m``; ``8 (d + h + 2 b) b`` for the ``b`` keys solved last,
+    until the memory changes. A rule whose projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32),
+    and ``8 d^2`` for ``H`` once a key was folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
@@ -123,11 +124,11 @@ class AssociativeMemory:
         form writes along ``keys`` and, given other keys in ``reached``, has the residuals hold at those (ROME does).
         Law: equals the formula of the rule's form (``MemoryRule``).
         Raises: ShapeError before any work; NumericalError when the system is not positive definite.
-        Cost: two readings of ``A`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
-        since the last fold.
+        Cost: one reading of ``A`` in float64 by kernels (``reading.py``), else two, and two of the low-rank term,
+        O(d_in m b + (d_in + m) n b) with m kept directions and n keys since the last fold.
         """
         self._check(keys, residuals)
-        right = self.root.lift(self._directions(self._cast(keys), reached))
+        right = self.root.lifted(self._directions(self._cast(keys), reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -334,29 +335,31 @@ class AssociativeMemory:
         carried: Float[Tensor, "d_in n"] | None = None,
     ) -> None:
         """Take ``root`` and ``history``, and make ``carried`` all that is carried beside them. If it fails, nothing."""
-        keys, system = Columns(root.like, len(root.matrix)), GrowingSystem(root.like, root.matrix.shape[1])
+        d_in, m = root.matrix.shape
+        keys, system = Columns(root.like, d_in), GrowingSystem(root.like, m, root.height)
         if carried is not None and carried.shape[1] > 0:
-            system.extend(system.extension(root.project(carried)))
+            system.extend(system.extension(root.columns(carried)))
             keys.append(carried)
         self.root, self._history, self._keys, self._system = root, history, keys, system
         self._solved = None
 
     def _directions(
         self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None
-    ) -> Float[Tensor, "m b"]:
-        """What the residuals are multiplied with, in the coordinates of ``A``."""
+    ) -> Float[Tensor, "height b"]:
+        """What the residuals are multiplied with, as columns of the system."""
         extension = self._extension(keys)
         if self.rule.form == "ridge":
             return extension.solution
         if reached is not None:
-            return extension.constrained(self.root.project(self._cast(reached)).T @ extension.unextended)
+            coordinates = self.root.project(self._cast(reached))
+            return extension.constrained(coordinates.T @ extension.unextended[: self.rank])
         slack = self.rule.slack if keys.shape[1] > 1 else 0.0
         return extension.constrained(extension.gram + slack * torch.eye(keys.shape[1]).to(keys))
 
     def _extension(self, keys: Float[Tensor, "d_in b"]) -> Extension:
         """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
         if self._solved is None or not torch.equal(self._solved[0], keys):
-            self._solved = keys.clone(), self._system.extension(self.root.project(keys))
+            self._solved = keys.clone(), self._system.extension(self.root.columns(keys))
         return self._solved[1]
 
     def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:

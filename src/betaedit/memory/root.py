@@ -7,6 +7,9 @@ alone. With ``B = A^T K``, and ``g`` and ``Z`` the eigenvalues and eigenvectors 
     (I - B B^T)^(-1/2) = I + B Z diag(1 / (r (1 + r))) Z^T B^T    with r = sqrt(1 - g)
 
 in which nothing cancels where ``g`` is small.
+
+Beside a float64 matrix, columns of coordinates carry what they are lifted to below themselves: what is made of them by
+adding and scaling columns does too, so the matrix is read once for both.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from betaedit.errors import MethodError, NumericalWarning
+from betaedit.memory.reading import read_once
 
 _BLOCK = 64
 _CHUNK = 16
@@ -33,7 +37,7 @@ class InverseRoot:
     """``A`` with ``A A^T = U M^-1 U^T``.
 
     Args:
-        matrix: ``A`` (d_in, m), float64 or float32.
+        matrix: ``A`` (d_in, m), float64 or float32, laid in memory as ``of`` does it, or products are slower.
         strong: (d_in, r), float64, the strong directions outside the space (``NullSpace``); none beside a float64
             matrix.
     """
@@ -55,10 +59,32 @@ class InverseRoot:
         dtype: torch.dtype,
     ) -> InverseRoot:
         """``U diag(energies)^(-1/2)``, kept in ``dtype``, of a ``basis`` along which ``M`` is ``diag(energies)``."""
-        scaled = basis / energies.sqrt()
-        # Row after row in memory, as the blocks of ``project`` need it.
-        matrix = scaled.to(dtype, memory_format=torch.contiguous_format)
-        return cls(matrix, strong.new_empty(len(matrix), 0) if dtype == torch.float64 else strong)
+        scaled = (basis / energies.sqrt()).to(dtype)
+        if dtype == torch.float64:  # column after column, as ``read_once`` needs it
+            return cls(scaled.T.contiguous().T, strong.new_empty(len(scaled), 0))
+        return cls(scaled.contiguous(), strong)  # row after row, as the blocks of ``project`` need it
+
+    @property
+    def height(self) -> int:
+        """The length of ``columns``: ``m + d_in`` beside a float64 matrix, else ``m``."""
+        d_in, m = self.matrix.shape
+        return m + d_in if self.matrix.dtype == torch.float64 else m
+
+    def columns(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "height b"]:
+        """``A^T K`` and, beside a float64 matrix, ``A A^T K`` below it. Cost: one reading of ``A``, by torch two."""
+        if self.matrix.dtype != torch.float64:  # a lift in single precision would lose what cancels later
+            return self.project(keys)
+        columns = read_once(self.matrix, keys)
+        if columns is None:
+            coordinates = self.project(keys)
+            columns = torch.cat([coordinates, self.lift(coordinates)])
+        return columns
+
+    def lifted(self, columns: Float[Tensor, "height b"]) -> Float[Tensor, "d_in b"]:
+        """``A X`` of the coordinates ``X`` in ``columns``. Cost: nothing beside a float64 matrix, else one reading."""
+        if self.matrix.dtype != torch.float64:
+            return self.lift(columns)
+        return columns[self.matrix.shape[1] :].clone(memory_format=torch.contiguous_format)  # not the rest kept with it
 
     def project(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "m b"]:
         """``A^T K`` in float64.
@@ -130,7 +156,8 @@ class InverseRoot:
         roots = changed.clamp(min=_LEAST).sqrt()
         columns, factors = columns @ directions, -sign / (roots * (1 + roots))
         matrix = self.matrix.double()
-        matrix = torch.addmm(matrix, (matrix @ columns).mul_(factors), columns.T)
+        laid_alike = torch.empty_like(matrix)
+        matrix = torch.addmm(matrix, (matrix @ columns).mul_(factors), columns.T, out=laid_alike)
         return replace(self, matrix=matrix.to(self.matrix.dtype))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from betaedit.models.native import kernels as module
 from betaedit.models.native.kernels import Kernels, Matrices, find_kernels, kernels_for
-from betaedit.models.native.library import NoKernelsError
+from betaedit.native.library import NoKernelsError
 
 
 class Wrapped(Tensor):

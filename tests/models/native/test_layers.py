@@ -15,9 +15,9 @@ from betaedit.models import find_anatomy, lean
 from betaedit.models.lean import lean_layers
 from betaedit.models.native.kernels import find_kernels
 from betaedit.models.native.layers import NativeLayers
-from betaedit.models.native.library import NoKernelsError
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
+from betaedit.native.library import NoKernelsError
 from support.families import N_LAYERS, family, model_of, tiny_model
 from support.recordings import random_prompts
 

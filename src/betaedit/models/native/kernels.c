@@ -2,13 +2,10 @@
  *
  * A search for a value multiplies a few dozen rows with every matrix of the layers, again and again. General libraries
  * read the matrices at a third to a half of the memory's rate there; these kernels read each once, as it lies, and keep
- * sums in registers. All arrays are float32, rows contiguous; the work is divided among the threads of torch's own
- * pool. models/native/library.py compiles this for the processor at hand.
+ * sums in registers. All arrays are float32, rows contiguous. native/library.py compiles this for the processor at hand.
  */
 #include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
+#include "team.h"
 
 #if defined(__AVX512F__)
 #define WIDTH 16 /* floats in a vector register */
@@ -32,28 +29,12 @@
 
 typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef float four __attribute__((vector_size(16), aligned(4)));
-typedef int64_t size;
 
 static inline vector load(const float *at) { return *(const vector *)at; }
 static inline void store(float *at, vector value) { *(vector *)at = value; }
 
-/* ---- Work in shares: share i of n units, of as many as there are threads. ---- */
-
-typedef void (*work)(void *);
-static void (*together)(work, void *, unsigned threads, unsigned flags);
-static int (*number)(void);
-static int (*members)(void);
-
-/* They are GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the library that torch uses. */
-void use_team(void *parallel, void *thread_number, void *team_size) {
-    together = (void (*)(work, void *, unsigned, unsigned))parallel;
-    number = (int (*)(void))thread_number;
-    members = (int (*)(void))team_size;
-}
-
 /* Numbers below 1e-38, of which gradients of logits are full, take a hundred times as long; here they are zero. */
 #if defined(__SSE__)
-#include <xmmintrin.h>
 typedef unsigned state;
 static inline state tiny_is_zero(void) {
     state before = _mm_getcsr();
@@ -67,29 +48,6 @@ static inline state tiny_is_zero(void) { return 0; }
 static inline void as_before(state before) { (void)before; }
 #endif
 
-/* A wait for all threads. OpenMP's own spins for milliseconds, which are lost where other programs want the processor;
- * this one soon lets them have it. */
-struct meeting {
-    atomic_int arrived, round;
-};
-#define SPINS 1000
-static void all_here(struct meeting *meeting) {
-    int round = atomic_load(&meeting->round);
-    if (atomic_fetch_add(&meeting->arrived, 1) + 1 == members()) {
-        atomic_store(&meeting->arrived, 0);
-        atomic_fetch_add(&meeting->round, 1);
-        return;
-    }
-    for (int spins = 0; atomic_load(&meeting->round) == round; spins++) {
-        if (spins > SPINS) sched_yield();
-#if defined(__SSE__)
-        else _mm_pause();
-#endif
-    }
-}
-
-static size share(size units, size at) { return units * at / members(); }
-#define MINE(from, to, units) size from = share(units, number()), to = share(units, number() + 1)
 static size even(size n, size parts, size at) { return n * at / parts; }
 
 /* Sums may be taken in any order here, and only where it says so: exponential() depends on its own. */

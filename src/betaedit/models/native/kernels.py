@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from betaedit.models.native.library import NoKernelsError, load_library
+from betaedit.native.library import NoKernelsError, load_library
 
 FEW = 96
 """Rows up to which the kernels are quicker than torch."""
 
+_SOURCE = Path(__file__).with_name("kernels.c")
 _FEWEST_OUTPUTS = 4
 _MOST = 3
 _TOLERANCE = 1e-5
@@ -102,7 +104,7 @@ class Kernels:
 def find_kernels() -> Kernels | NoKernelsError:
     """The kernels, or why there are none here."""
     try:
-        kernels = Kernels(load_library())
+        kernels = Kernels(load_library(_SOURCE))
     except NoKernelsError as error:
         return error
     return kernels if _agrees(kernels) else NoKernelsError("what was compiled computes something else")

@@ -1,4 +1,4 @@
-"""The kernels of kernels.c as a library of this process, compiled once for the processor and kept in the cache."""
+"""A C source as a library of this process, compiled once for the processor and kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from betaedit.paths import cache_folder
 SWITCH = "BETAEDIT_NATIVE"
 """An environment variable: at 0 the kernels are left alone."""
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SHARED = Path(__file__).with_name("team.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math: linked with it, a library of gcc makes the whole process round tiny numbers to zero.
 _OPTIONS = (
@@ -35,8 +35,8 @@ class NoKernelsError(Exception):
     """Why there are no kernels here, in a few words."""
 
 
-def load_library() -> ctypes.CDLL:
-    """The library, its threads those of torch.
+def load_library(source: Path) -> ctypes.CDLL:
+    """The library of ``source``, which includes ``team.h``; its threads are those of torch.
 
     Raises:
         NoKernelsError: There is no compiler, it fails, or torch's threads are not of a kind that can be used.
@@ -44,7 +44,7 @@ def load_library() -> ctypes.CDLL:
     if os.environ.get(SWITCH) == "0":
         raise NoKernelsError(f"{SWITCH}=0")
     try:
-        team, library = _team(), _loaded()
+        team, library = _team(), _loaded(source)
     except OSError as error:
         raise NoKernelsError(str(error)) from error
     library.use_team(*(ctypes.cast(getattr(team, name), ctypes.c_void_p) for name in _TEAM))
@@ -67,16 +67,15 @@ def _team() -> ctypes.CDLL:
     raise NoKernelsError("torch runs without OpenMP")
 
 
-def _loaded() -> ctypes.CDLL:
+def _loaded(source: Path) -> ctypes.CDLL:
     """That of the cache; one compiled now, where there is none or it cannot be loaded."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
-    if compiler is None:
+    named = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
+    if named is None:
         raise NoKernelsError("no C compiler")
-    command = [*shlex.split(compiler), *_OPTIONS]
-    made_of = "\n".join(
-        [*command, _run([*shlex.split(compiler), "--version"]), _processor(), _SOURCE.read_text(encoding="utf-8")]
-    )
-    name = f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    compiler = shlex.split(named)
+    texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
+    made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])
+    name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     kept: Path | None = None
     with suppress(OSError):
         kept = cache_folder("kernels") / name
@@ -84,7 +83,7 @@ def _loaded() -> ctypes.CDLL:
             return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="betaedit-") as folder:
         made = Path(folder) / name
-        _run([*command, "-o", str(made), str(_SOURCE), "-lm"])
+        _run([*compiler, *_OPTIONS, f"-I{_SHARED.parent}", "-o", str(made), str(source), "-lm"])
         if kept is not None:
             with suppress(OSError), written_whole(kept) as scratch:
                 shutil.copyfile(made, scratch)

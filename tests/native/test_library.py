@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from betaedit.models.native import library
-from betaedit.models.native.kernels import find_kernels
-from betaedit.models.native.library import SWITCH, NoKernelsError, load_library
+from betaedit.memory.reading import _SOURCE as SOURCE
+from betaedit.memory.reading import find_reader
+from betaedit.native import library
+from betaedit.native.library import SWITCH, NoKernelsError, load_library
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on a machine that has a compiler."""
-    found = find_kernels()
+    found = find_reader()
     if isinstance(found, NoKernelsError):
         pytest.skip(f"no kernels on this machine: {found}")
     monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
@@ -41,18 +42,18 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_a_library_is_compiled_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch):
     commands = compilations(monkeypatch)
-    assert isinstance(load_library(), ctypes.CDLL)
+    assert isinstance(load_library(SOURCE), ctypes.CDLL)
     (made,) = cache.iterdir()
-    load_library()
+    load_library(SOURCE)
     assert (len(commands), list(cache.iterdir())) == (1, [made])
 
 
 def test_another_processor_or_compiler_gets_a_library_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    load_library()
+    load_library(SOURCE)
     monkeypatch.setattr(library, "_processor", lambda: "another")
-    load_library()
+    load_library(SOURCE)
     monkeypatch.setattr(library, "_OPTIONS", (*library._OPTIONS, "-DOTHER"))
-    load_library()
+    load_library(SOURCE)
     assert len(list(cache.iterdir())) == 3
 
 
@@ -67,13 +68,14 @@ def test_a_damaged_library_is_made_again(cache: Path, monkeypatch: pytest.Monkey
     in_another_process()
     spoil(cache)
     commands = compilations(monkeypatch)
-    load_library()
+    load_library(SOURCE)
     (made,) = cache.iterdir()
     assert (len(commands), made.stat().st_size > 1000) == (1, True)
 
 
 def in_another_process() -> None:
-    work = "from betaedit.models.native.library import load_library; import torch; load_library()"
+    imports = "from pathlib import Path; import torch; from betaedit.native.library import load_library"
+    work = f"{imports}; load_library(Path({str(SOURCE)!r}))"
     subprocess.run([sys.executable, "-c", work], check=True)
 
 
@@ -84,7 +86,7 @@ def test_a_library_that_somebody_else_put_there_is_not_loaded(cache: Path, monke
     monkeypatch.setattr(library.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[1])
     monkeypatch.setattr(library.os, "getuid", lambda: 12345)
     uid = next(cache.iterdir()).stat().st_uid
-    load_library()
+    load_library(SOURCE)
     assert (str(cache) in "".join(loaded)) == (uid == 0)
 
 
@@ -98,8 +100,8 @@ def test_a_cache_that_takes_nothing_costs_a_compilation_each_time(
 
     monkeypatch.setattr(library, place, refuse)
     commands = compilations(monkeypatch)
-    load_library()
-    load_library()
+    load_library(SOURCE)
+    load_library(SOURCE)
     assert len(commands) == 2
     assert not cache.exists() or not list(cache.iterdir())
 
@@ -109,7 +111,7 @@ def test_nothing_that_is_compiled_is_left_elsewhere(tmp_path: Path, monkeypatch:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(library.tempfile, "tempdir", str(scratch))
-    load_library()
+    load_library(SOURCE)
     assert list(scratch.iterdir()) == []
 
 
@@ -118,20 +120,19 @@ def test_a_machine_on_which_nothing_can_be_loaded_has_none(monkeypatch: pytest.M
     load = ctypes.CDLL
 
     def refuse(name: str) -> ctypes.CDLL:
-        if "kernels" in name:
+        if SOURCE.stem in name:
             raise OSError("failed to map segment from shared object")
         return load(name)
 
     monkeypatch.setattr(library.ctypes, "CDLL", refuse)
     with pytest.raises(NoKernelsError, match="failed to map"):
-        load_library()
+        load_library(SOURCE)
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_package_without_its_source_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(library, "_SOURCE", tmp_path / "missing.c")
+def test_a_package_without_its_source_has_none(tmp_path: Path):
     with pytest.raises(NoKernelsError, match=r"missing\.c"):
-        load_library()
+        load_library(tmp_path / "missing.c")
 
 
 @pytest.mark.usefixtures("cache")
@@ -145,7 +146,7 @@ def test_a_compiler_that_knows_its_version_and_no_more_gives_its_first_error(
     script.chmod(0o755)
     monkeypatch.setenv("CC", f"'{script}'")
     with pytest.raises(NoKernelsError, match="error: no such thing"):
-        load_library()
+        load_library(SOURCE)
 
 
 @pytest.mark.usefixtures("cache")
@@ -168,10 +169,10 @@ def test_without_a_compiler_that_works_there_are_none(
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(library, "_COMPILERS", compilers)
     with pytest.raises(NoKernelsError, match=reason):
-        load_library()
+        load_library(SOURCE)
 
 
 def test_without_threads_that_can_be_shared_there_are_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "_TEAM", ("no_such_function",))
     with pytest.raises(NoKernelsError, match=r"OpenMP|not tried"):
-        load_library()
+        load_library(SOURCE)
