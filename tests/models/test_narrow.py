@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from betaedit.models.narrow import narrow_linears
+from models.conftest import demand_kernels
 from support.families import FAMILY_NAMES, shared_model
 from support.recordings import TOLERANCE, random_prompts
 
@@ -60,6 +62,28 @@ def test_a_model_gives_the_same_logits_and_gradients(name: str, n: int):
 def test_inputs_of_any_shape_keep_it_with_bias_or_without(bias: bool, d_in: int, rows: tuple[int, ...]):
     linear = frozen(nn.Linear(d_in, 9, bias=bias))
     assert_narrow_changes_nothing(linear, linear, torch.randn(*rows, d_in))
+
+
+@pytest.mark.parametrize("rows", [(1,), (3, 7), (300,)], ids=str)
+def test_bfloat16_is_multiplied_in_single_precision_and_stays_bfloat16(
+    rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(demand_kernels().most_rows, torch.bfloat16, 256)
+    linear = frozen(nn.Linear(32, 9).bfloat16())
+    x = torch.randn(*rows, 32).bfloat16()
+    exact = value_and_gradient(copy.deepcopy(linear).double(), x.double())
+    with narrow_linears([linear]):
+        found = value_and_gradient(linear, x)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours.dtype, ours.shape) == (torch.bfloat16, theirs.shape)
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 5e-3
+
+
+def test_bfloat16_is_left_alone_where_torch_is_quicker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(demand_kernels().most_rows, torch.bfloat16, 0)
+    linear = frozen(nn.Linear(32, 9).bfloat16())
+    with narrow_linears([linear]):
+        assert "forward" not in linear.__dict__
 
 
 @pytest.mark.usefixtures("ways")

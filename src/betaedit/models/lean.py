@@ -35,7 +35,6 @@ from betaedit.models.lean_layer import (
     taken,
 )
 from betaedit.models.narrow import narrow_linears
-from betaedit.models.native.kernels import FEW
 from betaedit.models.native.layers import NativeLayers
 from betaedit.models.pack import KeptState
 from betaedit.models.partial import LayerCall, hooks, layer_output, run_layers
@@ -146,8 +145,7 @@ def _read(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, layers:
     if plain is None:
         return None
     lean, places = plain
-    n = hidden.shape[:2].numel() if places is None else len(places[0])
-    native = NativeLayers.of(lean) if torch.is_grad_enabled() and n <= FEW else None
+    native = NativeLayers.of(lean) if torch.is_grad_enabled() else None
     if native is None or not all(
         _is_trusted_natively(anatomy.layers[index], calls[index], layer, places, hidden.detach())
         for index, layer in zip(layers, lean, strict=True)

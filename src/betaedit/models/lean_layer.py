@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from betaedit.models.native.kernels import Kernels, Matrices, kernels_for
+
 Back = Callable[[Tensor], Tensor]
 Part = Callable[[Tensor], tuple[Tensor, Back]]
 Pause = Callable[[Tensor], None]
@@ -128,33 +130,50 @@ class Projections:
         weights: ``(d_out, d_in)`` of each.
         biases: ``(d_out,)`` or nothing, of each.
         sizes: ``d_out`` of each.
+        native: Kernels for all of them, and the same as these take them; none where they do not.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
     sizes: tuple[int, ...]
+    native: tuple[Kernels, Matrices] | None = None
 
     @classmethod
     def of(cls, *linears: nn.Linear) -> Projections:
         """Those of the model's own layers, read once: a module takes longer to tell its weight than a view to make."""
         weights, biases = (tuple(getattr(linear, name) for linear in linears) for name in ("weight", "bias"))
-        return cls(weights, biases, tuple(map(len, weights)))
+        kernels = kernels_for(*weights)
+        native = None if kernels is None else (kernels, Matrices(weights, biases))
+        return cls(weights, biases, tuple(map(len, weights)), native)
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """``(n, d_out)`` of rows ``x`` ``(n, d_in)``, for each of them."""
+        if self.native_at(len(x)) is not None:
+            return self.together(x).split_with_sizes(self.sizes, 1)
         return [nn.functional.linear(x, *pair) for pair in zip(self.weights, self.biases, strict=True)]
 
     def together(self, x: Tensor) -> Tensor:
         """The same side by side."""
+        if (native := self.native_at(len(x))) is not None:
+            kernels, matrices = native
+            return kernels.product(matrices, x).to(x.dtype)
         products = self(x)
         return products[0] if len(products) == 1 else torch.cat(list(products), dim=1)
 
     def back(self, *gradients: Tensor) -> Tensor:
         """``(n, d_in)`` the gradient of ``x``, from that of each product."""
+        if (native := self.native_at(len(gradients[0]))) is not None:
+            kernels, matrices = native
+            return kernels.product_back(matrices, torch.cat(gradients, dim=1)).to(gradients[0].dtype)
         rows = torch.mm(gradients[0], self.weights[0])
         for gradient, weight in zip(gradients[1:], self.weights[1:], strict=True):
             rows.addmm_(gradient, weight)
         return rows
+
+    def native_at(self, n: int) -> tuple[Kernels, Matrices] | None:
+        """``native`` where that is quicker at so many rows."""
+        quicker = self.native is not None and 0 < n <= self.native[0].most_rows[self.weights[0].dtype]
+        return self.native if quicker else None
 
 
 @dataclass(frozen=True)

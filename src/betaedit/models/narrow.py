@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from betaedit.models.native.kernels import FEW, Kernels, Matrices, kernels_for
+from betaedit.models.native.kernels import Kernels, Matrices, kernels_for
 from betaedit.models.partial import replaced_forwards
 
 NARROW = 63
@@ -28,10 +28,12 @@ _FEWEST, _LANES = 16, 8
 def narrow_linears(modules: Iterable[nn.Module]) -> Iterator[None]:
     """A context in which the linear layers within ``modules`` compute products of few rows the quick way.
 
-    Only for frozen float32 weights on the CPU; other layers, and those that accelerate moves about, stay as they are.
+    Only for frozen weights on the CPU, float32 or, where there are kernels, bfloat16; other layers, and those that
+    accelerate moves about, stay as they are.
     """
     linears = {cast(nn.Linear, part) for module in modules for part in module.modules() if _is_plain(part)}
-    with replaced_forwards({linear: _narrow_forward(linear) for linear in linears}):
+    forwards = {linear: _narrow_forward(linear) for linear in linears}
+    with replaced_forwards({linear: forward for linear, forward in forwards.items() if forward is not None}):
         yield
 
 
@@ -39,16 +41,18 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     weight = module.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
+    return weight.device.type == "cpu" and not weight.requires_grad
 
 
-def _narrow_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _narrow_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor] | None:
     weight, bias, kernels = linear.weight, linear.bias, kernels_for(linear.weight)
     way: type[torch.autograd.Function] = _FrozenProduct
     factors: tuple[Any, ...] = (weight,)
     most = NARROW
     if kernels is not None:
-        way, factors, most = _NativeProduct, (kernels, Matrices([weight], [None])), FEW
+        way, factors, most = _NativeProduct, (kernels, Matrices([weight], [None])), kernels.most_rows[weight.dtype]
+    elif weight.dtype != torch.float32:
+        return None
 
     def forward(x: Tensor) -> Tensor:
         n = x.shape[:-1].numel()
@@ -68,14 +72,14 @@ class _NativeProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernels: Kernels, matrices: Matrices) -> Tensor:
         """``x W^T``."""
         ctx.kernels, ctx.matrices = kernels, matrices
-        return kernels.product(matrices, x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return kernels.product(matrices, x.flatten(0, -2)).view(*x.shape[:-1], -1).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """``g W``."""
         rows = ctx.kernels.product_back(ctx.matrices, gradient.flatten(0, -2))
-        return rows.view(*gradient.shape[:-1], -1), None, None
+        return rows.view(*gradient.shape[:-1], -1).to(gradient.dtype), None, None
 
 
 class _FrozenProduct(torch.autograd.Function):

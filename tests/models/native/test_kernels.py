@@ -48,14 +48,18 @@ SHAPES = st.tuples(
     st.integers(1, 5),  # threads
     st.integers(0, 2**31),  # seed
 )
+KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 
 
+@KINDS
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES)
-def test_products_are_x_w_transposed_plus_b_side_by_side(kernels: Kernels, shape: tuple[int, int, list[int], int, int]):
+def test_products_are_x_w_transposed_plus_b_side_by_side(
+    kernels: Kernels, kind: torch.dtype, shape: tuple[int, int, list[int], int, int]
+):
     n, d_in, d_outs, threads, seed = shape
     random = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(d_out, d_in, generator=random) for d_out in d_outs]
+    weights = [torch.randn(d_out, d_in, generator=random).to(kind) for d_out in d_outs]
     biases = [torch.randn(d_out, generator=random) if d_out % 2 else None for d_out in d_outs]
     x = torch.randn(n, d_in, generator=random)
     torch.set_num_threads(threads)
@@ -67,12 +71,15 @@ def test_products_are_x_w_transposed_plus_b_side_by_side(kernels: Kernels, shape
     assert_near(found, torch.cat(expected, dim=1))
 
 
+@KINDS
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES)
-def test_the_way_back_is_the_sum_of_g_w(kernels: Kernels, shape: tuple[int, int, list[int], int, int]):
+def test_the_way_back_is_the_sum_of_g_w(
+    kernels: Kernels, kind: torch.dtype, shape: tuple[int, int, list[int], int, int]
+):
     n, d_in, d_outs, threads, seed = shape
     random = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(d_out, d_in, generator=random) for d_out in d_outs]
+    weights = [torch.randn(d_out, d_in, generator=random).to(kind) for d_out in d_outs]
     gradients = [torch.randn(n, d_out, generator=random) for d_out in d_outs]
     torch.set_num_threads(threads)
     found = kernels.product_back(Matrices(weights, [None] * len(weights)), torch.cat(gradients, dim=1))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
-from betaedit.models import find_anatomy, lean
+from betaedit.models import find_anatomy
 from betaedit.models.lean import lean_layers
-from betaedit.models.native.kernels import find_kernels
+from betaedit.models.native.kernels import Kernels, find_kernels
 from betaedit.models.native.layers import NativeLayers
 from betaedit.models.pack import Pack, keep_state
 from betaedit.models.partial import LayerCall, record, run_layers
@@ -28,10 +28,17 @@ Run = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(autouse=True)
-def with_kernels() -> None:
+def kernels() -> Kernels:
     found = find_kernels()
     if isinstance(found, NoKernelsError):
         pytest.skip(f"no kernels on this machine: {found}")
+    return found
+
+
+@pytest.fixture
+def in_bfloat16(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor without instructions for bfloat16."""
+    monkeypatch.setitem(kernels.most_rows, torch.bfloat16, 256)
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -78,7 +85,11 @@ def output_and_gradient(run: Run, hidden: Tensor, real: Tensor) -> tuple[Tensor,
 
 
 def distance(
-    model: PreTrainedModel, chosen: list[list[int]], native_rows: list[int], lookups: tuple[int, ...] = LOOKUPS
+    model: PreTrainedModel,
+    chosen: list[list[int]],
+    native_rows: list[int],
+    lookups: tuple[int, ...] = LOOKUPS,
+    by_kernels: bool = True,
 ) -> float:
     """The larger relative distance of the states and gradients by the kernels from the model's modules in float64."""
     double = copy.deepcopy(model).double()
@@ -89,8 +100,8 @@ def distance(
     run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
     exact = find_anatomy(double)
     native_rows.clear()  # of the trial that they are put to
-    ours = output_and_gradient(run, exact_hidden.float(), real)
-    assert native_rows == [int(real.sum())]
+    ours = output_and_gradient(run, exact_hidden.to(hidden.dtype), real)
+    assert native_rows == [int(real.sum())] * by_kernels
     theirs = output_and_gradient(
         lambda x: run_layers(exact, exact_calls, x, LAYERS.start, LAYERS.stop - 1), exact_hidden, real
     )
@@ -111,6 +122,30 @@ def test_heads_share_keys_in_any_way(heads: tuple[int, int], native_rows: list[i
     settings = {**family("llama").settings, "num_attention_heads": h, "num_key_value_heads": kv, "head_dim": 16}
     model = model_of(LlamaConfig(**settings)).requires_grad_(False)
     assert distance(model, [[0, 1], [2, 3], [4, 5]], native_rows) < 2e-6
+
+
+@pytest.mark.usefixtures("in_bfloat16")
+@pytest.mark.parametrize("chosen", [[[0, 1, 2]], [[0, 1], [2, 3], [4, 5]]], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_models_are_nearer_to_double_precision_than_by_torch(
+    name: str, chosen: list[list[int]], native_rows: list[int], kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model(name).bfloat16().requires_grad_(False)
+    ours = distance(model, chosen, native_rows)
+    monkeypatch.setitem(kernels.most_rows, torch.bfloat16, 0)
+    theirs = distance(model, chosen, native_rows, by_kernels=False)
+    assert ours <= theirs < 0.02
+
+
+@pytest.mark.usefixtures("in_bfloat16")
+def test_layers_of_several_types_are_left_to_torch(native_rows: list[int]):
+    model = tiny_model("llama").requires_grad_(False)
+    calls, hidden = problem(model, [[0, 1, 2]])
+    find_anatomy(model).layers[LAYERS.start + 1].mlp.bfloat16()
+    run = lean_layers(find_anatomy(model), calls, hidden, LAYERS)
+    with pytest.raises(RuntimeError, match="dtype"):
+        run(hidden.clone().requires_grad_())
+    assert native_rows == []
 
 
 def test_positions_with_nothing_before_them_see_themselves_alone(native_rows: list[int]):
@@ -212,7 +247,7 @@ def test_two_threads_of_python_do_not_disturb_each_other():
 
 
 def test_many_rows_and_runs_without_a_gradient_are_left_to_torch(
-    native_rows: list[int], monkeypatch: pytest.MonkeyPatch
+    native_rows: list[int], kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ):
     model = tiny_model("llama").requires_grad_(False)
     anatomy = find_anatomy(model)
@@ -221,7 +256,7 @@ def test_many_rows_and_runs_without_a_gradient_are_left_to_torch(
     lean_layers(anatomy, calls, hidden, LAYERS)(hidden.clone().requires_grad_())
     native_rows.clear()
     for few, expected in ((n - 1, []), (n, [n])):
-        monkeypatch.setattr(lean, "FEW", few)
+        monkeypatch.setitem(kernels.most_rows, torch.float32, few)
         lean_layers(anatomy, calls, hidden, LAYERS)(hidden.clone().requires_grad_())
         assert native_rows == expected
     native_rows.clear()

@@ -2,7 +2,8 @@
  *
  * A search for a value multiplies a few dozen rows with every matrix of the layers, again and again. General libraries
  * read the matrices at a third to a half of the memory's rate there; these kernels read each once, as it lies, and keep
- * sums in registers. All arrays are float32, rows contiguous. native/library.py compiles this for the processor at hand.
+ * sums in registers. Matrices are float32 or bfloat16, which becomes float32 in the register; all else is float32, rows
+ * contiguous. native/library.py compiles this for the processor at hand.
  */
 #include <math.h>
 #include "team.h"
@@ -24,13 +25,20 @@
 #define SUM_COLUMNS 4
 #endif
 #define DOT_OUTPUTS 4
-#define LINE 16 /* floats in a line of the cache */
+#define LINE 64 /* bytes in a line of the cache */
 #define BLOCK 32 /* rows of a matrix that stay in the first cache while all rows of the other factor meet them */
 
 typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef float four __attribute__((vector_size(16), aligned(4)));
+typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t bfloat; /* the upper half of a float */
+typedef bfloat bfloats __attribute__((vector_size(2 * WIDTH), aligned(2)));
 
 static inline vector load(const float *at) { return *(const vector *)at; }
+static inline vector load_float(const float *at) { return load(at); }
+static inline vector load_bfloat(const bfloat *at) {
+    return (vector)(__builtin_convertvector(*(const bfloats *)at, bits) << 16);
+}
 static inline void store(float *at, vector value) { *(vector *)at = value; }
 
 /* Numbers below 1e-38, of which gradients of logits are full, take a hundred times as long; here they are zero. */
@@ -109,58 +117,73 @@ static inline struct fetch part(size tiles, size t) {
 #define PART(c) (fetch.first + c * fetch.count / 4)
 
 /* y[r, o] = b[o] + sum over k of x[r, k] w[o, k], for some rows and four outputs; fetches the matrix's next four rows. */
-#define DOT_NEXT(r, c) const float *next_##c = w + (DOT_OUTPUTS + PART(c)) * d;
-#define DOT_LOAD(r, c) vector right_##c = load(w + c * d + k); __builtin_prefetch(next_##c + k);
+#define DOT_NEXT(type, c) const type *next_##c = w + (DOT_OUTPUTS + PART(c)) * d;
+#define DOT_LOAD(type, c) vector right_##c = load_##type(w + c * d + k); __builtin_prefetch(next_##c + k);
 #define DOT_ROW(r, n) { vector left = load(x + r * d + k); COLUMNS_4(ADD, r) }
 #define DOT_STORE(r, n) *(four *)(y + r * ldy) = b + totals(sum_##r##_0, sum_##r##_1, sum_##r##_2, sum_##r##_3);
 #define DOT_ZERO(r, n) COLUMNS_4(ZERO, r)
-#define DOT_TILE(n) \
-    static void dot_##n(const float *x, const float *w, four b, float *y, size ldy, size d, struct fetch fetch) { \
-        COLUMNS_4(DOT_NEXT, 0) \
+#define DOT_TILE(n, type) \
+    static void dot_##type##_##n(const float *x, const void *at, four b, float *y, size ldy, size d, struct fetch fetch) { \
+        const type *w = at; \
+        COLUMNS_4(DOT_NEXT, type) \
         ROWS_##n(DOT_ZERO, 4) \
         for (size k = 0; k < d; k += WIDTH) { \
-            COLUMNS_4(DOT_LOAD, 0) \
+            COLUMNS_4(DOT_LOAD, type) \
             ROWS_##n(DOT_ROW, 4) \
         } \
         ROWS_##n(DOT_STORE, 4) \
     }
-DOT_TILE(1) DOT_TILE(2) DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)
-static void (*const dot[])(const float *, const float *, four, float *, size, size, struct fetch) = {
-    0, dot_1, dot_2, dot_3, dot_4, dot_5, dot_6};
+#define DOT_TILES(type) \
+    DOT_TILE(1, type) DOT_TILE(2, type) DOT_TILE(3, type) DOT_TILE(4, type) DOT_TILE(5, type) DOT_TILE(6, type)
+DOT_TILES(float) DOT_TILES(bfloat)
+#define DOT_NAMES(type) \
+    {0, dot_##type##_1, dot_##type##_2, dot_##type##_3, dot_##type##_4, dot_##type##_5, dot_##type##_6}
+static void (*const dot[][7])(const float *, const void *, four, float *, size, size, struct fetch) = {
+    DOT_NAMES(float), DOT_NAMES(bfloat)};
 
 /* y[r, j] += sum over k of g[r, k] w[k, j], for some rows and a few vectors of columns; fetches some lines a step. */
-#define SUM_NEXT(r, c) const float *next_##c = next + (c < lines ? c : 0) * LINE;
-#define SUM_LOAD(r, c) vector right_##c = load(w + k * d + c * WIDTH);
+#define SUM_NEXT(r, c) const char *next_##c = next + (c < lines ? c : 0) * LINE;
+#define SUM_LOAD(type, c) vector right_##c = load_##type(w + k * d + c * WIDTH);
 #define SUM_FETCH(r, c) __builtin_prefetch(next_##c + k * lines * LINE);
 #define SUM_WRITE(r, c) \
     store(y + r * d + c * WIDTH, add ? load(y + r * d + c * WIDTH) + sum_##r##_##c : sum_##r##_##c);
 #define SUM_ZERO(r, n) COLUMNS_##n(ZERO, r)
 #define SUM_ROW(r, n) { float left = g[r * ldg + k]; COLUMNS_##n(ADD, r) }
 #define SUM_WRITES(r, n) COLUMNS_##n(SUM_WRITE, r)
-#define SUM_TILE(n, c) \
-    static void sum_##n##_##c(const float *g, size ldg, const float *w, float *y, size d, size depth, int add, \
-                              const float *next, size lines) { \
+#define SUM_TILE(n, c, type) \
+    static void sum_##type##_##n##_##c(const float *g, size ldg, const void *at, float *y, size d, size depth, int add, \
+                                       const char *next, size lines) { \
+        const type *w = at; \
         COLUMNS_4(SUM_NEXT, 0) \
         ROWS_##n(SUM_ZERO, c) \
         for (size k = 0; k < depth; k++) { \
-            COLUMNS_##c(SUM_LOAD, 0) \
+            COLUMNS_##c(SUM_LOAD, type) \
             COLUMNS_4(SUM_FETCH, 0) \
             ROWS_##n(SUM_ROW, c) \
         } \
         ROWS_##n(SUM_WRITES, c) \
     }
-#define SUM_TILES(n) SUM_TILE(n, 1) SUM_TILE(n, 2) SUM_TILE(n, 3) SUM_TILE(n, 4)
-SUM_TILES(1) SUM_TILES(2) SUM_TILES(3) SUM_TILES(4) SUM_TILES(5) SUM_TILES(6)
-#define SUM_NAMES(n) {0, sum_##n##_1, sum_##n##_2, sum_##n##_3, sum_##n##_4}
-static void (*const sum[][5])(const float *, size, const float *, float *, size, size, int, const float *, size) = {
-    {0}, SUM_NAMES(1), SUM_NAMES(2), SUM_NAMES(3), SUM_NAMES(4), SUM_NAMES(5), SUM_NAMES(6)};
+#define SUM_TILES(n, type) SUM_TILE(n, 1, type) SUM_TILE(n, 2, type) SUM_TILE(n, 3, type) SUM_TILE(n, 4, type)
+#define ALL_SUM_TILES(type) \
+    SUM_TILES(1, type) SUM_TILES(2, type) SUM_TILES(3, type) SUM_TILES(4, type) SUM_TILES(5, type) SUM_TILES(6, type)
+ALL_SUM_TILES(float) ALL_SUM_TILES(bfloat)
+#define SUM_NAMES(n, type) {0, sum_##type##_##n##_1, sum_##type##_##n##_2, sum_##type##_##n##_3, sum_##type##_##n##_4}
+#define ALL_SUM_NAMES(type) \
+    {{0}, SUM_NAMES(1, type), SUM_NAMES(2, type), SUM_NAMES(3, type), SUM_NAMES(4, type), SUM_NAMES(5, type), SUM_NAMES(6, type)}
+static void (*const sum[][7][5])(const float *, size, const void *, float *, size, size, int, const char *, size) = {
+    ALL_SUM_NAMES(float), ALL_SUM_NAMES(bfloat)};
 
 /* ---- Products with some matrices W (d_out, d_in), d_in a multiple of WIDTH and each d_out four at least. ---- */
 
 struct matrices {
-    const float *w[3], *bias[3]; /* a bias may be missing */
-    size d_out[3], count, d_in, all; /* all: the sum of d_out */
+    const void *w[3];
+    const float *bias[3]; /* a bias may be missing */
+    size d_out[3], count, d_in, all, kind; /* all: the sum of d_out; kind: 0 for float, 1 for bfloat */
 };
+static inline size size_of_each(const struct matrices *m) { return m->kind ? sizeof(bfloat) : sizeof(float); }
+static inline const char *row_of(const struct matrices *m, size i, size row) {
+    return (const char *)m->w[i] + row * m->d_in * size_of_each(m);
+}
 
 /* The share of y = x W^T + b, side by side for each W: x (n, d_in), y (n, all). */
 static void product(const struct matrices *m, const float *x, float *y, size n) {
@@ -173,8 +196,8 @@ static void product(const struct matrices *m, const float *x, float *y, size n) 
             four bias = m->bias[i] ? *(const four *)(m->bias[i] + o) : (four){0};
             for (size t = 0; t < tiles; t++) {
                 size r = even(n, tiles, t), end = even(n, tiles, t + 1);
-                dot[end - r](x + r * m->d_in, m->w[i] + o * m->d_in, bias, y + r * m->all + begin + o, m->all, m->d_in,
-                             part(tiles, t));
+                dot[m->kind][end - r](x + r * m->d_in, row_of(m, i, o), bias, y + r * m->all + begin + o, m->all, m->d_in,
+                                      part(tiles, t));
             }
         }
     }
@@ -194,14 +217,14 @@ static void product_back(const struct matrices *m, const float *g, float *y, flo
         MINE(from, to, m->d_out[i]);
         for (size k = from; k < to; k += BLOCK) {
             size depth = to - k < BLOCK ? to - k : BLOCK, steps = blocks * tiles * depth;
-            size lines = (depth * m->d_in / LINE + steps - 1) / steps;
-            const float *w = m->w[i] + k * m->d_in, *next = w + depth * m->d_in;
+            size lines = (depth * m->d_in * size_of_each(m) / LINE + steps - 1) / steps;
+            const char *w = row_of(m, i, k), *next = row_of(m, i, k + depth);
             for (size c = 0; c < blocks; c++) {
                 size j = even(vectors, blocks, c), end = even(vectors, blocks, c + 1);
                 for (size t = 0; t < tiles; t++, next += lines * depth * LINE) {
                     size r = even(n, tiles, t), rows = even(n, tiles, t + 1) - r;
-                    sum[rows][end - j](g + r * m->all + begin + k, m->all, w + j * WIDTH,
-                                       mine + r * m->d_in + j * WIDTH, m->d_in, depth, started > 0, next, lines);
+                    sum[m->kind][rows][end - j](g + r * m->all + begin + k, m->all, w + j * WIDTH * size_of_each(m),
+                                                mine + r * m->d_in + j * WIDTH, m->d_in, depth, started > 0, next, lines);
                 }
             }
             started = 1;
@@ -245,6 +268,15 @@ void multiply_back(const struct matrices *m, const float *g, float *y, float *pa
 }
 
 size width(void) { return WIDTH; }
+
+/* Whether the processor multiplies bfloat16 by itself, which torch knows how to use: then it is quicker than float32. */
+int has_tiles(void) {
+#if defined(__AMX_BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 /* ---- Steps between products, of one row. ---- */
 

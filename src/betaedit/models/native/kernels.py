@@ -1,4 +1,4 @@
-"""Products of few rows by the kernels: float32 on the CPU, contiguous, without gradients (kernels.c says more)."""
+"""Products of few rows by the kernels, on the CPU, contiguous, without gradients (kernels.c says more)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from betaedit.native.library import NoKernelsError, load_library
 
-FEW = 96
-"""Rows up to which the kernels are quicker than torch."""
-
+_FEW, _MANY = 96, 256
 _SOURCE = Path(__file__).with_name("kernels.c")
+_KINDS = (torch.float32, torch.bfloat16)
 _FEWEST_OUTPUTS = 4
 _MOST = 3
 _TOLERANCE = 1e-5
@@ -38,11 +37,12 @@ class MatricesStruct(ctypes.Structure):
         ("count", _SIZE),
         ("d_in", _SIZE),
         ("all", _SIZE),
+        ("kind", _SIZE),
     )
 
 
 class Matrices:
-    """One to three ``W`` ``(d_out, d_in)`` with one input, as the kernels take them.
+    """One to three ``W`` ``(d_out, d_in)`` of one type with one input, as the kernels take them.
 
     Args:
         weights: As ``Kernels.take`` says; they are read where they lie at each product.
@@ -53,7 +53,7 @@ class Matrices:
         self.d_out, self.d_in = sum(map(len, weights)), weights[0].shape[1]
         # Detached they keep what they lie in, even if the model's parameters are given other data meanwhile.
         self._held = [weight.detach() for weight in weights]
-        self._biases = [None if bias is None else bias.detach().contiguous() for bias in biases]
+        self._biases = [None if bias is None else bias.detach().float().contiguous() for bias in biases]
         self.struct = MatricesStruct(
             (_POINTER * _MOST)(*(weight.data_ptr() for weight in self._held)),
             (_POINTER * _MOST)(*(None if bias is None else bias.data_ptr() for bias in self._biases)),
@@ -61,11 +61,17 @@ class Matrices:
             len(weights),
             self.d_in,
             self.d_out,
+            _KINDS.index(weights[0].dtype),
         )
 
 
 class Kernels:
-    """The functions of one library."""
+    """The functions of one library.
+
+    Attributes:
+        most_rows: By the type of a matrix, up to how many rows its products are quicker than by torch: in float32 a
+            few. In bfloat16 torch is far slower, unless the processor has instructions for it: then none.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _ARGUMENTS.items():
@@ -74,22 +80,24 @@ class Kernels:
         library.width.restype = _SIZE
         self._library = library
         self._width = int(library.width())
+        self.most_rows = {torch.float32: _FEW, torch.bfloat16: 0 if library.has_tiles() else _MANY}
 
     def take(self, weight: Tensor) -> bool:
-        """Whether products with ``weight`` ``(d_out, d_in)`` can be computed here."""
-        return _is_plain(weight) and len(weight) >= _FEWEST_OUTPUTS and weight.shape[1] % self._width == 0
+        """Whether products with ``weight`` ``(d_out, d_in)`` can, and should, be computed here."""
+        fits = _is_plain(weight) and len(weight) >= _FEWEST_OUTPUTS and weight.shape[1] % self._width == 0
+        return fits and self.most_rows[weight.dtype] > 0
 
     def product(self, matrices: Matrices, x: Tensor) -> Tensor:
-        """``x W^T + b`` of each ``W``, side by side: ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
-        x = x.contiguous()
+        """``x W^T + b`` of each ``W``, side by side: float32 ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
+        x = x.float().contiguous()
         product = x.new_empty(len(x), matrices.d_out)
         pointers = ctypes.addressof(matrices.struct), x.data_ptr(), product.data_ptr()
         self._library.multiply(*pointers, len(x), torch.get_num_threads())
         return product
 
     def product_back(self, matrices: Matrices, gradient: Tensor) -> Tensor:
-        """``(n, d_in)`` the sum of ``g W``, of gradients side by side, ``(n, sum of d_out)``."""
-        gradient, n, threads = gradient.contiguous(), len(gradient), torch.get_num_threads()
+        """``(n, d_in)`` float32, the sum of ``g W``, of gradients side by side, ``(n, sum of d_out)``."""
+        gradient, n, threads = gradient.float().contiguous(), len(gradient), torch.get_num_threads()
         rows = gradient.new_empty(threads, n, matrices.d_in)  # the first is the result
         pointers = gradient.data_ptr(), rows[0].data_ptr(), rows[1:].data_ptr()
         self._library.multiply_back(ctypes.addressof(matrices.struct), *pointers, n, threads)
@@ -121,7 +129,8 @@ def kernels_for(*weights: Tensor) -> Kernels | None:
 def _is_plain(weight: Tensor) -> bool:
     return (
         type(weight) in (Tensor, nn.Parameter)
-        and (weight.device.type, weight.dtype, weight.layout) == ("cpu", torch.float32, torch.strided)
+        and (weight.device.type, weight.layout) == ("cpu", torch.strided)
+        and weight.dtype in _KINDS
         and weight.is_contiguous()
         and weight.numel() > 0
     )
@@ -135,9 +144,9 @@ def _agrees(kernels: Kernels) -> bool:
         torch.randn(shape, generator=random, dtype=torch.float32, device="cpu")
         for shape in ((70, 96), (7, 96), (7, 70))
     )
-    matrices = Matrices([weight], [None])
-    pairs = [
-        (kernels.product(matrices, x), x.double() @ weight.double().t()),
-        (kernels.product_back(matrices, gradient), gradient.double() @ weight.double()),
-    ]
+    pairs = []
+    for matrix in (weight, weight.bfloat16()):
+        matrices, exact = Matrices([matrix], [None]), matrix.double()
+        pairs.append((kernels.product(matrices, x), x.double() @ exact.t()))
+        pairs.append((kernels.product_back(matrices, gradient), gradient.double() @ exact))
     return all(bool((ours - theirs).norm() <= _TOLERANCE * theirs.norm()) for ours, theirs in pairs)

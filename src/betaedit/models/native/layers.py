@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from betaedit.models.lean_layer import Back, Layer, Norm, Projections
-from betaedit.models.native.kernels import Kernels, Matrices, MatricesStruct, kernels_for
+from betaedit.models.native.kernels import Kernels, MatricesStruct
 from betaedit.models.pack import PriorState
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -61,10 +61,11 @@ class NativeLayers:
 
     def __init__(self, kernels: Kernels, layers: Sequence[Layer]) -> None:
         self._kernels = kernels
-        self._held: list[object] = []
+        self._held: list[object] = [*layers]
         """What the structs point to."""
         d, h, kv, dim, m = _sizes(layers[0])
         positions = layers[0].attention.positions
+        self._dtype = layers[0].first_norm.weight.dtype
         row, entry = positions.all_places
         place = torch.full(positions.grid, -1, dtype=torch.int64, device="cpu")
         place[row, entry] = torch.arange(len(row), device="cpu")
@@ -79,23 +80,24 @@ class NativeLayers:
 
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> NativeLayers | None:
-        """Of layers whose weights kernels take, after a prior state; ``None`` of others."""
-        weights = [weight for layer in layers for each in _projections(layer) for weight in each.weights]
-        kernels = kernels_for(*weights)
-        alike = len({tuple(each.sizes for each in _projections(layer)) for layer in layers}) == 1
-        if kernels is None or not alike or not all(isinstance(each.attention.cache, PriorState) for each in layers):
+        """Of layers whose weights kernels take, at few positions after a prior state; ``None`` of others."""
+        n = len(layers[0].attention.positions.all_places[0])
+        kinds = {tuple((each.sizes, each.weights[0].dtype) for each in _projections(layer)) for layer in layers}
+        natives = [each.native_at(n) for layer in layers for each in _projections(layer)]
+        after = all(isinstance(each.attention.cache, PriorState) for each in layers)
+        if natives[0] is None or None in natives or not after or len(kinds) > 1:
             return None
-        return cls(kernels, layers)
+        return cls(natives[0][0], layers)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
         """Rows ``(n, d)`` after the layers.
 
         Raises:
-            ValueError: There are more or fewer rows than positions, or they are not float32.
+            ValueError: There are more or fewer rows than positions, or they are not of the weights' type.
         """
         shape = self._shape.n, self._shape.d
-        if x.shape != shape or x.dtype != torch.float32 or x.device.type != "cpu":
-            raise ValueError(f"layers of {shape} float32 states on the CPU are given {tuple(x.shape)} {x.dtype}")
+        if x.shape != shape or x.dtype != self._dtype or x.device.type != "cpu":
+            raise ValueError(f"layers of {shape} {self._dtype} states on the CPU are given {tuple(x.shape)} {x.dtype}")
         y = _floats(*shape)
         kept = _floats(sum(map(sum, self._kept)))
         kept[: x.numel()] = x.flatten()  # the first layer's
@@ -109,11 +111,11 @@ class NativeLayers:
         self._run("forward", layers, y)
 
         def back(gradient: Tensor, kept: Tensor = kept) -> Tensor:  # kept: what the structs point to
-            slope = gradient.clone(memory_format=torch.contiguous_format)
+            slope = _floats(*shape).copy_(gradient)
             self._run("backward", layers, slope)
-            return slope
+            return slope.to(self._dtype)
 
-        return y, back
+        return y.to(self._dtype), back
 
     def _run(self, name: str, layers: ctypes.Array[_Layer], y: Tensor) -> None:
         threads = torch.get_num_threads()
@@ -134,7 +136,7 @@ class NativeLayers:
             self._norm(layer.first_norm),
             self._norm(layer.second_norm),
             *head_norms,
-            *map(self._matrices, _projections(layer)),
+            *map(_matrices, _projections(layer)),
             *map(self._at, (*prior, positions.cosines, positions.sines, positions.mask)),
             prior[0].shape[2],
             attention.scaling,
@@ -142,11 +144,6 @@ class NativeLayers:
 
     def _norm(self, norm: Norm) -> _Norm:
         return _Norm(self._at(norm.weight), float(norm.epsilon))
-
-    def _matrices(self, projections: Projections) -> MatricesStruct:
-        matrices = Matrices(projections.weights, projections.biases)
-        self._held.append(matrices)
-        return matrices.struct
 
     def _at(self, tensor: Tensor) -> int:
         """Where the tensor, indices or floats, lies from now on."""
@@ -157,6 +154,11 @@ class NativeLayers:
 
 def _projections(layer: Layer) -> tuple[Projections, ...]:
     return layer.attention.entering, layer.attention.leaving, layer.mlp.entering, layer.mlp.leaving
+
+
+def _matrices(projections: Projections) -> MatricesStruct:
+    assert projections.native is not None
+    return projections.native[1].struct
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int, int]:
