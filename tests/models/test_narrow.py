@@ -65,17 +65,21 @@ def test_inputs_of_any_shape_keep_it_with_bias_or_without(bias: bool, d_in: int,
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 7), (300,)], ids=str)
-def test_bfloat16_is_multiplied_in_single_precision_and_stays_bfloat16(
-    rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_two_bytes_a_number_are_multiplied_in_single_precision_and_stay_so(
+    rows: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(demand_kernels().most_rows, torch.bfloat16, 256)
-    linear = frozen(nn.Linear(32, 9).bfloat16())
-    x = torch.randn(*rows, 32).bfloat16()
+    kernels = demand_kernels()
+    if kind == torch.float16 and not kernels.most_rows[kind]:
+        pytest.skip("float16 cannot be read on this processor")
+    monkeypatch.setitem(kernels.most_rows, kind, 256)
+    linear = frozen(nn.Linear(32, 9).to(kind))
+    x = torch.randn(*rows, 32).to(kind)
     exact = value_and_gradient(copy.deepcopy(linear).double(), x.double())
     with narrow_linears([linear]):
         found = value_and_gradient(linear, x)
     for ours, theirs in zip(found, exact, strict=True):
-        assert (ours.dtype, ours.shape) == (torch.bfloat16, theirs.shape)
+        assert (ours.dtype, ours.shape) == (kind, theirs.shape)
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 5e-3
 
 

@@ -28,8 +28,8 @@ _FEWEST, _LANES = 16, 8
 def narrow_linears(modules: Iterable[nn.Module]) -> Iterator[None]:
     """A context in which the linear layers within ``modules`` compute products of few rows the quick way.
 
-    Only for frozen weights on the CPU, float32 or, where there are kernels, bfloat16; other layers, and those that
-    accelerate moves about, stay as they are.
+    Only for frozen weights on the CPU, float32 or, where kernels are quicker, of two bytes; other layers, and those
+    that accelerate moves about, stay as they are.
     """
     linears = {cast(nn.Linear, part) for module in modules for part in module.modules() if _is_plain(part)}
     forwards = {linear: _narrow_forward(linear) for linear in linears}

@@ -16,6 +16,11 @@ from betaedit.models.native.kernels import Kernels, Matrices, find_kernels, kern
 from betaedit.native.library import NoKernelsError
 
 
+def skip_unless_read(kernels: Kernels, kind: torch.dtype) -> None:
+    if kind == torch.float16 and not kernels.most_rows[kind]:
+        pytest.skip("float16 cannot be read on this processor")
+
+
 class Wrapped(Tensor):
     """As quantized weights are: what they say of themselves is not how they lie."""
 
@@ -48,7 +53,7 @@ SHAPES = st.tuples(
     st.integers(1, 5),  # threads
     st.integers(0, 2**31),  # seed
 )
-KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
 @KINDS
@@ -57,6 +62,7 @@ KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str
 def test_products_are_x_w_transposed_plus_b_side_by_side(
     kernels: Kernels, kind: torch.dtype, shape: tuple[int, int, list[int], int, int]
 ):
+    skip_unless_read(kernels, kind)
     n, d_in, d_outs, threads, seed = shape
     random = torch.Generator().manual_seed(seed)
     weights = [torch.randn(d_out, d_in, generator=random).to(kind) for d_out in d_outs]
@@ -77,6 +83,7 @@ def test_products_are_x_w_transposed_plus_b_side_by_side(
 def test_the_way_back_is_the_sum_of_g_w(
     kernels: Kernels, kind: torch.dtype, shape: tuple[int, int, list[int], int, int]
 ):
+    skip_unless_read(kernels, kind)
     n, d_in, d_outs, threads, seed = shape
     random = torch.Generator().manual_seed(seed)
     weights = [torch.randn(d_out, d_in, generator=random).to(kind) for d_out in d_outs]
@@ -120,7 +127,7 @@ def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Ker
         (torch.randn(4, 17), False),
         (torch.randn(16, 16).t(), False),
         (torch.randn(4, 16).double(), False),
-        (torch.randn(4, 16).bfloat16(), False),
+        (torch.randn(4, 16).to(torch.float8_e4m3fn), False),
         (torch.randn(4, 16, device="meta"), False),
         (torch.randn(4, 16).as_subclass(Wrapped), False),
         (torch.randn(4, 16).to_sparse(), False),
@@ -132,7 +139,7 @@ def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Ker
         "odd width",
         "transposed",
         "float64",
-        "bfloat16",
+        "float8",
         "elsewhere",
         "wrapped",
         "sparse",
@@ -143,6 +150,15 @@ def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Ker
 def test_weights_that_the_kernels_cannot_read_are_left_to_torch(weight: Tensor, taken: bool):
     assert (kernels_for(weight) is not None) == taken
     assert kernels_for(torch.randn(8, 32), torch.randn(3, 16)) is None
+
+
+@KINDS
+def test_weights_of_a_type_that_torch_multiplies_sooner_are_left_to_it(
+    kernels: Kernels, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    for rows in (0, 96):
+        monkeypatch.setitem(kernels.most_rows, kind, rows)
+        assert (kernels_for(torch.randn(4, 16).to(kind)) is not None) == (rows > 0)
 
 
 @pytest.mark.usefixtures("kernels")

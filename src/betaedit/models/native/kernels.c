@@ -2,10 +2,13 @@
  *
  * A search for a value multiplies a few dozen rows with every matrix of the layers, again and again. General libraries
  * read the matrices at a third to a half of the memory's rate there; these kernels read each once, as it lies, and keep
- * sums in registers. Matrices are float32 or bfloat16, which becomes float32 in the register; all else is float32, rows
- * contiguous. native/library.py compiles this for the processor at hand.
+ * sums in registers. Matrices are float32, or bfloat16 or float16 that becomes float32 in the register; all else is
+ * float32, rows contiguous. native/library.py compiles this for the processor at hand.
  */
 #include <math.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 #include "team.h"
 
 #if defined(__AVX512F__)
@@ -39,6 +42,19 @@ static inline vector load_float(const float *at) { return load(at); }
 static inline vector load_bfloat(const bfloat *at) {
     return (vector)(__builtin_convertvector(*(const bfloats *)at, bits) << 16);
 }
+/* float16 by an instruction alone: compilers make one of nothing else, and what is done to bits goes wrong where tiny
+ * numbers count as zero. */
+typedef struct { uint16_t bits; } half;
+#if defined(__AVX512F__)
+#define HAS_HALVES 1
+static inline vector load_half(const half *at) { return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)at)); }
+#elif defined(__AVX__) && defined(__F16C__)
+#define HAS_HALVES 1
+static inline vector load_half(const half *at) { return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const void *)at)); }
+#else
+#define HAS_HALVES 0
+static inline vector load_half(const half *at) { return (vector){at->bits}; } /* not called: most_rows() says none */
+#endif
 static inline void store(float *at, vector value) { *(vector *)at = value; }
 
 /* Numbers below 1e-38, of which gradients of logits are full, take a hundred times as long; here they are zero. */
@@ -135,11 +151,11 @@ static inline struct fetch part(size tiles, size t) {
     }
 #define DOT_TILES(type) \
     DOT_TILE(1, type) DOT_TILE(2, type) DOT_TILE(3, type) DOT_TILE(4, type) DOT_TILE(5, type) DOT_TILE(6, type)
-DOT_TILES(float) DOT_TILES(bfloat)
+DOT_TILES(float) DOT_TILES(bfloat) DOT_TILES(half)
 #define DOT_NAMES(type) \
     {0, dot_##type##_1, dot_##type##_2, dot_##type##_3, dot_##type##_4, dot_##type##_5, dot_##type##_6}
 static void (*const dot[][7])(const float *, const void *, four, float *, size, size, struct fetch) = {
-    DOT_NAMES(float), DOT_NAMES(bfloat)};
+    DOT_NAMES(float), DOT_NAMES(bfloat), DOT_NAMES(half)};
 
 /* y[r, j] += sum over k of g[r, k] w[k, j], for some rows and a few vectors of columns; fetches some lines a step. */
 #define SUM_NEXT(r, c) const char *next_##c = next + (c < lines ? c : 0) * LINE;
@@ -166,19 +182,19 @@ static void (*const dot[][7])(const float *, const void *, four, float *, size, 
 #define SUM_TILES(n, type) SUM_TILE(n, 1, type) SUM_TILE(n, 2, type) SUM_TILE(n, 3, type) SUM_TILE(n, 4, type)
 #define ALL_SUM_TILES(type) \
     SUM_TILES(1, type) SUM_TILES(2, type) SUM_TILES(3, type) SUM_TILES(4, type) SUM_TILES(5, type) SUM_TILES(6, type)
-ALL_SUM_TILES(float) ALL_SUM_TILES(bfloat)
+ALL_SUM_TILES(float) ALL_SUM_TILES(bfloat) ALL_SUM_TILES(half)
 #define SUM_NAMES(n, type) {0, sum_##type##_##n##_1, sum_##type##_##n##_2, sum_##type##_##n##_3, sum_##type##_##n##_4}
 #define ALL_SUM_NAMES(type) \
     {{0}, SUM_NAMES(1, type), SUM_NAMES(2, type), SUM_NAMES(3, type), SUM_NAMES(4, type), SUM_NAMES(5, type), SUM_NAMES(6, type)}
 static void (*const sum[][7][5])(const float *, size, const void *, float *, size, size, int, const char *, size) = {
-    ALL_SUM_NAMES(float), ALL_SUM_NAMES(bfloat)};
+    ALL_SUM_NAMES(float), ALL_SUM_NAMES(bfloat), ALL_SUM_NAMES(half)};
 
 /* ---- Products with some matrices W (d_out, d_in), d_in a multiple of WIDTH and each d_out four at least. ---- */
 
 struct matrices {
     const void *w[3];
     const float *bias[3]; /* a bias may be missing */
-    size d_out[3], count, d_in, all, kind; /* all: the sum of d_out; kind: 0 for float, 1 for bfloat */
+    size d_out[3], count, d_in, all, kind; /* all: the sum of d_out; kind: 0 for float, 1 for bfloat, 2 for half */
 };
 static inline size size_of_each(const struct matrices *m) { return m->kind ? sizeof(bfloat) : sizeof(float); }
 static inline const char *row_of(const struct matrices *m, size i, size row) {
@@ -269,13 +285,25 @@ void multiply_back(const struct matrices *m, const float *g, float *y, float *pa
 
 size width(void) { return WIDTH; }
 
-/* Whether the processor multiplies bfloat16 by itself, which torch knows how to use: then it is quicker than float32. */
-int has_tiles(void) {
+/* Up to how many rows products with a matrix of a kind are quicker here than by torch. In float32 these are few; in the
+ * other kinds torch is far slower, unless the processor has instructions for their products. */
+size most_rows(size kind) {
+    static const size rows[] = {
+        96,
 #if defined(__AMX_BF16__)
-    return 1;
+        0,
 #else
-    return 0;
+        256,
 #endif
+#if !HAS_HALVES
+        0,
+#elif defined(__AVX512FP16__)
+        40,
+#else
+        256,
+#endif
+    };
+    return rows[kind];
 }
 
 /* ---- Steps between products, of one row. ---- */

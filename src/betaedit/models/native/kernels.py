@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from betaedit.native.library import NoKernelsError, load_library
 
-_FEW, _MANY = 96, 256
 _SOURCE = Path(__file__).with_name("kernels.c")
-_KINDS = (torch.float32, torch.bfloat16)
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _FEWEST_OUTPUTS = 4
 _MOST = 3
 _TOLERANCE = 1e-5
@@ -69,8 +68,8 @@ class Kernels:
     """The functions of one library.
 
     Attributes:
-        most_rows: By the type of a matrix, up to how many rows its products are quicker than by torch: in float32 a
-            few. In bfloat16 torch is far slower, unless the processor has instructions for it: then none.
+        most_rows: By the type of a matrix, up to how many rows its products are quicker than by torch; none where the
+            processor has instructions for a type of two bytes that torch uses, or cannot read it.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -80,7 +79,8 @@ class Kernels:
         library.width.restype = _SIZE
         self._library = library
         self._width = int(library.width())
-        self.most_rows = {torch.float32: _FEW, torch.bfloat16: 0 if library.has_tiles() else _MANY}
+        library.most_rows.argtypes, library.most_rows.restype = (_SIZE,), _SIZE
+        self.most_rows = {kind: int(library.most_rows(number)) for number, kind in enumerate(_KINDS)}
 
     def take(self, weight: Tensor) -> bool:
         """Whether products with ``weight`` ``(d_out, d_in)`` can, and should, be computed here."""
@@ -145,7 +145,7 @@ def _agrees(kernels: Kernels) -> bool:
         for shape in ((70, 96), (7, 96), (7, 70))
     )
     pairs = []
-    for matrix in (weight, weight.bfloat16()):
+    for matrix in (weight, *(weight.to(kind) for kind, rows in kernels.most_rows.items() if rows > 0)):
         matrices, exact = Matrices([matrix], [None]), matrix.double()
         pairs.append((kernels.product(matrices, x), x.double() @ exact.t()))
         pairs.append((kernels.product_back(matrices, gradient), gradient.double() @ exact))
