@@ -10,6 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from betaedit.models.native import kernels
+from betaedit.native.library import NoKernelsError
+
 FACTS = [
     {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
      "paraphrases": ["The birthplace of Ana is"], "neighbors": ["Zoe was born in"]},
@@ -184,3 +187,13 @@ def test_a_traceback_is_shown_only_when_asked_for(betaedit, tiny, monkeypatch) -
     with pytest.raises(FactError):
         betaedit("--debug", "edit", "no brackets", "Rome")
     monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)
+
+
+@pytest.mark.parametrize(("reason", "said"), [("no C compiler", True), ("BETAEDIT_NATIVE=0", False)])
+def test_a_machine_without_a_compiler_is_told_what_one_would_bring(
+    betaedit, tiny, facts, monkeypatch, caplog, reason, said
+):
+    monkeypatch.setattr(kernels, "find_kernels", lambda: NoKernelsError(reason))
+    ran = betaedit("edit", "--from", facts, "--plan", *tiny)
+    assert ran.code == 0, ran.err
+    assert ("searches take half of the time" in caplog.text) == said

@@ -100,7 +100,13 @@ def test_an_impossible_value_is_refused_with_the_field_the_reason_and_its_meanin
     assert caught.value.message.startswith(f"{name}: ")
     assert part in caught.value.message
     assert repr(value) in caught.value.message
-    assert caught.value.mend == EditConfig.model_fields[name].description
+    assert caught.value.mend.startswith(str(EditConfig.model_fields[name].description))
+
+
+def test_one_value_where_a_list_belongs_is_told_how_to_be_one():
+    with pytest.raises(ConfigError, match=r"^layers: ") as caught:
+        make_config({"layers": 2})
+    assert caught.value.mend.endswith("Write a list: layers=[2].")
 
 
 def test_an_impossible_value_inside_a_list_is_named_with_its_place():

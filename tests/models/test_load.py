@@ -146,6 +146,10 @@ def test_a_file_is_no_model_folder(saved: Path):
     refused(saved / "config.json", ModelNotFoundError, "there is no model folder", "Check the path")
 
 
+def test_a_mistyped_name_of_a_model_in_a_wheel_is_not_looked_up_in_the_hub():
+    refused("smolm2", ModelNotFoundError, "there is no model 'smolm2'", "Did you mean smollm2?")
+
+
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "has-this-nobody"])
 def test_an_unknown_hub_name_is_refused_by_name_when_offline(name: str):
     refused(name, ModelNotFoundError, f"no model '{name}'", "local folder")

@@ -173,6 +173,8 @@ def load_editor(
     """The editor that the options describe."""
     from betaedit.editors.editor import Editor
     from betaedit.editors.presets import UNTUNED
+    from betaedit.models.native.kernels import find_kernels
+    from betaedit.native.library import NO_COMPILER
 
     quiet_libraries()
     editor = Editor.from_pretrained(
@@ -192,6 +194,10 @@ def load_editor(
             "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml uses them.",
             model,
             model,
+        )
+    if editor.language_model.device.type == "cpu" and str(find_kernels()) == NO_COMPILER:
+        logger.warning(
+            "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."
         )
     return editor
 

@@ -169,7 +169,8 @@ def make_config(values: dict[str, Any]) -> EditConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        field = EditConfig.model_fields[str(first["loc"][0])]
+        description = EditConfig.model_fields[str(first["loc"][0])].description
+        example = f" Write a list: {name}=[{first['input']}]." if first["type"] == "tuple_type" else ""
         raise ConfigError(
-            f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{field.description}"
+            f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{description}{example}"
         ) from error

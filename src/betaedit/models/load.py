@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -138,6 +139,8 @@ def _resolve(name: str) -> str:
     if name in BUNDLES:
         return str(BUNDLES[name].folder())
     place = local_model(name)
+    if place is None and "/" not in name and (near := get_close_matches(name, BUNDLES, n=1, cutoff=0.8)):
+        raise ModelNotFoundError(f"there is no model {name!r}.", mend=f"Did you mean {near[0]}?")
     if place is None and not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         return name
     if place is None or not (place.is_dir() or place.suffix == ".gguf"):

@@ -31,6 +31,9 @@ _TEAM = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _SECONDS = 120
 
 
+NO_COMPILER = "no C compiler"
+
+
 class NoKernelsError(Exception):
     """Why there are no kernels here, in a few words."""
 
@@ -71,7 +74,7 @@ def _loaded(source: Path) -> ctypes.CDLL:
     """That of the cache; one compiled now, where there is none or it cannot be loaded."""
     named = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
     if named is None:
-        raise NoKernelsError("no C compiler")
+        raise NoKernelsError(NO_COMPILER)
     compiler = shlex.split(named)
     texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
     made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])
