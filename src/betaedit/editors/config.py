@@ -170,7 +170,8 @@ def make_config(values: dict[str, Any]) -> EditConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         description = EditConfig.model_fields[str(first["loc"][0])].description
-        example = f" Write a list: {name}=[{first['input']}]." if first["type"] == "tuple_type" else ""
+        is_one = first["type"] == "tuple_type" and isinstance(first["input"], int | float | str)
+        example = f" Write a list: {name}=[{first['input']}]." if is_one else ""
         raise ConfigError(
             f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{description}{example}"
         ) from error

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,8 +34,23 @@ KEYS_PER_FOLD = 128
 carrying more of them makes an edit dearer by ``1 / d_in`` each, twice that with a float32 root."""
 
 _MATRIX = 2
+_LEFT_OF_A_NEW_KEY = 0.1
 _RELATIVE_FLOOR = 1e-12
 _RELATIVE_ROUNDING = 1e-6
+
+
+class _Solved(NamedTuple):
+    """What was found for the keys solved last.
+
+    Args:
+        keys: (d_in, b).
+        extension: What they add to the system.
+        lift: ``A`` times its column, of a single key beside a float64 root.
+    """
+
+    keys: Float[Tensor, "d_in b"]
+    extension: Extension
+    lift: Float[Tensor, "d_in b"] | None
 
 
 class AssociativeMemory:
@@ -43,10 +58,10 @@ class AssociativeMemory:
 
     Bytes held (``nbytes``), with ``d = d_in``, ``m`` kept directions, ``n`` keys since the last fold and ``c`` the
     smallest power of two >= ``n`` (0 for none): ``8 d m`` for ``A`` in float64, ``4 d m + 8 d r`` in float32 with the
-    ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + h) c`` for keys and low-rank term, whose columns
-    are ``h = m + d`` high beside a float64 ``A``, else ``m``; ``8 (d + h + 2 b) b`` for the ``b`` keys solved last,
-    until the memory changes. A rule whose projector is refreshed adds ``C0`` as it was given (``4 d^2`` in float32),
-    and ``8 d^2`` for ``H`` once a key was folded.
+    ``r <= m / 4`` strong directions of ``NullSpace``; ``8 (d + m) c`` for keys and low-rank term, in float64 ``8 d c``
+    more for the lifts of its columns; ``8 (d + m + 2 b) b`` for the ``b`` keys solved last, of one in float64 ``8 d``
+    more, until the memory changes. A rule whose projector is refreshed adds ``C0`` as it was given (``4 d^2`` in
+    float32), and ``8 d^2`` for ``H`` once a key was folded.
 
     Args:
         moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
@@ -86,9 +101,10 @@ class AssociativeMemory:
         self._moment = moment if rule.projector == "refreshed" else None
         self.root: InverseRoot
         self._history: Float[Tensor, "d_in d_in"] | None
-        self._solved: tuple[Float[Tensor, "d_in b"], Extension] | None
+        self._solved: _Solved | None
         self._keys: Columns
         self._system: GrowingSystem
+        self._lifts: Columns | None
         space, energies = self._first_space(spectrum or Spectrum.of(moment))
         self._install(InverseRoot.of(space.basis, self._positive(energies), space.strong, basis_dtype), None)
 
@@ -105,12 +121,12 @@ class AssociativeMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held, ``C0`` included even where its owner shares it; the formula is above."""
-        held = [self.root.matrix, self.root.strong, self._keys.buffer, self._system.columns.buffer]
-        held += [matrix for matrix in (self._moment, self._history) if matrix is not None]
+        held: list[Tensor | None] = [self.root.matrix, self.root.strong, self._moment, self._history]
+        held += [columns.buffer for columns in (self._keys, self._system.columns, self._lifts) if columns is not None]
         if self._solved is not None:
-            keys, extension = self._solved
-            held += [keys, extension.columns, extension.gram, extension.factor]
-        return sum(tensor.untyped_storage().nbytes() for tensor in held)
+            keys, extension, lift = self._solved
+            held += [keys, extension.columns, extension.gram, extension.factor, lift]
+        return sum(tensor.untyped_storage().nbytes() for tensor in held if tensor is not None)
 
     def solve(
         self,
@@ -124,11 +140,12 @@ class AssociativeMemory:
         form writes along ``keys`` and, given other keys in ``reached``, has the residuals hold at those (ROME does).
         Law: equals the formula of the rule's form (``MemoryRule``).
         Raises: ShapeError before any work; NumericalError when the system is not positive definite.
-        Cost: one reading of ``A`` in float64 by kernels (``reading.py``), else two, and two of the low-rank term,
-        O(d_in m b + (d_in + m) n b) with m kept directions and n keys since the last fold.
+        Cost: two readings of ``A`` and two of the low-rank term, O(d_in m b + m n b) with m kept directions and n keys
+        since the last fold; one reading of ``A`` for a key unlike those, in float64 by ``read_once``.
         """
         self._check(keys, residuals)
-        right = self.root.lifted(self._directions(self._cast(keys), reached))
+        keys = self._cast(keys)
+        right = self._lifted(keys, self._directions(keys, reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -151,7 +168,11 @@ class AssociativeMemory:
         self.check_keys(keys)
         if self.rule.history:
             keys = self._cast(keys)
-            self._system.extend(self._extension(keys))
+            solved = self._solved_for(keys)
+            if self._lifts is not None:
+                lift = self.root.lift(solved.extension.columns) if solved.lift is None else solved.lift
+                self._lifts.append(lift)
+            self._system.extend(solved.extension)
             self._keys.append(keys)
         self._solved = None
         self.n_written += keys.shape[1]
@@ -221,7 +242,7 @@ class AssociativeMemory:
 
         No tensor is copied: what a fold or a refresh replaces meanwhile stays held.
         """
-        return {**vars(self), "_keys": copy(self._keys), "_system": self._system.fork()}
+        return {**vars(self), "_keys": copy(self._keys), "_lifts": copy(self._lifts), "_system": self._system.fork()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Back to ``snapshot``, bit for bit, whatever failed in between."""
@@ -336,31 +357,61 @@ class AssociativeMemory:
     ) -> None:
         """Take ``root`` and ``history``, and make ``carried`` all that is carried beside them. If it fails, nothing."""
         d_in, m = root.matrix.shape
-        keys, system = Columns(root.like, d_in), GrowingSystem(root.like, m, root.height)
+        keys, system = Columns(root.like, d_in), GrowingSystem(root.like, m)
+        lifts = Columns(root.like, d_in) if root.matrix.dtype == torch.float64 else None
         if carried is not None and carried.shape[1] > 0:
-            system.extend(system.extension(root.columns(carried)))
+            extension = system.extension(root.project(carried))
+            if lifts is not None:
+                lifts.append(root.lift(extension.columns))
+            system.extend(extension)
             keys.append(carried)
-        self.root, self._history, self._keys, self._system = root, history, keys, system
+        self.root, self._history, self._keys, self._system, self._lifts = root, history, keys, system, lifts
         self._solved = None
 
     def _directions(
         self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None
-    ) -> Float[Tensor, "height b"]:
-        """What the residuals are multiplied with, as columns of the system."""
-        extension = self._extension(keys)
+    ) -> Float[Tensor, "m b"]:
+        """What the residuals are multiplied with, in the coordinates of ``A``."""
+        extension = self._solved_for(keys).extension
         if self.rule.form == "ridge":
             return extension.solution
         if reached is not None:
-            coordinates = self.root.project(self._cast(reached))
-            return extension.constrained(coordinates.T @ extension.unextended[: self.rank])
+            return extension.constrained(self.root.project(self._cast(reached)).T @ extension.unextended)
         slack = self.rule.slack if keys.shape[1] > 1 else 0.0
         return extension.constrained(extension.gram + slack * torch.eye(keys.shape[1]).to(keys))
 
-    def _extension(self, keys: Float[Tensor, "d_in b"]) -> Extension:
+    def _solved_for(self, keys: Float[Tensor, "d_in b"]) -> _Solved:
         """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
-        if self._solved is None or not torch.equal(self._solved[0], keys):
-            self._solved = keys.clone(), self._system.extension(self.root.columns(keys))
-        return self._solved[1]
+        if self._solved is None or not torch.equal(self._solved.keys, keys):
+            coordinates, image = self.root.read(keys)
+            extension = self._system.extension(coordinates)
+            self._solved = _Solved(keys.clone(), extension, self._lift_of_one(extension, coordinates, image))
+        return self._solved
+
+    def _lift_of_one(
+        self, extension: Extension, coordinates: Float[Tensor, "m b"], image: Float[Tensor, "d_in b"] | None
+    ) -> Float[Tensor, "d_in 1"] | None:
+        """``A C`` of the column ``C`` that one key adds, beside a float64 root.
+
+        With ``image``, ``A P`` of its coordinates ``P``, it is ``(A P - (A V) V^T P) / l``, and ``A`` is not read
+        again. That is good to a few roundings of ``A P``; where most of it cancels, because the key is like one that is
+        carried, they would be many, and reach directions that ``A`` leaves alone.
+        """
+        if self._lifts is None or coordinates.shape[1] != 1:
+            return None
+        if image is None or float(extension.gram) < _LEFT_OF_A_NEW_KEY * float(coordinates.square().sum()):
+            return self.root.lift(extension.columns)
+        shares = self._system.columns.matrix.T @ coordinates
+        return (image - self._lifts.matrix @ shares) / extension.factor
+
+    def _lifted(self, keys: Float[Tensor, "d_in b"], directions: Float[Tensor, "m b"]) -> Float[Tensor, "d_in b"]:
+        """``A X`` of the directions ``X`` solved for; those of one key are a multiple of the column it adds."""
+        solved = self._solved_for(keys)
+        column = solved.extension.columns
+        if solved.lift is None:
+            return self.root.lift(directions)
+        squares = column.square().sum().clamp(min=torch.finfo(column.dtype).tiny)
+        return solved.lift * ((column * directions).sum() / squares)
 
     def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:
         """Which carried keys stay when ``keys`` go, and those of ``keys`` that must have been folded."""

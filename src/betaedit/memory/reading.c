@@ -1,4 +1,4 @@
-/* y = A (A^T k) in one reading of A, in float64, for some k at once.
+/* y = A (A^T k) in one reading of A, in float64.
  *
  * A column of A gives its coordinate and takes part in y as soon as that is known, while it still lies in the cache; so
  * A^T lies row after row here. native/library.py compiles this for the processor at hand.
@@ -33,33 +33,26 @@ static void meet(const double *rows, size count, size d, const double *k, double
 }
 
 struct reading {
-    const double *rows, *keys; /* (m, d) and (b, d) */
-    double *found, *partial; /* (b, m + d): A^T k and, after it, y; (threads - 1, b, d): the other threads' y */
-    size m, d, b;
+    const double *rows, *key; /* (m, d) and (d) */
+    double *found, *partial; /* (m + d): A^T k and, after it, y; (threads - 1, d): the other threads' y */
+    size m, d;
     struct meeting meeting;
 };
 static void read_share(void *job) {
     struct reading *p = job;
-    size d = p->d, height = p->m + d, all = p->b * d, others = members() - 1;
-    double *y = number() ? p->partial + (number() - 1) * all : p->found + p->m;
-    size step = number() ? d : height;
+    size d = p->d, others = members() - 1;
+    double *whole = p->found + p->m, *y = number() ? p->partial + (number() - 1) * d : whole;
     MINE(from, to, p->m);
-    for (size c = 0; c < p->b; c++)
-        for (size j = 0; j < d; j++) y[c * step + j] = 0;
+    for (size j = 0; j < d; j++) y[j] = 0;
     for (size row = from; row < to; row += 4)
-        for (size c = 0; c < p->b; c++)
-            meet(p->rows + row * d, to - row < 4 ? to - row : 4, d, p->keys + c * d, p->found + c * height + row,
-                 y + c * step);
+        meet(p->rows + row * d, to - row < 4 ? to - row : 4, d, p->key, p->found + row, y);
     all_here(&p->meeting);
     MINE(first, last, d);
     for (size other = 0; other < others; other++)
-        for (size c = 0; c < p->b; c++)
-            for (size j = first; j < last; j++)
-                p->found[c * height + p->m + j] += p->partial[other * all + c * d + j];
+        for (size j = first; j < last; j++) whole[j] += p->partial[other * d + j];
 }
 
-void read_once(const double *rows, const double *keys, double *found, double *partial, size m, size d, size b,
-               int threads) {
-    struct reading p = {rows, keys, found, partial, m, d, b, {0, 0}};
+void read_once(const double *rows, const double *key, double *found, double *partial, size m, size d, int threads) {
+    struct reading p = {rows, key, found, partial, m, d, {0, 0}};
     together(read_share, &p, threads, 0);
 }

@@ -7,9 +7,6 @@ alone. With ``B = A^T K``, and ``g`` and ``Z`` the eigenvalues and eigenvectors 
     (I - B B^T)^(-1/2) = I + B Z diag(1 / (r (1 + r))) Z^T B^T    with r = sqrt(1 - g)
 
 in which nothing cancels where ``g`` is small.
-
-Beside a float64 matrix, columns of coordinates carry what they are lifted to below themselves: what is made of them by
-adding and scaling columns does too, so the matrix is read once for both.
 """
 
 from __future__ import annotations
@@ -64,27 +61,13 @@ class InverseRoot:
             return cls(scaled.T.contiguous().T, strong.new_empty(len(scaled), 0))
         return cls(scaled.contiguous(), strong)  # row after row, as the blocks of ``project`` need it
 
-    @property
-    def height(self) -> int:
-        """The length of ``columns``: ``m + d_in`` beside a float64 matrix, else ``m``."""
-        d_in, m = self.matrix.shape
-        return m + d_in if self.matrix.dtype == torch.float64 else m
-
-    def columns(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "height b"]:
-        """``A^T K`` and, beside a float64 matrix, ``A A^T K`` below it. Cost: one reading of ``A``, by torch two."""
-        if self.matrix.dtype != torch.float64:  # a lift in single precision would lose what cancels later
-            return self.project(keys)
-        columns = read_once(self.matrix, keys)
-        if columns is None:
-            coordinates = self.project(keys)
-            columns = torch.cat([coordinates, self.lift(coordinates)])
-        return columns
-
-    def lifted(self, columns: Float[Tensor, "height b"]) -> Float[Tensor, "d_in b"]:
-        """``A X`` of the coordinates ``X`` in ``columns``. Cost: nothing beside a float64 matrix, else one reading."""
-        if self.matrix.dtype != torch.float64:
-            return self.lift(columns)
-        return columns[self.matrix.shape[1] :].clone(memory_format=torch.contiguous_format)  # not the rest kept with it
+    def read(self, keys: Float[Tensor, "d_in b"]) -> tuple[Float[Tensor, "m b"], Float[Tensor, "d_in b"] | None]:
+        """``A^T K``, and ``A A^T K`` where the same reading of ``A`` gives it (``read_once``)."""
+        both = read_once(self.matrix, keys)
+        if both is None:
+            return self.project(keys), None
+        m = self.matrix.shape[1]
+        return both[:m], both[m:]
 
     def project(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "m b"]:
         """``A^T K`` in float64.

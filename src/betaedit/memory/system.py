@@ -3,8 +3,6 @@
 ``M = I + B B^T`` with a column of ``B`` per key. Its inverse is ``I - V V^T``, and a new batch of columns ``P`` gives
 ``V`` just as many: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
 ``(M + P P^T)^-1 = M^-1 - (Y L^-T) (Y L^-T)^T``. So ``B`` and its ``n x n`` system need not be kept.
-
-Columns may be longer than the system, ``m``: what lies below takes part in every sum of columns, and in no product.
 """
 
 from __future__ import annotations
@@ -25,27 +23,27 @@ class Extension:
     """What ``P P^T`` does to a system ``M``.
 
     Args:
-        columns: ``Y L^-T`` (height, b), the next columns of ``V``.
+        columns: ``Y L^-T`` (m, b), the next columns of ``V``.
         gram: ``P^T M^-1 P`` (b, b).
         factor: ``L`` (b, b), lower triangular.
     """
 
-    columns: Float[Tensor, "height b"]
+    columns: Float[Tensor, "m b"]
     gram: Float[Tensor, "b b"]
     factor: Float[Tensor, "b b"]
 
     @property
-    def solution(self) -> Float[Tensor, "height b"]:
+    def solution(self) -> Float[Tensor, "m b"]:
         """``(M + P P^T)^-1 P``."""
         solution: Tensor = torch.linalg.solve_triangular(self.factor.T, self.columns.T, upper=True).T
         return solution
 
     @property
-    def unextended(self) -> Float[Tensor, "height b"]:
+    def unextended(self) -> Float[Tensor, "m b"]:
         """``M^-1 P``, the solution of the system as it was."""
         return self.columns @ self.factor.T
 
-    def constrained(self, gram: Float[Tensor, "b b"]) -> Float[Tensor, "height b"]:
+    def constrained(self, gram: Float[Tensor, "b b"]) -> Float[Tensor, "m b"]:
         """``M^-1 P gram^-1``. Raises: NumericalError when ``gram`` is singular."""
         directions: Tensor
         directions, info = torch.linalg.solve_ex(gram, self.unextended, left=False)
@@ -63,12 +61,10 @@ class GrowingSystem:
     Args:
         like: A tensor of the type and on the device wanted.
         size: How many dimensions it has, ``m``.
-        height: The length of its columns, ``m`` or more.
     """
 
-    def __init__(self, like: Tensor, size: int, height: int) -> None:
-        self.size = size
-        self.columns = Columns(like, height)
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.columns = Columns(like, size)
 
     def fork(self) -> GrowingSystem:
         """The system as it is now, which extending this one leaves as it is; only one of the two may be extended."""
@@ -76,15 +72,15 @@ class GrowingSystem:
         twin.columns = copy(self.columns)
         return twin
 
-    def extension(self, added: Float[Tensor, "height b"]) -> Extension:
+    def extension(self, added: Float[Tensor, "m b"]) -> Extension:
         """What adding the columns ``added`` to ``B`` would change; nothing changes.
 
         Raises: NumericalError when the system extended by them is not positive definite and finite.
-        Cost: two readings of ``V``, O(height n b).
+        Cost: two readings of ``V``, O(m n b).
         """
-        V, own = self.columns.matrix, added[: self.size]
-        Y = added - V @ (V[: self.size].T @ own)
-        gram = own.T @ Y[: self.size]
+        V = self.columns.matrix
+        Y = added - V @ (V.T @ added)
+        gram = added.T @ Y
         corner = torch.eye(len(gram), dtype=added.dtype, device=added.device) + gram
         factor, info = torch.linalg.cholesky_ex(corner)
         if int(info) != 0 or not bool(torch.isfinite(factor).all()):

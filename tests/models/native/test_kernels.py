@@ -152,6 +152,21 @@ def test_weights_that_the_kernels_cannot_read_are_left_to_torch(weight: Tensor, 
     assert kernels_for(torch.randn(8, 32), torch.randn(3, 16)) is None
 
 
+@pytest.mark.parametrize("other", [torch.randn(8, 32).bfloat16(), torch.randn(8, 16)], ids=["type", "width"])
+def test_weights_that_differ_are_not_read_together(kernels: Kernels, other: Tensor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(kernels.most_rows, torch.bfloat16, 256)
+    first = torch.randn(8, 32)
+    assert kernels_for(first) is not None
+    assert kernels_for(other) is not None
+    assert kernels_for(first, other) is None
+
+
+@pytest.mark.parametrize("way", ["product", "product_back"])
+def test_rows_of_another_width_are_refused(kernels: Kernels, way: str):
+    with pytest.raises(ValueError, match=r"rows are \(n, "):
+        getattr(kernels, way)(Matrices([torch.randn(48, 32)], [None]), torch.randn(3, 16))
+
+
 @KINDS
 def test_weights_of_a_type_that_torch_multiplies_sooner_are_left_to_it(
     kernels: Kernels, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ class Kernels:
 
     def product(self, matrices: Matrices, x: Tensor) -> Tensor:
         """``x W^T + b`` of each ``W``, side by side: float32 ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
+        _check_width(x, matrices.d_in)
         x = x.float().contiguous()
         product = x.new_empty(len(x), matrices.d_out)
         pointers = ctypes.addressof(matrices.struct), x.data_ptr(), product.data_ptr()
@@ -97,6 +98,7 @@ class Kernels:
 
     def product_back(self, matrices: Matrices, gradient: Tensor) -> Tensor:
         """``(n, d_in)`` float32, the sum of ``g W``, of gradients side by side, ``(n, sum of d_out)``."""
+        _check_width(gradient, matrices.d_out)
         gradient, n, threads = gradient.float().contiguous(), len(gradient), torch.get_num_threads()
         rows = gradient.new_empty(threads, n, matrices.d_in)  # the first is the result
         pointers = gradient.data_ptr(), rows[0].data_ptr(), rows[1:].data_ptr()
@@ -119,11 +121,18 @@ def find_kernels() -> Kernels | NoKernelsError:
 
 
 def kernels_for(*weights: Tensor) -> Kernels | None:
-    """The kernels where there are some that take all of ``weights``."""
+    """The kernels where there are some that take all of ``weights``, which are of one type and width."""
     if not all(map(_is_plain, weights)):  # nothing is compiled for them
         return None
     kernels = find_kernels()
-    return kernels if isinstance(kernels, Kernels) and all(map(kernels.take, weights)) else None
+    alike = len({(weight.dtype, weight.shape[1]) for weight in weights}) == 1
+    return kernels if alike and isinstance(kernels, Kernels) and all(map(kernels.take, weights)) else None
+
+
+def _check_width(rows: Tensor, width: int) -> None:
+    """Beyond their ends there is something else's memory."""
+    if rows.shape[1:] != (width,):
+        raise ValueError(f"rows are (n, {width}), not {tuple(rows.shape)}")
 
 
 def _is_plain(weight: Tensor) -> bool:
