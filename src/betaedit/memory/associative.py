@@ -31,7 +31,7 @@ from betaedit.memory.update import Update
 
 KEYS_PER_FOLD = 128
 """How many keys are carried before a fold, if nothing else is said: a key costs as much whenever it is folded, and
-carrying more of them makes an edit dearer by ``1 / d_in`` each, twice that with a float32 root."""
+carrying more of them makes an edit dearer by two to three ``1 / d_in`` each."""
 
 _MATRIX = 2
 _LEFT_OF_A_NEW_KEY = 0.1
