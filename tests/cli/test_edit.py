@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from betaedit.models.native import kernels
-from betaedit.native.library import NoKernelsError
+from betaedit.native.library import NoCompilerError, NoKernelsError
 
 FACTS = [
     {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
@@ -189,11 +189,11 @@ def test_a_traceback_is_shown_only_when_asked_for(betaedit, tiny, monkeypatch) -
     monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)
 
 
-@pytest.mark.parametrize(("reason", "said"), [("no C compiler", True), ("BETAEDIT_NATIVE=0", False)])
+@pytest.mark.parametrize(("reason", "said"), [(NoCompilerError("none"), True), (NoKernelsError("off"), False)])
 def test_a_machine_without_a_compiler_is_told_what_one_would_bring(
     betaedit, tiny, facts, monkeypatch, caplog, reason, said
 ):
-    monkeypatch.setattr(kernels, "find_kernels", lambda: NoKernelsError(reason))
+    monkeypatch.setattr(kernels, "find_kernels", lambda: reason)
     ran = betaedit("edit", "--from", facts, "--plan", *tiny)
     assert ran.code == 0, ran.err
     assert ("searches take half of the time" in caplog.text) == said

@@ -59,9 +59,18 @@ def test_one_reading_gives_both_products(threads: int, d: int, m: int, seed: int
         (columnwise(numbers(1, 8, 5)), numbers(2, 8, 1).float()),
         (columnwise(numbers(1, 8, 5)), numbers(2, 8, 2)),
         (columnwise(numbers(1, 8, 5)), numbers(2, 8, 0)),
+        (columnwise(numbers(1, 8, 5)), numbers(2, 7, 1)),
         (columnwise(numbers(1, 8, 5)).to("meta"), numbers(2, 8, 1).to("meta")),
     ],
-    ids=["rows one after the other", "a float32 matrix", "float32 keys", "two keys", "no keys", "elsewhere"],
+    ids=[
+        "rows one after the other",
+        "a float32 matrix",
+        "float32 keys",
+        "two keys",
+        "no keys",
+        "a shorter key",
+        "elsewhere",
+    ],
 )
 def test_what_it_does_not_take_is_left_to_torch(matrix: Tensor, keys: Tensor):
     assert read_once(matrix, keys) is None

@@ -174,7 +174,7 @@ def load_editor(
     from betaedit.editors.editor import Editor
     from betaedit.editors.presets import UNTUNED
     from betaedit.models.native.kernels import find_kernels
-    from betaedit.native.library import NO_COMPILER
+    from betaedit.native.library import NoCompilerError
 
     quiet_libraries()
     editor = Editor.from_pretrained(
@@ -195,7 +195,7 @@ def load_editor(
             model,
             model,
         )
-    if editor.language_model.device.type == "cpu" and str(find_kernels()) == NO_COMPILER:
+    if editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
         logger.warning(
             "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."
         )

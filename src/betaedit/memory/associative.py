@@ -144,8 +144,8 @@ class AssociativeMemory:
         since the last fold; one reading of ``A`` for a key unlike those, in float64 by ``read_once``.
         """
         self._check(keys, residuals)
-        keys = self._cast(keys)
-        right = self._lifted(keys, self._directions(keys, reached))
+        solved = self._solved_for(self._cast(keys))
+        right = self._lifted(solved, self._directions(solved.extension, reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
             raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
@@ -368,17 +368,15 @@ class AssociativeMemory:
         self.root, self._history, self._keys, self._system, self._lifts = root, history, keys, system, lifts
         self._solved = None
 
-    def _directions(
-        self, keys: Float[Tensor, "d_in b"], reached: Float[Tensor, "d_in b"] | None
-    ) -> Float[Tensor, "m b"]:
+    def _directions(self, extension: Extension, reached: Float[Tensor, "d_in b"] | None) -> Float[Tensor, "m b"]:
         """What the residuals are multiplied with, in the coordinates of ``A``."""
-        extension = self._solved_for(keys).extension
         if self.rule.form == "ridge":
             return extension.solution
         if reached is not None:
             return extension.constrained(self.root.project(self._cast(reached)).T @ extension.unextended)
-        slack = self.rule.slack if keys.shape[1] > 1 else 0.0
-        return extension.constrained(extension.gram + slack * torch.eye(keys.shape[1]).to(keys))
+        gram = extension.gram
+        slack = self.rule.slack if len(gram) > 1 else 0.0
+        return extension.constrained(gram + slack * torch.eye(len(gram)).to(gram))
 
     def _solved_for(self, keys: Float[Tensor, "d_in b"]) -> _Solved:
         """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
@@ -404,12 +402,11 @@ class AssociativeMemory:
         shares = self._system.columns.matrix.T @ coordinates
         return (image - self._lifts.matrix @ shares) / extension.factor
 
-    def _lifted(self, keys: Float[Tensor, "d_in b"], directions: Float[Tensor, "m b"]) -> Float[Tensor, "d_in b"]:
+    def _lifted(self, solved: _Solved, directions: Float[Tensor, "m b"]) -> Float[Tensor, "d_in b"]:
         """``A X`` of the directions ``X`` solved for; those of one key are a multiple of the column it adds."""
-        solved = self._solved_for(keys)
-        column = solved.extension.columns
         if solved.lift is None:
             return self.root.lift(directions)
+        column = solved.extension.columns
         squares = column.square().sum().clamp(min=torch.finfo(column.dtype).tiny)
         return solved.lift * ((column * directions).sum() / squares)
 

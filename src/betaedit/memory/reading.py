@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from betaedit.native.library import NoKernelsError, load_library
+from betaedit.native.library import NoKernelsError, find_bound
 
 _SOURCE = Path(__file__).with_name("reading.c")
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -28,7 +28,7 @@ def read_once(matrix: Float[Tensor, "d m"], key: Float[Tensor, "d b"]) -> Float[
     compiled.
     """
     taken = all((each.device.type, each.dtype) == ("cpu", torch.float64) for each in (matrix, key))
-    if not taken or not matrix.T.is_contiguous() or key.shape[1] != 1:
+    if not taken or not matrix.T.is_contiguous() or key.shape != (len(matrix), 1):
         return None
     reader = find_reader()
     return None if isinstance(reader, NoKernelsError) else reader(matrix, key.contiguous())
@@ -37,11 +37,7 @@ def read_once(matrix: Float[Tensor, "d m"], key: Float[Tensor, "d b"]) -> Float[
 @cache
 def find_reader() -> _Reader | NoKernelsError:
     """What computes this, or why there is nothing here."""
-    try:
-        reader = _reader(load_library(_SOURCE))
-    except NoKernelsError as error:
-        return error
-    return reader if _agrees(reader) else NoKernelsError("what was compiled computes something else")
+    return find_bound(_SOURCE, _reader, _agrees)
 
 
 def _reader(library: ctypes.CDLL) -> _Reader:

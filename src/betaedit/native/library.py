@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from betaedit.files import written_whole
 from betaedit.paths import cache_folder
@@ -31,11 +33,26 @@ _TEAM = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _SECONDS = 120
 
 
-NO_COMPILER = "no C compiler"
+_Bound = TypeVar("_Bound")
 
 
 class NoKernelsError(Exception):
     """Why there are no kernels here, in a few words."""
+
+
+class NoCompilerError(NoKernelsError):
+    """Because nothing compiles them."""
+
+
+def find_bound(
+    source: Path, bind: Callable[[ctypes.CDLL], _Bound], agrees: Callable[[_Bound], bool]
+) -> _Bound | NoKernelsError:
+    """What ``bind`` makes of the library of ``source``, or why there is none that ``agrees`` with torch."""
+    try:
+        bound = bind(load_library(source))
+    except NoKernelsError as error:
+        return error
+    return bound if agrees(bound) else NoKernelsError("what was compiled computes something else")
 
 
 def load_library(source: Path) -> ctypes.CDLL:
@@ -74,7 +91,7 @@ def _loaded(source: Path) -> ctypes.CDLL:
     """That of the cache; one compiled now, where there is none or it cannot be loaded."""
     named = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
     if named is None:
-        raise NoKernelsError(NO_COMPILER)
+        raise NoCompilerError("no C compiler")
     compiler = shlex.split(named)
     texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
     made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])

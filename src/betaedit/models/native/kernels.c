@@ -1,4 +1,4 @@
-/* Products of few rows with a matrix, and the small steps between them, for float32 on CPUs.
+/* Products of few rows with a matrix, and the small steps between them, on CPUs.
  *
  * A search for a value multiplies a few dozen rows with every matrix of the layers, again and again. General libraries
  * read the matrices at a third to a half of the memory's rate there; these kernels read each once, as it lies, and keep
@@ -37,8 +37,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t bfloat; /* the upper half of a float */
 typedef bfloat bfloats __attribute__((vector_size(2 * WIDTH), aligned(2)));
 
-static inline vector load(const float *at) { return *(const vector *)at; }
-static inline vector load_float(const float *at) { return load(at); }
+static inline vector load_float(const float *at) { return *(const vector *)at; }
 static inline vector load_bfloat(const bfloat *at) {
     return (vector)(__builtin_convertvector(*(const bfloats *)at, bits) << 16);
 }
@@ -135,7 +134,7 @@ static inline struct fetch part(size tiles, size t) {
 /* y[r, o] = b[o] + sum over k of x[r, k] w[o, k], for some rows and four outputs; fetches the matrix's next four rows. */
 #define DOT_NEXT(type, c) const type *next_##c = w + (DOT_OUTPUTS + PART(c)) * d;
 #define DOT_LOAD(type, c) vector right_##c = load_##type(w + c * d + k); __builtin_prefetch(next_##c + k);
-#define DOT_ROW(r, n) { vector left = load(x + r * d + k); COLUMNS_4(ADD, r) }
+#define DOT_ROW(r, n) { vector left = load_float(x + r * d + k); COLUMNS_4(ADD, r) }
 #define DOT_STORE(r, n) *(four *)(y + r * ldy) = b + totals(sum_##r##_0, sum_##r##_1, sum_##r##_2, sum_##r##_3);
 #define DOT_ZERO(r, n) COLUMNS_4(ZERO, r)
 #define DOT_TILE(n, type) \
@@ -162,7 +161,7 @@ static void (*const dot[][7])(const float *, const void *, four, float *, size, 
 #define SUM_LOAD(type, c) vector right_##c = load_##type(w + k * d + c * WIDTH);
 #define SUM_FETCH(r, c) __builtin_prefetch(next_##c + k * lines * LINE);
 #define SUM_WRITE(r, c) \
-    store(y + r * d + c * WIDTH, add ? load(y + r * d + c * WIDTH) + sum_##r##_##c : sum_##r##_##c);
+    store(y + r * d + c * WIDTH, add ? load_float(y + r * d + c * WIDTH) + sum_##r##_##c : sum_##r##_##c);
 #define SUM_ZERO(r, n) COLUMNS_##n(ZERO, r)
 #define SUM_ROW(r, n) { float left = g[r * ldg + k]; COLUMNS_##n(ADD, r) }
 #define SUM_WRITES(r, n) COLUMNS_##n(SUM_WRITE, r)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from betaedit.native.library import NoKernelsError, load_library
+from betaedit.native.library import NoKernelsError, find_bound
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,11 +113,7 @@ class Kernels:
 @cache
 def find_kernels() -> Kernels | NoKernelsError:
     """The kernels, or why there are none here."""
-    try:
-        kernels = Kernels(load_library(_SOURCE))
-    except NoKernelsError as error:
-        return error
-    return kernels if _agrees(kernels) else NoKernelsError("what was compiled computes something else")
+    return find_bound(_SOURCE, Kernels, _agrees)
 
 
 def kernels_for(*weights: Tensor) -> Kernels | None:
