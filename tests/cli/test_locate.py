@@ -36,7 +36,7 @@ def test_a_run_is_exported_where_its_model_was_found(betaedit, movable, tmp_path
     place, options = movable
     assert betaedit("edit", *FACT, "--out", tmp_path / "run", *options).code == 0
     moved = place.rename(tmp_path / "elsewhere")
-    export = ("export", tmp_path / "run", "--to", "facts", "--out", tmp_path / "facts.jsonl", "--statistics")
+    export = ("export", tmp_path / "run", "--to", "factors", "--out", tmp_path / "factors", "--statistics")
     lost = betaedit(*export, moved / "moments.safetensors")
     assert lost.code == 4
     assert f"betaedit locate {tmp_path / 'run'} PLACE" in lost.err

@@ -399,7 +399,7 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
         (["forget"], 2, "nothing to forget", "--last N"),
         (["forget", ""], 9, "a blank name", "Name a number"),
         (["replace", "Anna", "Rome"], 9, "no fact 'Anna'", "Did you mean Ana"),
-        (["replace", " is", "Rome"], 9, "means 2 facts: #2, #3", "by its number"),
+        (["replace", " is", "Rome"], 9, "means 2 facts: #2 (The home of Bob is -> Rome), #3 (", "by its number"),
         (["replace", "Ana", " "], 3, "new target is empty", ""),
         (["show", "99"], 9, "no fact '99'", "betaedit log"),
         (["restore", "99"], 9, "no event 99", "events 1 to 4"),
@@ -458,3 +458,79 @@ def test_another_model_in_the_same_place_is_refused(betaedit, filled, tiny_folde
     ran = betaedit("check", "--workspace", moved)
     assert ran.code == 9
     assert "was made with another model" in ran.err
+
+
+# --- names that mean several facts ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_files(betaedit, empty, tmp_path: Path) -> Path:
+    """A workspace with the facts of two files, whose readers gave both the same names."""
+    for name, rows in {
+        "one": [("Ana", "{} was born in", "Lima"), ("Ana", "{} speaks", "Dutch"), ("Bob", "{} was born in", "Oslo")],
+        "two": [("Zoë", "{} was born in", "Rome")],
+    }.items():
+        lines = [json.dumps({"subject": s, "prompt": p, "target_new": t}) for s, p, t in rows]
+        (tmp_path / name).with_suffix(".jsonl").write_text("\n".join(lines))
+        ran = betaedit("edit", "--from", (tmp_path / name).with_suffix(".jsonl"), "--workspace", empty)
+        assert ran.code == 0, ran.err
+    return empty
+
+
+def test_a_second_file_whose_facts_have_names_of_the_first_is_warned_of(
+    betaedit, two_files, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "1 of 1 facts have an id that another fact of the model has (own-1)" in caplog.text
+
+
+@pytest.mark.parametrize("command", [["forget"], ["replace", "Lima"], ["show"]])
+@pytest.mark.parametrize(
+    ("name", "listed_as"),
+    [
+        ("own-1", "#1 (Ana was born in -> Lima), #4 (Zoë was born in -> Rome)"),
+        ("ana", "#1 (Ana was born in -> Lima), #2 (Ana speaks -> Dutch)"),
+        ("born in", "#1 (Ana was born in -> Lima), #3 (Bob was born in -> Oslo), #4 (Zoë was born in -> Rome)"),
+    ],
+)
+def test_a_name_of_several_facts_is_asked_about(betaedit, two_files, command, name, listed_as) -> None:
+    before = betaedit("log", "--workspace", two_files, "--json").out
+    ran = betaedit(command[0], name, *command[1:], "--workspace", two_files)
+    assert ran.code == 9
+    assert f"{name!r} means {listed_as.count('#')} facts: {listed_as}." in ran.err
+    assert "Name one by its number" in ran.err
+    assert betaedit("log", "--workspace", two_files, "--json").out == before
+
+
+@pytest.mark.parametrize(("name", "gone"), [("own-1", [1, 4]), ("ana", [1, 2]), ("born in", [1, 3, 4])])
+def test_all_facts_that_a_name_means_are_forgotten_when_that_is_said(told, two_files, name, gone) -> None:
+    found = told("forget", name, "--all-matching", "--workspace", two_files)
+    assert [fact["number"] for fact in found["forgotten"]] == gone
+
+
+def test_one_name_of_several_that_means_many_keeps_all_of_them(betaedit, listed, two_files) -> None:
+    ran = betaedit("forget", "#3", "ana", "--workspace", two_files)
+    assert ran.code == 9
+    assert {state for _, state, _ in listed(two_files)} == {"live"}
+    assert betaedit("forget", "#3", "#4", "own-2", "--workspace", two_files).code == 0
+    assert [number for number, state, _ in listed(two_files) if state == "live"] == [1]
+
+
+def test_many_facts_are_listed_in_part(betaedit, empty, tmp_path: Path) -> None:
+    rows = [{"subject": "Bob", "prompt": f"{{}} is number {n}", "target_new": "Rome"} for n in range(23)]
+    (tmp_path / "many.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert betaedit("edit", "--from", tmp_path / "many.jsonl", "--batch-size", "23", "--workspace", empty).code == 0
+    ran = betaedit("forget", "bob", "--workspace", empty)
+    assert "means 23 facts: #1 (" in ran.err
+    assert "#20 (Bob is number 19 -> Rome), and 3 more." in ran.err
+
+
+def test_forgetting_an_earlier_fact_of_a_subject_writes_the_later_one_again_and_the_log_says_so(
+    betaedit, told, two_files
+) -> None:
+    told("forget", "#1", "--workspace", two_files)
+    writings = told("show", "#2", "--workspace", two_files)["writings"]
+    assert [writing["event"] for writing in writings] == [3, 6]
+    assert betaedit("verify", "--replay", "--workspace", two_files).code == 0
+    told("restore", "5", "--workspace", two_files)
+    assert told("show", "#2", "--workspace", two_files)["fact"]["event"] == 3
+    assert betaedit("verify", "--replay", "--workspace", two_files).code == 0

@@ -165,14 +165,46 @@ def test_half_precision_weights_come_back_when_everything_is_forgotten() -> None
     assert unchanged(before, weights(model))
 
 
-def test_an_id_names_one_fact_and_a_subject_all_that_are_about_it() -> None:
+def test_a_name_means_one_fact_unless_all_are_asked_for() -> None:
     editor = editor_for(language_model("llama"))
-    named = Fact("{} likes", "Ana", "art", id="a-1")
-    editor.edit([FACTS[2], named, FACTS[0]])
+    named = Fact("{} works as an", "Ana", "artist", id="a-1")
+    editor.edit([FACTS[0], FACTS[2], named])
+    with pytest.raises(FactError, match="'Ana' means 2 facts: People know that Ana was born in -> Lima; Ana works"):
+        editor.forget("Ana")
     assert [result.fact for result in editor.forget("a-1")] == [named]
+    assert [result.fact for result in editor.forget("Ana")] == [FACTS[2]], "it is the only one now"
+    editor.edit([FACTS[2], named])
+    assert [result.fact for result in editor.forget(named)] == [named]
     editor.edit(named)
-    assert [result.fact for result in editor.forget("Ana")] == [FACTS[2], named]
-    assert [result.fact for result in editor.results] == [FACTS[0]]
+    assert [result.fact for result in editor.forget("Ana", all_matching=True)] == [FACTS[2], named]
+    assert [result.fact for result in editor.forget(FACTS[0].subject)] == [FACTS[0]]
+
+
+@pytest.mark.parametrize(
+    ("other", "changes", "told"),
+    [
+        (Fact("{} speaks", "Ana", "French", id="own-1"), {}, True),
+        (Fact("{} was born in", "Bob", "Lima", id="own-1"), {}, True),
+        (Fact("{} was born in", "Ana", "Rome", id="own-1"), {"conflicts": "naive"}, True),
+        (Fact("{} was born in", "Ana", "Rome", id="own-1"), {}, False),
+        (Fact("{} was born in", "Ana", "Lima", id="own-1"), {"conflicts": "naive"}, False),
+        (Fact("{} speaks", "Bob", "French", id="own-2"), {}, False),
+        (Fact("{} speaks", "Bob", "French"), {}, False),
+    ],
+)
+def test_an_id_that_another_fact_has_is_warned_of_and_then_asked_about(
+    caplog: pytest.LogCaptureFixture, other: Fact, changes: dict[str, str], told: bool
+) -> None:
+    editor = editor_for(language_model("llama"), **changes)
+    editor.edit([Fact("{} was born in", "Ana", "Lima", id="own-1"), Fact("{} was born in", "Carl", "Oslo")])
+    caplog.clear()
+    editor.edit(other)
+    assert ("an id that another fact of the model has (own-1)" in caplog.text) == told
+    if told:
+        with pytest.raises(FactError, match="'own-1' means 2 facts"):
+            editor.forget("own-1")
+        assert [result.fact for result in editor.forget(other)] == [other]
+        assert len(editor.forget("own-1")) == 1
 
 
 def test_a_name_that_nothing_has_is_answered_with_the_nearest() -> None:
@@ -326,6 +358,94 @@ def test_forgetting_one_fact_of_a_subject_leaves_what_the_others_alone_would_hav
     assert [result.fact for result in editor.results] == ABOUT_ANA
     for layer, weight in matrices(model).items():
         assert relative(weight, matrices(never)[layer]) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["memit-h", "betaedit"])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_forgetting_one_of_the_facts_of_a_subject_leaves_no_trace_of_it_in_those_written_later(
+    method: str, gone: int
+) -> None:
+    model, never = language_model("llama"), language_model("llama")
+    settings = {"refresh_every": NEVER, **WIDE}
+    editor, other = editor_for(model, method, **settings), editor_for(never, method, **settings)
+    editor.edit(ABOUT_A_HOUSE)
+    others = [fact for fact in ABOUT_A_HOUSE if fact is not ABOUT_A_HOUSE[gone]]
+    editor.forget(ABOUT_A_HOUSE[gone])
+    other.edit(others)
+    assert [result.fact for result in editor.results] == others
+    for layer, weight in matrices(model).items():
+        assert relative(weight, matrices(never)[layer]) < 1e-3, "a search amplifies rounding"
+    asked = [(ABOUT_A_HOUSE[gone].text, ABOUT_A_HOUSE[gone].target_new)]
+    assert score_targets(editor.language_model, asked)[0].nll == pytest.approx(
+        score_targets(other.language_model, asked)[0].nll, rel=1e-3
+    )
+
+
+def test_only_later_facts_of_the_same_subject_are_sought_again(searches: list[int]) -> None:
+    editor = editor_for(language_model("llama"))
+    editor.edit([FACTS[0], ABOUT_A_HOUSE[0], FACTS[1], ABOUT_A_HOUSE[1], FACTS[2]])
+    kept = {held.fact: held for held in editor.engine.live}
+    searches.clear()
+    editor.forget(FACTS[1])
+    editor.forget(ABOUT_A_HOUSE[1])
+    assert searches == []
+    editor.edit(ABOUT_A_HOUSE[1:])
+    searches.clear()
+    editor.forget(ABOUT_A_HOUSE[0])
+    assert searches == [1, 1]
+    assert [held.fact for held in editor.engine.live] == [FACTS[0], FACTS[2], *ABOUT_A_HOUSE[1:]]
+    assert editor.engine.live[:2] == [kept[FACTS[0]], kept[FACTS[2]]]
+
+
+def test_a_fact_of_the_same_batch_is_sought_again_where_batches_share_values(searches: list[int]) -> None:
+    for mode, sought in (("batch", [2]), ("apart", [])):
+        editor = editor_for(language_model("llama"), shared_subjects=mode)
+        editor.edit(ABOUT_ANA, batch_size=3)
+        searches.clear()
+        editor.forget(ABOUT_ANA[2])
+        assert searches == sought
+
+
+def test_where_prompts_have_keys_of_their_own_nothing_is_sought_again(searches: list[int]) -> None:
+    editor = editor_for(language_model("llama"), lookup="last")
+    editor.edit(ABOUT_A_HOUSE)
+    searches.clear()
+    editor.forget(ABOUT_A_HOUSE[0])
+    assert searches == []
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    from betaedit.editors import engine
+
+    model = language_model("llama")
+    editor = editor_for(model, refresh_every=NEVER)
+    editor.edit([FACTS[0], *ABOUT_A_HOUSE])
+    before, held = matrices(model), list(editor.engine.live)
+    calls, search = [], engine.optimize_values
+
+    def fails(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == failing:
+            raise NumericalError("no")
+        return search(*args)
+
+    monkeypatch.setattr(engine, "optimize_values", fails)
+    with pytest.raises(NumericalError):
+        editor.forget(ABOUT_A_HOUSE[0])
+    assert editor.engine.live == held
+    for layer, weight in matrices(model).items():
+        assert torch.equal(weight, before[layer])
+    monkeypatch.setattr(engine, "optimize_values", search)
+    editor.forget(FACTS[0])
+    never = language_model("llama")
+    other = editor_for(never, refresh_every=NEVER)
+    other.edit([FACTS[0], *ABOUT_A_HOUSE])
+    other.forget(FACTS[0])
+    for layer, weight in matrices(model).items():
+        assert relative(weight, matrices(never)[layer]) < 1e-6
 
 
 def test_batches_that_replace_and_join_are_written_again_from_disk_bit_for_bit(tmp_path: Path) -> None:

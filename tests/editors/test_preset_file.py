@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from betaedit.editors import PresetFile, choose_preset, find_preset, find_recipe, read_preset
+from betaedit.editors import PRESETS, PresetFile, choose_preset, find_preset, find_recipe, read_preset
+from betaedit.editors.editor import check_names
+from betaedit.editors.presets import untuned
 from betaedit.errors import ConfigError
 
 FILE = PresetFile(
@@ -45,6 +47,12 @@ def test_a_preset_is_chosen_by_name_or_by_model_or_is_given() -> None:
     assert choose_preset(FILE.preset, "smollm2", 30).name == "mine"
 
 
+@pytest.mark.parametrize(("model", "depth"), [("smollm2", 30), ("gpt-j-6b", 28), ("strange", 4)])
+def test_the_untuned_preset_is_chosen_by_its_name_for_every_model(model: str, depth: int) -> None:
+    assert choose_preset("untuned", model, depth) == untuned(depth)
+    check_names("betaedit", "untuned", {})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -73,4 +81,6 @@ def test_a_file_without_a_mapping_is_refused(file: Path) -> None:
 def test_a_preset_that_is_nowhere_is_refused_with_the_known_names() -> None:
     with pytest.raises(ConfigError, match="no preset 'nowhere'") as refused:
         choose_preset("nowhere", "any", 12)
-    assert "smollm2" in refused.value.mend
+    for name in [preset.name for preset in PRESETS] + ["untuned"]:
+        assert name in refused.value.mend
+        choose_preset(name, "any", 12)

@@ -12,7 +12,7 @@ from betaedit import EvaluationCase, Probe
 from betaedit.editors import Editor, find_recipe, read_preset
 from betaedit.errors import ConfigError, RunFolderError
 from betaedit.experiments.calibrate import Calibration, best_of, calibrate, proposals, windows
-from betaedit.experiments.trials import Trace, Trial, score
+from betaedit.experiments.trials import CalibrationSetup, Journal, Trace, Trial, score
 from betaedit.models import LanguageModel
 from support.edits import NEAR, unchanged, weights
 from support.runs import figure
@@ -241,3 +241,29 @@ def test_a_setting_that_cannot_write_is_kept_with_its_reason(
 def test_nothing_to_try_is_refused(model: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="nothing to try"):
         calibrate(model, [])
+
+
+TRACE = Trace(effects=[0.1, 0.2], intact=0.9, blurred=0.1, prompts=5, samples=3)
+SETUP = CalibrationSetup(
+    method="betaedit",
+    model={"name": "./m", "weights": "sha256:1"},
+    data={"source": "facts.jsonl", "facts_sha256": "2", "records": 3, "check": 0},
+    seed=0,
+    versions={},
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": "/elsewhere/m", "weights": "sha256:1"}},
+        {"data": {**SETUP.data, "source": "./facts.jsonl"}},
+        {"data": {**SETUP.data, "source": None}},
+    ],
+)
+def test_a_calibration_goes_on_whatever_its_model_and_facts_are_called(tmp_path: Path, changes: dict) -> None:
+    Journal(SETUP, tmp_path / "trials.jsonl").keep_trace(TRACE)
+    again = Journal(SETUP.model_copy(update=changes), tmp_path / "trials.jsonl")
+    assert again.trace == TRACE
+    with pytest.raises(RunFolderError, match="another model"):
+        Journal(SETUP.model_copy(update={"model": {"name": "./m", "weights": "sha256:3"}}), tmp_path / "trials.jsonl")

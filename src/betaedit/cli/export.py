@@ -36,7 +36,8 @@ def export(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
-    from betaedit.experiments.target import editor_of, figures_of
+    from betaedit.experiments.target import editor_of, facts_of, figures_of
+    from betaedit.facts.writer import save_facts
 
     options.check_new("--out", out)
     if to in ("factors", "facts") and out.is_dir():
@@ -45,12 +46,17 @@ def export(
         raise ConfigError("--rank and --for-servers are for adapters.", mend="Add --to adapter, or leave them out.")
     console = Console(stderr=json_)
     options.quiet_libraries()
-    figures = figures_of(source)
-    editor = editor_of(source, statistics=statistics, dtype=dtype, device=device)
-    if not editor.results:
+    facts = facts_of(source)
+    if not facts:
         raise ConfigError(f"{source} holds no edits.", mend="Name a run that has written facts.")
-    report = _save(editor, figures, to, out, rank, for_servers, Bars(console))
-    told = {"to": to, "path": str(out), "facts": len(editor.results)}
+    report = None
+    if to == "facts":
+        save_facts(facts, out)
+    else:
+        figures = figures_of(source)
+        editor = editor_of(source, statistics=statistics, dtype=dtype, device=device)
+        report = _save(editor, figures, to, out, rank, for_servers, Bars(console))
+    told = {"to": to, "path": str(out), "facts": len(facts)}
     if json_:
         options.print_json(told | ({} if report is None else report.to_dict()))
         return
@@ -70,7 +76,6 @@ def _save(
     for_servers: bool,
     progress: Progress,
 ) -> AdapterReport | None:
-    from betaedit.facts.writer import save_facts
     from betaedit.ledger.export import changes_of, provenance_of, save_factors, save_model
     from betaedit.ledger.export_adapter import save_adapter
 
@@ -82,10 +87,8 @@ def _save(
         )
     if to == "model":
         save_model(editor, out, figures)
-    elif to == "factors":
-        save_factors(editor.language_model, changes_of(editor), out)
     else:
-        save_facts((result.fact for result in editor.results), out)
+        save_factors(editor.language_model, changes_of(editor), out)
     return None
 
 

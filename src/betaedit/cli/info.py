@@ -191,8 +191,9 @@ def _anatomy(name: str) -> dict[str, Any]:
     from betaedit.models.load import load_language_model
 
     options.quiet_libraries()
-    anatomy = load_language_model(name, dtype="auto", device="cpu").anatomy
-    preset = preset_for(name, anatomy.n_layers)
+    model = load_language_model(name, dtype="auto", device="cpu")
+    anatomy = model.anatomy
+    preset = preset_for(model.place, anatomy.n_layers)
     d_out, d_in = projection_shape(anatomy.projection(0))
     return {
         "family": anatomy.family,

@@ -73,6 +73,9 @@ def init(
 def forget(
     facts: Names = None,
     last: Annotated[int | None, typer.Option("--last", min=1, help="So many of those written last.")] = None,
+    all_matching: Annotated[
+        bool, typer.Option("--all-matching", help="Take all facts that a name means; one is taken by default.")
+    ] = False,
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
@@ -85,7 +88,7 @@ def forget(
         raise ConfigError("there is nothing to forget.", mend="Name a fact, or give --last N.")
     with _opened(workspace, device, json_=json_) as (opened, console):
         before = opened.store.head
-        gone = opened.forget(*(facts or []), last=last or 0)
+        gone = opened.forget(*(facts or []), last=last or 0, all_matching=all_matching)
         live = len(opened.store.live())
     if json_:
         options.print_json({"forgotten": [to_dict(fact) for fact in gone], "live": live})

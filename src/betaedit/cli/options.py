@@ -47,7 +47,10 @@ SetOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", help="A preset by name, or a file of `betaedit calibrate`; the model's own by default."),
+    typer.Option(
+        "--preset",
+        help="A preset of `betaedit models`, untuned, or a file of `betaedit calibrate`; the model's own by default.",
+    ),
 ]
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
@@ -188,7 +191,7 @@ def load_editor(
         progress=progress,
         **values,
     )
-    if editor.preset.name == UNTUNED:
+    if preset is None and editor.preset.name == UNTUNED:
         logger.warning(
             "no settings were measured for %s, so facts may not be written or may harm it: "
             "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml uses them.",

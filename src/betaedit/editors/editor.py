@@ -15,9 +15,9 @@ from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.known_values import KnownValues
-from betaedit.editors.live import find, sharing_a_key
+from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.preset_file import choose_preset, named_preset
-from betaedit.editors.presets import Preset
+from betaedit.editors.presets import UNTUNED, Preset
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError
 from betaedit.facts.fact import EvaluationCase, Fact
@@ -100,7 +100,7 @@ class Editor:
     ) -> None:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
-        self.preset = choose_preset(preset, model.name, model.anatomy.n_layers)
+        self.preset = choose_preset(preset, model.place, model.anatomy.n_layers)
         self.config = self.recipe.settings(config or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
         self._known_values = known_values
@@ -147,7 +147,7 @@ class Editor:
             raise ConfigError("a live model stays where it is.", mend="Move it before, without device or device_map.")
         else:
             model = LanguageModel.wrap(name, tokenizer)
-        chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
+        chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
         base = (config or chosen.config(find_recipe(method))).replace(**overrides)
         return cls(model, method=method, config=base, preset=chosen, statistics=moments, progress=progress)
 
@@ -238,17 +238,22 @@ class Editor:
         """Write a batch of an earlier ``write`` of the same sequence again: the same weights, bit for bit."""
         self.engine.replay(batch)
 
-    def forget(self, name: str) -> list[EditResult]:
-        """Take back the fact with the id ``name``, or all facts about the subject ``name``; returns what they were.
+    def forget(self, name: str | Fact, *, all_matching: bool = False) -> list[EditResult]:
+        """Take back a fact: itself, by its id, or by its subject; returns what it was.
 
-        The weights become what the other facts, with their keys and values, make of the original ones
-        (``docs/forgetting.md`` says how closely).
+        The weights become what the other facts, with their keys and values, make of the original ones. Later facts
+        about the same subject, whose values hold a trace of it, get new ones by a search each. Values of other facts
+        stay as they were sought: it is not the model that was never told the fact (``docs/forgetting.md`` has figures).
+
+        Args:
+            name: A fact, an id, or a subject.
+            all_matching: Take all facts of a subject, or of an id, that several have.
 
         Raises:
-            FactError: There is none; the nearest names are suggested.
+            FactError: There is none, and the nearest names are suggested; or several, and ``all_matching`` is not set.
             NumericalError: The other facts cannot be written again; nothing has changed then.
         """
-        chosen = find([] if self._engine is None else self._engine.live, name)
+        chosen = find([] if self._engine is None else self._engine.live, name, all_matching=all_matching)
         self.engine.forget(chosen)
         return [held.result for held in chosen]
 
@@ -296,6 +301,15 @@ class Editor:
                 len(sharing),
                 len(chosen),
                 sharing[0].subject,
+            )
+        held = [result.fact for result in self.results]
+        if named := sharing_an_id(held, chosen, self.config):
+            logger.warning(
+                "%d of %d facts have an id that another fact of the model has (%s): by that id, forget and replace ask "
+                "which one is meant.",
+                len(named),
+                len(chosen),
+                named[0],
             )
         return chosen
 
@@ -349,7 +363,7 @@ def check_names(method: str, preset: Preset | str | Path | None, overrides: dict
             is broken.
     """
     recipe = find_recipe(method)
-    if preset is not None:
+    if preset not in (None, UNTUNED):
         named_preset(preset)
     config = make_config(overrides)
     if "layers" in overrides:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.known_values import KnownValues
-from betaedit.editors.live import LiveFact, in_batches, in_the_way, to_be_kept, windows
+from betaedit.editors.live import LiveFact, holding_traces, in_batches, in_the_way, to_be_kept, windows
 from betaedit.editors.matrix import EditedMatrix, set_aside
 from betaedit.editors.norms import before_norm
 from betaedit.editors.pose import Pose, pose
@@ -208,7 +208,8 @@ class Engine:
         By the closed form of ``memory/conflicts.py`` where it holds: the rule has history, and no projector was
         refreshed. Else the others are written again from the original weights: that costs every refresh once more and
         one solve for as many facts as a fold takes between two of them; without history, a solve for every batch.
-        Facts that share a value with a forgotten one get a new value, by a search.
+        Facts whose values hold a trace of a forgotten one (``holding_traces``) get new values, by a search, and are
+        written as the last ones.
 
         Raises:
             MethodError: The recipe's updates do not follow from the live facts alone, so none can be taken out.
@@ -219,18 +220,17 @@ class Engine:
                 f"{self.recipe.name} cannot forget: its updates do not follow from the facts written alone.",
                 mend="Edit with memit-h, alphaedit or betaedit.",
             )
-        sharing: list[LiveFact] = []
-        if self.config.shared_subjects == "together":
-            concerned = in_the_way(self.live, (held.fact for held in facts), self.config)
-            sharing = [held for held in concerned if held not in facts]
-        leaving = [*facts, *sharing]
+        again = holding_traces(self.live, facts, self.config)
+        leaving = [*facts, *chain.from_iterable(again)]
         with ExitStack() as undo:
             self._take_out(leaving, undo)
-            if sharing:
-                sought = self._seek([held.fact for held in sharing])
-                self._write_rows(sought, range(len(sharing)), len(sharing), leaving)
-            else:
-                self._drop(leaving)
+            for memory in self.memories.values():
+                undo.callback(memory.restore, memory.snapshot())
+            undo.callback(self.live.__setitem__, slice(None), list(self.live))
+            self._drop(leaving)
+            for batch in again:
+                sought = self._seek([held.fact for held in batch])
+                self._write_rows(sought, range(len(batch)), len(batch), ())
             undo.pop_all()
 
     def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from betaedit.editors.config import EditConfig
@@ -89,13 +90,51 @@ def windows(batches: Iterable[list[Fact]], live: list[LiveFact], config: EditCon
         yield window
 
 
-def find(live: Sequence[LiveFact], name: str) -> list[LiveFact]:
-    """The live facts with the id ``name``; without one, those about the subject ``name``.
+def holding_traces(live: Iterable[LiveFact], leaving: Sequence[LiveFact], config: EditConfig) -> list[list[LiveFact]]:
+    """The live facts whose values were sought with a trace of those ``leaving``, in batches to be sought again.
+
+    These are the facts with its key that were written after one of them, and with it where a batch shares a value; all
+    of its subject where all share one. Later facts with other keys were sought on slightly other weights, no more.
+    """
+    if config.shared_subjects == "together":
+        concerned = in_the_way(live, (held.fact for held in leaving), config)
+        sharing = [held for held in concerned if held not in leaving]
+        return [sharing] if sharing else []
+    first: dict[object, int] = {}
+    for held in leaving:
+        key = _key(held.fact, config)
+        first[key] = min(held.batch, first.get(key, held.batch))
+    least = 0 if config.shared_subjects == "batch" else 1
+    later = [
+        held
+        for held in live
+        if held not in leaving and (key := _key(held.fact, config)) in first and held.batch >= first[key] + least
+    ]
+    return [list(batch) for _, batch in groupby(later, key=lambda held: held.batch)]
+
+
+def find(live: Sequence[LiveFact], name: str | Fact, *, all_matching: bool = False) -> list[LiveFact]:
+    """The live fact that is ``name`` or has it for its id; without one, that about the subject ``name``.
+
+    Args:
+        live: The facts that the weights hold.
+        name: A fact, an id, or a subject.
+        all_matching: Whether an id or subject may mean several facts.
 
     Raises:
-        FactError: There is none; the nearest names are suggested.
+        FactError: There is none, and the nearest names are suggested; or there are several, and they are listed.
     """
-    found = [held for held in live if held.fact.id == name] or [held for held in live if held.fact.subject == name]
+    if isinstance(name, Fact):
+        found = [held for held in live if held.fact == name]
+        name = name.text
+    else:
+        found = [held for held in live if held.fact.id == name] or [held for held in live if held.fact.subject == name]
+        if len(found) > 1 and not all_matching:
+            listed = "; ".join(f"{held.fact.text} -> {held.fact.target_new}" for held in found)
+            raise FactError(
+                f"{name!r} means {len(found)} facts: {listed}.",
+                mend="Give the Fact itself (results lists them), or all_matching=True to take all of them.",
+            )
     if found:
         return found
     if not live:
@@ -119,6 +158,28 @@ def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfi
             found.append(fact)
         prompts.add(fact.prompt)
     return found
+
+
+def sharing_an_id(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[str]:
+    """The ids of ``facts`` under which another fact is held, and stays: they name none of the two alone."""
+    named: dict[str | None, list[Fact]] = {}
+    for fact in held:
+        named.setdefault(fact.id, []).append(fact)
+    replaces = config.conflicts == "replace"
+    return [
+        fact.id
+        for fact in facts
+        if fact.id is not None
+        and any(
+            _question(other) != _question(fact) or not (replaces or other.target_new == fact.target_new)
+            for other in named.get(fact.id, ())
+        )
+    ]
+
+
+def _key(fact: Fact, config: EditConfig) -> object:
+    """What two facts have in common when their keys nearly coincide."""
+    return _question(fact) if config.lookup == "last" else fact.subject
 
 
 def _question(fact: Fact) -> tuple[str, str]:

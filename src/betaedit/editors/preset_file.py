@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from betaedit.editors.presets import PRESETS, Preset, find_preset, preset_for
+from betaedit.editors.presets import PRESETS, UNTUNED, Preset, find_preset, preset_for, untuned
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, MethodError
 
@@ -89,11 +89,13 @@ def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers:
     Raises:
         ConfigError: As ``named_preset``.
     """
+    if wanted == UNTUNED:
+        return untuned(n_layers)
     return preset_for(model_name, n_layers) if wanted is None else named_preset(wanted)
 
 
 def named_preset(wanted: Preset | str | Path) -> Preset:
-    """The preset of that name or file, or itself; no model is needed to find it.
+    """The preset of that name or file, or itself; no model is needed to find it, but for the untuned one.
 
     Raises:
         ConfigError: There is no preset of that name and no such file, or the file is broken.
@@ -105,7 +107,7 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
         return known
     if not Path(wanted).is_file():
         names = ", ".join(preset.name for preset in PRESETS)
-        raise ConfigError(f"there is no preset {str(wanted)!r}.", mend=f"Name a file, or one of {names}.")
+        raise ConfigError(f"there is no preset {str(wanted)!r}.", mend=f"Name a file, or one of {names}, {UNTUNED}.")
     return read_preset(Path(wanted)).preset
 
 

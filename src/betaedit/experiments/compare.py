@@ -76,7 +76,7 @@ def compare_methods(
     """
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})
-    chosen = choose_preset(preset, model.name, model.anatomy.n_layers)
+    chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
     configs = [
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from betaedit.errors import RunFolderError
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import RunSetup, describe_cases
 from betaedit.facts.fact import EvaluationCase
+from betaedit.statistics.moments import deciding
 
-_OTHER = {"details": "other statistics or contexts"}
+_OTHER = {"statistics": "other statistics", "contexts": "other contexts"}
 
 
 def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:
@@ -29,8 +31,9 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     found = RunFolder(path)
     if found.setup.model["weights"] != setup.model["weights"]:
         raise _another_run(path, f"another model: {found.setup.model['name']}")
-    for name in ("method", "config", "batch_size", "details"):
-        if getattr(found.setup, name) != getattr(setup, name):
+    before, now = _deciding(found.setup), _deciding(setup)
+    for name, value in now.items():
+        if before[name] != value:
             raise _another_run(path, _OTHER.get(name, f"another {name}"))
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
         _check_extension(found, setup, cases)
@@ -58,6 +61,18 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
         if same and 0 in found.measured():
             return found
     return None
+
+
+def _deciding(setup: RunSetup) -> dict[str, Any]:
+    """What decides how its facts are written: what statistics, preset and files are called does not."""
+    config = {name: value for name, value in setup.config.items() if not name.startswith("statistics_")}
+    return {
+        "method": setup.method,
+        "config": config,
+        "batch_size": setup.batch_size,
+        "statistics": deciding(setup.details["statistics"]),
+        "contexts": setup.details["contexts"],
+    }
 
 
 def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:

@@ -21,6 +21,7 @@ from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
 from betaedit.progress import Progress
+from betaedit.statistics.corpus import placed_corpus
 from betaedit.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -265,11 +266,12 @@ def _setup(
 ) -> RunSetup:
     plain = editor.to_dict()
     model = editor.language_model
+    config = plain["config"] | {"statistics_corpus": placed_corpus(editor.config.statistics_corpus)}
     return RunSetup(
         method=plain["method"],
         model={"name": model.place, "weights": model.fingerprint()},
         dtype=str(model.model.dtype).removeprefix("torch."),
-        config=_as_stored(plain["config"]),
+        config=_as_stored(config),
         data=describe_cases(cases, source),
         measured=measures.describe(cases),
         evaluate_at=list(points),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
+from betaedit.editors.live import LiveFact, in_the_way
+from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import Mean
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
+from betaedit.facts.fact import Fact
 from betaedit.ledger.identity import keep_place, load_kept
 from betaedit.ledger.place import LEDGER
+from betaedit.ledger.store import Store
 from betaedit.ledger.workspace import Workspace
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
-from betaedit.statistics.moments import Moments
+from betaedit.statistics.moments import Moments, deciding
 
 
 def load_target(
@@ -90,11 +95,7 @@ def editor_of(
     model = load_kept(run.path, setup.model["name"], dtype=own, device=device)
     _check_weights(run, model)
     editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
-    if (found := editor.statistics.to_dict()) != setup.details["statistics"]:
-        raise StatisticsError(
-            f"{run.path} was made with other statistics ({setup.details['statistics']}, not {found}).",
-            mend="Give those it was made with (--statistics).",
-        )
+    _check_statistics(run, editor)
     state = run.path / "state"
     for batch in load_batches(state, count_edits(state)):
         editor.replay(batch)
@@ -128,12 +129,48 @@ def locate(name: str, place: str) -> str:
     return model.place
 
 
+def facts_of(name: str) -> list[Fact]:
+    """The facts that the model of a run or workspace holds, in the order they were written; no model is needed.
+
+    Args:
+        name: A run folder or a workspace.
+
+    Raises:
+        RunFolderError: It is no run folder, or is damaged.
+        LedgerError: The workspace is damaged.
+    """
+    if (Path(name) / LEDGER).is_file():
+        with closing(Store(Path(name) / LEDGER)) as store:
+            return [writing.fact for writing in store.live()]
+    run = _run(name)
+    config = find_recipe(run.setup.method).settings(make_config(run.setup.config))
+    live: list[LiveFact] = []
+    state = run.path / "state"
+    for number, batch in enumerate(load_batches(state, count_edits(state)), start=1):
+        leaving = in_the_way(live, (result.fact for result in batch.results), config)
+        live = [held for held in live if held not in leaving]
+        live += [LiveFact(result, number, {}) for result in batch.again + batch.results]
+    return [held.fact for held in live]
+
+
 def _check_weights(run: RunFolder, model: LanguageModel) -> None:
     if model.fingerprint() != run.setup.model["weights"]:
         raise ModelError(
-            f"{run.path} was made with other weights of {model.name}.",
-            mend="Put the model's files back as they were then; a run of an older version may need its --dtype.",
+            f"{run.path} was made with other weights than those of {model.place}.",
+            mend="Put the model's files back as they were then, or say where it is now: betaedit locate "
+            f"{run.path} PLACE. A run of an older version may need its --dtype.",
         )
+
+
+def _check_statistics(run: RunFolder, editor: Editor) -> None:
+    mend = "Give those it was made with (--statistics)."
+    try:
+        found = editor.statistics.to_dict()
+    except StatisticsError as error:
+        raise StatisticsError(error.message, mend=f"{error.mend} {mend}") from error
+    told = run.setup.details["statistics"]
+    if deciding(found) != deciding(told):
+        raise StatisticsError(f"{run.path} was made with other statistics ({told}, not {found}).", mend=mend)
 
 
 def _workspace_editor(
@@ -194,6 +231,10 @@ def _adapted(folder: Path, dtype: DtypeName, device: str | None) -> LanguageMode
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{folder} does not name its base model.", mend="Set base_model_name_or_path in its config.")
-    model = load_language_model(base, dtype=dtype, device=device)
+    try:
+        model = load_language_model(base, dtype=dtype, device=device)
+    except ModelNotFoundError as error:
+        mend = f"If it has moved, write where it is as base_model_name_or_path in {folder / 'adapter_config.json'}."
+        raise ModelNotFoundError(error.message, mend=f"{error.mend} {mend}") from error
     merged = peft.PeftModel.from_pretrained(model.model, folder).merge_and_unload()
     return LanguageModel.wrap(merged, model.tokenizer)

@@ -75,6 +75,11 @@ class CalibrationSetup(Kept):
     seed: int
     versions: dict[str, str]
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the figures: not what the model and the file of the facts are called."""
+        data = {name: value for name, value in self.data.items() if name != "source"}
+        return self.model_dump() | {"model": self.model["weights"], "data": data}
+
 
 class Journal:
     """The trials so far: in a file, where each is kept as it is made, or in memory alone.
@@ -132,8 +137,9 @@ class Journal:
                 raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", mend=_MEND)
 
     def _compare(self, setup: CalibrationSetup, found: CalibrationSetup) -> None:
-        for name in CalibrationSetup.model_fields:
-            if getattr(found, name) != getattr(setup, name):
+        before, now = found.deciding(), setup.deciding()
+        for name, value in now.items():
+            if before[name] != value:
                 raise RunFolderError(f"{self._path} holds a calibration with another {name}.", mend=_MEND)
 
 

@@ -77,7 +77,8 @@ def checked_model(folder: Path, identity: Identity, model: LanguageModel) -> Lan
     Raises:
         IdentityError: It has other weights.
     """
-    _same(folder, "model", identity.weights, model.fingerprint())
+    elsewhere = f"If its model lies elsewhere now: betaedit locate {folder} PLACE."
+    _same(folder, "model", identity.weights, model.fingerprint(), elsewhere)
     return model
 
 
@@ -95,11 +96,11 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
     return editor
 
 
-def _same(folder: Path, what: str, wanted: str, found: str) -> None:
+def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -> None:
     if wanted != found:
+        mend = "Use what it was made with, or make a new workspace and import the facts."
         raise IdentityError(
-            f"{folder} was made with another {what}: {wanted}, not {found}.",
-            mend="Use what it was made with, or make a new workspace and import the facts.",
+            f"{folder} was made with another {what}: {wanted}, not {found}.", mend=f"{mend} {further}".strip()
         )
 
 

@@ -16,6 +16,7 @@ from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.store import State, Store, Writing
 
 _DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
+_LISTED = 20  # of the facts that a name means
 _LONGEST_NUMBER = 19  # digits that SQLite's integers do not hold
 
 
@@ -55,8 +56,8 @@ def find(store: Store, name: str) -> list[Writing]:
     """The live facts that ``name`` means: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
 
     Raises:
-        LedgerError: There is none, and the nearest names are suggested; it is the number of a fact that is not live;
-            several have it for their id; or it is blank.
+        LedgerError: There is none, and the nearest names are suggested; it is the number of a fact that is not live; or
+            it is blank.
     """
     if not name.strip():
         raise LedgerError(
@@ -66,9 +67,7 @@ def find(store: Store, name: str) -> list[Writing]:
     if (numbered := _numbered(known, name)) is not None:
         return [_live(numbered)]
     live = [fact for fact in known if fact.state == "live"]
-    if found := [fact for fact in live if fact.fact.id == name]:
-        return [_only(found, f"the id {name!r}")]
-    for same in (_is_about, _mentions):
+    for same in (_is_named, _is_about, _mentions):
         if found := [fact for fact in live if same(fact, name)]:
             return found
     names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
@@ -82,7 +81,15 @@ def find_one(store: Store, name: str) -> Writing:
     Raises:
         LedgerError: There is none, or there are several.
     """
-    return _only(find(store, name), repr(name))
+    found = find(store, name)
+    if len(found) > 1:
+        listed = [f"#{fact.number} ({fact.fact.text} -> {fact.fact.target_new})" for fact in found[:_LISTED]]
+        more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+        raise LedgerError(
+            f"{name!r} means {len(found)} facts: {', '.join(listed + more)}.",
+            mend="Name one by its number; to forget all of them, add --all-matching (Python: all_matching=True).",
+        )
+    return found[0]
 
 
 def history(store: Store, name: str) -> list[Writing]:
@@ -192,11 +199,8 @@ def _live(writing: Writing) -> Writing:
     return writing
 
 
-def _only(found: Sequence[Writing], name: str) -> Writing:
-    if len(found) > 1:
-        numbers = ", ".join(f"#{fact.number}" for fact in found)
-        raise LedgerError(f"{name} means {len(found)} facts: {numbers}.", mend="Name one by its number.")
-    return found[0]
+def _is_named(writing: Writing, name: str) -> bool:
+    return writing.fact.id == name
 
 
 def _is_about(writing: Writing, name: str) -> bool:

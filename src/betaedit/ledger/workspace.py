@@ -268,16 +268,24 @@ class Workspace:
         known = {words for state, words in told if state in ("live", "replaced") and words[:2] in answered}
         return [case for case in cases if _words(case.fact) not in known]
 
-    def forget(self, *names: str, last: int = 0) -> list[Writing]:
+    def forget(self, *names: str, last: int = 0, all_matching: bool = False) -> list[Writing]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
 
-        The weights become what the other facts, with their keys and values, make of the original ones
-        (docs/forgetting.md).
+        The weights become what the other facts, with their keys and values, make of the original ones. Later facts
+        about the same subject get new values, by a search each; those of other facts stay as they were sought
+        (docs/forgetting.md has figures).
+
+        Args:
+            names: Each means one fact.
+            last: So many of the facts written last, too.
+            all_matching: Take all facts that a name means.
 
         Raises:
-            LedgerError: There is none of a name, or the ledger cannot be written; nothing has changed then.
+            LedgerError: There is none of a name, or there are several and ``all_matching`` is not set, or the ledger
+                cannot be written; nothing has changed then.
         """
-        chosen = {fact.id: fact for name in names for fact in find(self.store, name)}
+        found = (find(self.store, name) if all_matching else [find_one(self.store, name)] for name in names)
+        chosen = {fact.id: fact for facts in found for fact in facts}
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
             raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")

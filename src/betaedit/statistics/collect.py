@@ -26,7 +26,7 @@ from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
 from betaedit.statistics.lock import one_at_a_time
-from betaedit.statistics.moments import FORMAT, Moments
+from betaedit.statistics.moments import FORMAT, Moments, deciding
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,9 @@ def collect_moments(
     """``C0`` of ``layers``: the mean of ``k k^T`` over ``n_tokens`` tokens of ``corpus`` (methods.md A.6).
 
     Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
-    layer, the corpus, the token count and the layers; a run that was interrupted continues at its last checkpoint. Of
-    processes that want the same statistics one collects, and the others wait for it.
+    layer, the corpus, the token count and the layers, whatever model and files are called; a run that was interrupted
+    continues at its last checkpoint. Of processes that want the same statistics one collects, and the others wait for
+    it.
 
     Args:
         model: The unedited model.
@@ -76,7 +77,8 @@ def collect_moments(
         "corpus_hash": corpus.fingerprint(model),
         "skip_first_token": str(skip_first_token),
     }
-    key = hashlib.sha256(json.dumps([FORMAT, origin, n_tokens, layers], sort_keys=True).encode()).hexdigest()[:24]
+    decides = [FORMAT, deciding(origin), n_tokens, layers]
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
     file = cache_folder("moments") / f"{key}.safetensors"
     if not file.exists():
         with one_at_a_time(file.with_suffix(".lock")):

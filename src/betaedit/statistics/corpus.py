@@ -277,10 +277,19 @@ def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def placed_corpus(source: str) -> str:
+    """``source`` as ``corpus_from`` understands it in whatever folder: a file by its absolute path."""
+    if source == "self" or source.startswith("dataset:"):
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
 def corpus_from(source: str | Path | Sequence[str | Path], *, seed: int = 0) -> Corpus:
     """The corpus a user named: ``self``, one or more text files, or ``dataset:owner/name``."""
     if source == "self":
         return SampledText(seed)
     if isinstance(source, str) and source.startswith("dataset:"):
         return DatasetText(source.removeprefix("dataset:"))
-    return TextFiles(tuple(Path(path) for path in ([source] if isinstance(source, str | Path) else source)))
+    return TextFiles(
+        tuple(Path(path).expanduser() for path in ([source] if isinstance(source, str | Path) else source))
+    )

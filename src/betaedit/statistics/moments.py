@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "betaedit-moments-1"
 _NAME = "layer.{}.second_moment"
+_LABELS = ("model", "corpus")  # of an origin: what things are called, which decides nothing
 _SYMMETRY = 1e-4
 _MATRIX = 2
 
@@ -106,6 +108,11 @@ class Moments:
     def to_dict(self) -> dict[str, Any]:
         """What a report says of them."""
         return {"layers": list(self.layers), "tokens": self.n_tokens, **self.origin}
+
+
+def deciding(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides second moments, of what ``Moments.to_dict`` or an origin tells: hashes and counts, no names."""
+    return {name: value for name, value in told.items() if name not in _LABELS}
 
 
 def _is_moment(name: str) -> bool:
