@@ -477,10 +477,10 @@ def two_files(betaedit, empty, tmp_path: Path) -> Path:
     return empty
 
 
-def test_a_second_file_whose_facts_have_names_of_the_first_is_warned_of(
-    betaedit, two_files, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert "1 of 1 facts have an id that another fact of the model has (own-1)" in caplog.text
+@pytest.mark.usefixtures("two_files")
+def test_a_second_file_whose_facts_have_names_of_the_first_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    told = [record.getMessage() for record in caplog.get_records("setup")]
+    assert any("1 of 1 facts have an id that another fact of the model has (own-1)" in text for text in told)
 
 
 @pytest.mark.parametrize("command", [["forget"], ["replace", "Lima"], ["show"]])
@@ -532,5 +532,6 @@ def test_forgetting_an_earlier_fact_of_a_subject_writes_the_later_one_again_and_
     assert [writing["event"] for writing in writings] == [3, 6]
     assert betaedit("verify", "--replay", "--workspace", two_files).code == 0
     told("restore", "5", "--workspace", two_files)
-    assert told("show", "#2", "--workspace", two_files)["fact"]["event"] == 3
+    states = [writing["state"] for writing in told("show", "#2", "--workspace", two_files)["writings"]]
+    assert states == ["live", "undone"]
     assert betaedit("verify", "--replay", "--workspace", two_files).code == 0
