@@ -245,10 +245,10 @@ def test_target_and_target_new_together_are_refused(write: Write):
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
-        ({"target_new": 1998}, "target_new", "must be text, not int."),
-        ({"subject": None}, "subject", "must be text, not NoneType."),
-        ({"paraphrases": ["a", 3]}, "paraphrases.1", "must be text, not int."),
-        ({"neighbors": [3]}, "neighbors.0", "must be an object, not int."),
+        ({"target_new": 1998}, "target_new", "must be text, not a number."),
+        ({"subject": None}, "subject", "must be text, not null."),
+        ({"paraphrases": ["a", 3]}, "paraphrases.1", "must be text, not a number."),
+        ({"neighbors": [3]}, "neighbors.0", "must be an object, not a number."),
         ({"subject": "\\ud800"}, "subject", "surrogates not allowed"),
     ],
 )
@@ -622,7 +622,7 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a number")]
+    ("value", "shown"), [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a truth value")]
 )
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
 def test_a_record_that_is_no_object_is_refused(write: Write, value: str, shown: str, name: str):

@@ -157,6 +157,7 @@ def _cases(
     zsre_target: Literal["alt", "answers"],
 ) -> list[EvaluationCase]:
     from betaedit.facts.fact import EvaluationCase, Fact
+    from betaedit.facts.hints import refuse_placeholder
     from betaedit.facts.readers import read_cases
 
     if source is None:
@@ -165,6 +166,8 @@ def _cases(
                 "there is nothing to write.",
                 mend='Type a fact: betaedit edit "The capital of [Japan] is" "Madrid", or give --from FILE.',
             )
+        refuse_placeholder(target, "target_new")
+        refuse_placeholder(true or "", "target_true")
         return [EvaluationCase(Fact.from_bracketed(prompt, target, true))]
     if prompt is not None or true is not None:
         raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from betaedit.errors import FactError
+from betaedit.facts.hints import kind_of
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
@@ -27,7 +28,7 @@ def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
     if text.peek() != "[":
         value = text.value()
         text.expect_end()
-        raise FactError(f"this is no array but {shown(value)}.", mend=shapes, line=1)
+        raise FactError(f"this is no array but {kind_of(value)}.", mend=shapes, line=1)
     text.take()
     if text.peek() != "]":
         yield text.value()
@@ -38,11 +39,6 @@ def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
         text.fail("Expecting ',' delimiter")
     text.take()
     text.expect_end()
-
-
-def shown(value: object) -> str:
-    """What kind of JSON value it is, in words."""
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
 
 
 class _Text:

@@ -24,7 +24,8 @@ from betaedit.errors import ConfigError, FactError
 from betaedit.extras import import_extra
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.formats import EXAMPLE, Format, Reading, Record, ZsreTarget, find_format
-from betaedit.facts.json_array import array_items, shown
+from betaedit.facts.hints import kind_of
+from betaedit.facts.json_array import array_items
 
 _BLOCK = 1 << 16
 _CSV_LISTS = ("paraphrases", "neighbors", "generation_prompts")
@@ -424,7 +425,7 @@ def _parsed(raw: bytes) -> Any:
 def _as_record(value: object) -> Record | FactError:
     if isinstance(value, dict):
         return value
-    return FactError(f"the record is no object but {shown(value)}.", mend=_JSON_SHAPES)
+    return FactError(f"the record is no object but {kind_of(value)}.", mend=_JSON_SHAPES)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
