@@ -622,7 +622,8 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a truth value")]
+    ("value", "shown"),
+    [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a truth value")],
 )
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
 def test_a_record_that_is_no_object_is_refused(write: Write, value: str, shown: str, name: str):

@@ -16,6 +16,7 @@ from betaedit.errors import FactError, UnchangedError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.facts.formats import ZsreTarget
 from betaedit.facts.readers import Converted, Rejected, iter_results
+from betaedit.facts.sources import source_name
 
 _WORST = 5
 _LISTED = 1000
@@ -112,7 +113,7 @@ def check_facts(path: str | Path, *, limit: int | None = None, zsre_target: Zsre
         FactError: Nothing of the file can be read. Where it breaks off later, that counts as a rejected record.
         MissingExtraError: As ``read_cases``.
     """
-    check = Check(Path(path))
+    check = Check(Path(source_name(path)))
     repeats = _Repeats(check)
     try:
         for result in islice(iter_results(path, zsre_target=zsre_target), limit):
