@@ -79,3 +79,18 @@ def test_elements_before_a_break_are_given():
     assert [next(items), next(items)] == [1, {"a": 2}]
     with pytest.raises(FactError):
         next(items)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize(
+    "twice", ['{"a": 1, "a": 1}', '{"b": [{"a": {}, "c": 2, "a": null}]}', '{"a": 1, "b": 2, "a": 3}']
+)
+def test_an_element_in_which_a_key_comes_twice_is_an_error_and_the_next_is_read(twice: str, size: int):
+    first, error, last = array_items(iter(in_blocks(f'[{{"a": 1}}, {twice}, {{"a": {{"a": 2}}}}]', size)))
+    assert (first, last) == ({"a": 1}, {"a": {"a": 2}})
+    assert "the key 'a' comes twice" in str(error)
+
+
+def test_one_object_in_which_a_key_comes_twice_is_refused():
+    with pytest.raises(FactError, match="the key 'a' comes twice"):
+        list(array_items(iter(['{"a": 1, "a": 2}'])))

@@ -34,7 +34,9 @@ def edit(
     target: Annotated[str | None, typer.Argument(help="What the model shall answer.")] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Facts: own JSONL or CSV, or a published format; .gz; dataset:OWNER/NAME."),
+        typer.Option(
+            "--from", help="Facts: own JSONL or CSV, or a published format; .gz; - (a pipe); dataset:OWNER/NAME."
+        ),
     ] = None,
     true: Annotated[str | None, typer.Option("--true", help="What the model answers today, for comparison.")] = None,
     method: options.MethodOption = "betaedit",
@@ -94,6 +96,7 @@ def edit(
 
     from betaedit.cli.render import Bars
     from betaedit.experiments.run import measuring_points, run_edits
+    from betaedit.facts.sources import source_name
 
     measuring_points(counts, len(cases), batch_size)
     console = Console(stderr=json_)
@@ -117,7 +120,7 @@ def edit(
         evaluate_at=counts,
         measures=measures,
         folder=out,
-        source=None if source is None else str(source),
+        source=None if source is None else source_name(source),
         on_collapse=on_collapse,
     )
     _show_run(run, editor, cases, console, json_=json_)

@@ -166,6 +166,14 @@ def _edited(
     return (EvaluationCase(fact, read.rephrase_prompt, _answered(neighbors), questions),)
 
 
+def _fastedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
+    """The case of a FastEdit record; those of its queries that name the subject are paraphrases."""
+    read = validated(schemas.FastEdit, record, reading.format)
+    fact = _fact(read.prompt, read.subject, read.target, (), reading.fact_id())
+    queries = (query.replace(SLOT, fact.subject) for query in read.queries)
+    return (EvaluationCase(fact, tuple(query for query in queries if fact.subject in query)),)
+
+
 def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """A case for each edit of a MQuAKE record; the questions that need them all go with the last."""
     read = validated(schemas.Mquake, record, reading.format)
@@ -316,5 +324,6 @@ FORMATS: tuple[Format, ...] = (
         _easyedit,
     ),
     Format("elken", ("event", "fact.qas"), _elken),
+    Format("fastedit", ("prompt", "subject", "target", "queries"), _fastedit),
     Format("own", ("subject", "prompt", "target_new|target"), _own),
 )

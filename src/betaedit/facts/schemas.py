@@ -222,6 +222,15 @@ class KnowEdit(EditSchema):
     portability: _Groups = Field(default_factory=dict)
 
 
+class FastEdit(_Schema):
+    """A record of FastEdit."""
+
+    prompt: _Text
+    subject: _Text
+    target: _Text
+    queries: _Texts = ()
+
+
 class Mquake(_Schema):
     """A record of several edits with questions over several hops."""
 
