@@ -601,7 +601,7 @@ def test_a_fastedit_prompt_may_hold_its_subject_and_must_be_there(write: Write):
     [
         '{"subject": "Rome", "prompt": "{} is in", "target_new": "Peru", "target_new": "Spain"}',
         '{"subject": "Rome", "subject": "Rome", "prompt": "{} is in", "target_new": "Peru"}',
-        '{"subject": "Rome", "prompt": "{} is in", "target_new": "Peru", "neighbors": [{"prompt": "a", "prompt": "b"}]}',
+        '{"subject": "Rome", "prompt": "{} is in", "target_new": "Peru", "questions": [{"group": 1, "group": 2}]}',
     ],
 )
 def test_a_key_that_comes_twice_is_refused_by_line_and_the_next_record_is_read(write: Write, name: str, twice: str):
