@@ -30,6 +30,7 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
     Raises:
         FactError: The file is no table, or two of its columns have one name.
     """
+    # The limit is one for the process; raised and never lowered, so that readers in several threads do not meet.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     lines = _text_lines(source)
     headers, first, separator = _headers(lines)
