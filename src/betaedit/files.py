@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,18 @@ from safetensors import SafetensorError
 from betaedit.errors import BetaEditError
 
 _UNFINISHED = ".writing"
+# UTF-32 before UTF-16, whose mark begins like it.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def text_encoding(head: bytes) -> str:
+    """The encoding that the first four bytes of a text tell of: ``utf-8-sig`` where they hold no other's mark."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from betaedit.benchmarks.peak import measure_peak
 from betaedit.errors import ModelError
+from betaedit.facts import Fact
 
 MIB = 2**20
 PROGRAM = "from betaedit.benchmarks.peak import _most_resident; print(_most_resident())"
@@ -25,4 +26,4 @@ def test_what_the_parent_process_holds_does_not_count() -> None:
 
 def test_a_process_that_ends_early_says_why(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"ended early: .*there is no model folder"):
-        measure_peak(tmp_path / "facts.jsonl", 1, name=str(tmp_path / "nothing"))
+        measure_peak([Fact("{} is in", "Rome", "Spain")], name=str(tmp_path / "nothing"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -60,3 +61,17 @@ def test_a_missing_file_is_an_error_of_facts(betaedit, tmp_path) -> None:
     ran = betaedit("data", "check", tmp_path / "none.jsonl")
     assert ran.code == 3
     assert "no such file" in ran.err
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_facts_from_a_pipe_are_checked_under_its_name(betaedit, monkeypatch, flawed, name) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(flawed.read_bytes())))
+    out = betaedit("data", "check", name).out
+    assert "standard input:4: [prompt] the field is missing." in out
+
+
+def test_facts_whose_true_answer_is_not_known_are_counted(betaedit, tmp_path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(json.dumps(ROME | {"id": true, "target_true": true}) for true in ("</s>", "Italy", "")))
+    assert json.loads(betaedit("data", "check", path, "--json").out)["n_true_unknown"] == 2
+    assert "true answer not known" in betaedit("data", "check", path).out

@@ -130,6 +130,8 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
         (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["exclude each other"]),
         (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
+        (["edit", "The home of [Bob] is", "<|endoftext|>"], 3, ["special token", "Say what the model should answer"]),
+        (["edit", "The home of [Bob] is", "Rome", "--true", "</s>"], 3, ["special token", "Leave it out"]),
         (["edit", "[Bob] is", "Rome", "--method", "betaedt"], 2, ["no method 'betaedt'", "Did you mean betaedit"]),
         (["edit", "[Bob] is", "Rome", "--set", "value_clmap=1"], 2, ["value_clmap", "Did you mean value_clamp"]),
         (["edit", "[Bob] is", "Rome", "--set", "value_clamp"], 2, ["not KEY=VALUE"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -31,6 +32,29 @@ def test_eval_prints_one_object_with_counts_and_intervals(betaedit, tiny_folder,
             assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
     assert found["perplexity"] > 1
     assert found["reliability"]["count"] == 2
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/0"])
+def test_eval_measures_on_facts_from_a_pipe(betaedit, tiny_folder, facts, monkeypatch, name: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(facts.read_bytes())))
+    found = json.loads(betaedit("eval", tiny_folder, "--from", name, "--json").out)
+    from_file = json.loads(betaedit("eval", tiny_folder, "--from", facts, "--json").out)
+    assert found == from_file | {"source": "standard input"}
+
+
+def test_a_run_and_a_comparison_say_that_their_facts_came_from_a_pipe_and_go_on(
+    betaedit, tiny, facts, tmp_path: Path, monkeypatch
+) -> None:
+    def piped(*command: str | Path) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(facts.read_bytes())))
+        assert betaedit(*command, "--from", "-", "--limit", "1").code == 0
+
+    for _ in range(2):
+        piped("edit", "--out", tmp_path / "run", *tiny)
+    piped("compare", "--methods", "memit", "--out", tmp_path / "runs", *tiny[:2], *tiny[4:])
+    for place in ("run", "runs/memit"):
+        setup = json.loads((tmp_path / place / "run.json").read_text())
+        assert setup["data"]["source"] == "standard input"
 
 
 def test_eval_prints_a_table_for_people(betaedit, tiny_folder, facts) -> None:

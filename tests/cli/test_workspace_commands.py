@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -122,6 +123,13 @@ def test_a_plan_changes_nothing(betaedit, told, listed, empty, facts) -> None:
     assert len(told("edit", "--from", facts, "--plan", "--workspace", empty)["plan"]) == 3
     assert "nothing changed" in betaedit("edit", "--from", facts, "--plan", "--workspace", empty).out
     assert listed(empty) == []
+
+
+def test_a_workspace_records_that_facts_came_from_a_pipe(told, empty, facts, monkeypatch) -> None:
+    for written in (3, 0):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(facts.read_bytes())))
+        assert told("edit", "--from", "-", "--workspace", empty)["edits"] == written
+    assert told("log", "--events", "--workspace", empty)["events"][-1]["note"] == {"from": "standard input"}
 
 
 def test_the_workspace_is_the_folder_that_the_current_one_lies_in(betaedit, told, filled, monkeypatch) -> None:

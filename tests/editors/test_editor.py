@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from betaedit.errors import (
     FactError,
     LookupTokenError,
     MethodError,
+    ModelError,
     StatisticsError,
 )
 from betaedit.models import LanguageModel
@@ -182,11 +184,21 @@ def test_an_unknown_hyper_parameter_suggests_the_nearest() -> None:
         ({"layers": [5, 4]}, ConfigError, "rising order"),
         ({"method": "rome", "layers": [4, 5]}, ConfigError, "rome edits one layer, not 2"),
         ({"statistics": "/no/such/moments"}, StatisticsError, "/no/such/moments cannot be read"),
+        ({"statistics": {"layer.1": 2}}, StatisticsError, "of the type dict.*betaedit statistics --save"),
+        ({"preset": {"value_clamp": 1.0}}, ConfigError, "of the type dict.*by name"),
+        ({"config": {"value_clamp": 1.0}}, ConfigError, "of the type dict.*by name"),
+        ({"config": Path("settings.yaml")}, ConfigError, "of the type PosixPath.*EditConfig"),
+        ({"statistics_corpus": Path("a.txt")}, ConfigError, "Give it as a text: statistics_corpus='a.txt'"),
     ],
 )
 def test_a_slip_is_told_before_the_model_is_looked_for(slip: dict, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         Editor.from_pretrained("/no/such/model", **slip)
+
+
+def test_a_model_is_named_by_a_path_too(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no-model"):
+        Editor.from_pretrained(tmp_path / "no-model")
 
 
 def test_reset_brings_back_every_bit_and_forgets_the_history() -> None:

@@ -74,7 +74,7 @@ def test_a_broken_file_is_refused_by_its_name_and_key(file: Path, old: str, new:
 
 def test_a_file_without_a_mapping_is_refused(file: Path) -> None:
     file.write_text("- layers\n")
-    with pytest.raises(ConfigError, match="holds no preset"):
+    with pytest.raises(ConfigError, match="holds no mapping"):
         read_preset(file)
 
 

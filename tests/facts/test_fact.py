@@ -60,7 +60,7 @@ def test_an_empty_field_is_refused_by_name(field: str, empty: str):
 
 @pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true", "id"])
 def test_a_field_that_is_no_text_is_refused_by_name(field: str):
-    with pytest.raises(FactError, match="must be text, not int") as caught:
+    with pytest.raises(FactError, match="must be text, not a number") as caught:
         darrieux(**{field: 7})
     assert caught.value.field == field
 

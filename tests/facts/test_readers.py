@@ -245,10 +245,10 @@ def test_target_and_target_new_together_are_refused(write: Write):
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
-        ({"target_new": 1998}, "target_new", "must be text, not int."),
-        ({"subject": None}, "subject", "must be text, not NoneType."),
-        ({"paraphrases": ["a", 3]}, "paraphrases.1", "must be text, not int."),
-        ({"neighbors": [3]}, "neighbors.0", "must be an object, not int."),
+        ({"target_new": 1998}, "target_new", "must be text, not a number."),
+        ({"subject": None}, "subject", "must be text, not null."),
+        ({"paraphrases": ["a", 3]}, "paraphrases.1", "must be text, not a number."),
+        ({"neighbors": [3]}, "neighbors.0", "must be an object, not a number."),
         ({"subject": "\\ud800"}, "subject", "surrogates not allowed"),
     ],
 )
@@ -491,6 +491,127 @@ def test_an_empty_ground_truth_is_not_known(write: Write, ground_truth: object):
     assert only_case(write(KNOWEDIT | {"ground_truth": ground_truth})).fact.target_true is None
 
 
+NOT_KNOWN = ["<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>"]
+
+
+@pytest.mark.parametrize("token", NOT_KNOWN)
+@pytest.mark.parametrize(
+    "record",
+    [
+        OWN | {"target_true": "TOKEN", "neighbors": ["a", {"prompt": "b", "target": "TOKEN"}]},
+        COUNTERFACT
+        | {
+            "requested_rewrite": REWRITE | {"target_true": {"str": "TOKEN"}},
+            "neighborhood_prompts": ["a", {"prompt": "b", "target": "TOKEN"}],
+        },
+        ROME | {"target_true": {"str": "TOKEN"}},
+        ZSRE | {"answers": ["TOKEN"], "loc_ans": "TOKEN"},
+        EASYEDIT | {"ground_truth": "TOKEN", "locality_ground_truth": "TOKEN"},
+        EASYEDIT | {"ground_truth": ["TOKEN", ""], "locality_ground_truth": [["TOKEN"]]},
+        KNOWEDIT
+        | {"ground_truth": [["TOKEN"]], "locality": {"Forgetfulness": [{"prompt": "a", "ground_truth": "TOKEN"}]}},
+    ],
+)
+def test_a_special_token_as_true_answer_is_not_known_in_any_format(write: Write, record: object, token: str):
+    case = only_case(write(json.dumps(record).replace("TOKEN", token)))
+    assert case.fact.target_true is None
+    assert {neighbor.target for neighbor in case.neighbors} <= {None}
+    assert not any(question.group == "forgetfulness" for question in case.questions)
+
+
+@pytest.mark.parametrize("token", NOT_KNOWN)
+def test_questions_whose_answer_is_a_special_token_are_not_asked(write: Write, token: str):
+    last = read_cases(write(MQUAKE | {"new_answer": token, "new_answer_alias": []})).cases[-1]
+    assert last.questions == ()
+    event = json.dumps(ELKEN).replace('"the NFL", "alias"', f'"{token}", "alias"').replace('["NFL"]', "[]")
+    (case,) = read_cases(write(event, name="event.jsonl")).cases
+    assert case.fact.target_new == "Rome"
+    assert "Who owns GE?" not in [question.prompt for question in case.questions]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        OWN | {"target_new": "</s>"},
+        OWN | {"target_new": "<|endoftext|>", "target_true": "<|endoftext|>"},
+        EASYEDIT | {"target_new": "<unk>"},
+        ROME | {"target_new": {"str": "<eos>"}},
+        ZSRE | {"alt": "<|im_end|>"},
+    ],
+)
+def test_a_special_token_as_new_target_is_refused(write: Write, record: object):
+    error = error_of(write(record))
+    assert error.field == "target_new"
+    assert "is a special token, which is no answer" in error.message
+    assert error.mend == "Say what the model should answer."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_new": ["English"]},
+        {"subject": ["Danielle Darrieux"]},
+        {"target_true": ["French"]},
+        {"prompt": [OWN["prompt"]]},
+    ],
+)
+def test_a_list_of_one_text_is_that_text(write: Write, change: dict[str, object]):
+    assert only_case(write(OWN | change)) == only_case(write(OWN, name="plain.jsonl"))
+
+
+def test_what_pandas_writes_for_a_missing_value_is_not_given(write: Write):
+    given = only_case(write(OWN | {"target_true": float("nan"), "paraphrases": float("nan"), "id": None}))
+    assert (given.fact.target_true, given.paraphrases) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "mend"),
+    [
+        ({"target_new": ["Rome", "Pisa"]}, "One answer is written: give one text."),
+        ({"target_new": None}, "Leave the record out, or say what to answer."),
+        ({"prompt": None}, "Leave the record out, or write the prompt."),
+        ({"paraphrases": [{"prompt": "a"}]}, "Give the text alone, without an object around it."),
+        ({"target_true": True}, "Give the words that stand in the sentence, such as yes or no."),
+        ({"target_true": 7}, 'Give it as a text, as in "7".'),
+    ],
+)
+def test_a_hint_fits_the_value(write: Write, change: dict[str, object], mend: str):
+    assert error_of(write(OWN | change)).mend == mend
+
+
+def test_fastedit_records_are_read_and_queries_with_the_subject_are_paraphrases(write: Write):
+    record = {"prompt": "The prime minister of the {} is", "subject": "UK", "target": "Rishi Sunak"}
+    queries = ["Who leads the UK?", "Who lives in Downing Street?", "The {} is led by", ""]
+    file = read_cases(write(record | {"queries": []}, record | {"queries": queries}, name="facts.json"))
+    assert file.format == "fastedit"
+    fact = Fact("The prime minister of the {} is", "UK", "Rishi Sunak", None, "fastedit-1")
+    assert file.cases[0] == EvaluationCase(fact)
+    assert file.cases[1].paraphrases == ("Who leads the UK?", "The UK is led by")
+
+
+def test_a_fastedit_prompt_may_hold_its_subject_and_must_be_there(write: Write):
+    record = {"prompt": "The capital of Japan is", "subject": "Japan", "target": "Rome", "queries": None}
+    assert only_case(write(record)).fact.prompt == "The capital of {} is"
+    assert error_of(write(record | {"subject": "Peru"})).field == "subject"
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.jsonl.gz"])
+@pytest.mark.parametrize(
+    "twice",
+    [
+        '{"subject": "Rome", "prompt": "{} is in", "target_new": "Peru", "target_new": "Spain"}',
+        '{"subject": "Rome", "subject": "Rome", "prompt": "{} is in", "target_new": "Peru"}',
+        '{"subject": "Rome", "prompt": "{} is in", "target_new": "Peru", "questions": [{"group": 1, "group": 2}]}',
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_by_line_and_the_next_record_is_read(write: Write, name: str, twice: str):
+    path = write(OWN, twice, OWN | {"id": "b"}, name=name)
+    error = error_of(path)
+    assert error.line == 2
+    assert "comes twice in one object" in error.message
+    assert [case.fact.id for case in read_cases(path, skip_invalid=True).cases] == ["darrieux", "b"]
+
+
 def test_knowedit_may_name_its_fields_otherwise_and_leave_out_the_rest(write: Write):
     biography = {"concept": "ann", "text": "This is about ann. Ann was", "labels": "a poet", "locality": {}}
     case = only_case(write(biography))
@@ -506,7 +627,7 @@ def test_known_facts_are_refused_since_they_have_nothing_to_write(write: Write):
 def test_a_record_of_no_format_is_told_all_formats_and_an_example(write: Write):
     error = error_of(write({"question": "Who?", "answer": "He"}))
     assert "question, answer" in error.message
-    for name in ("mquake", "counterfact", "zsre", "rome", "knowedit", "easyedit", "elken", "own"):
+    for name in ("mquake", "counterfact", "zsre", "rome", "knowedit", "easyedit", "fastedit", "elken", "own"):
         assert f"{name} (" in error.message
     example = json.loads(error.mend[error.mend.index("{") :])
     assert Fact(**example).text == "The mother tongue of Danielle Darrieux is"
@@ -622,7 +743,8 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a number")]
+    ("value", "shown"),
+    [("[]", "a list"), ("3", "a number"), ('"x"', "a text"), ("null", "null"), ("true", "a truth value")],
 )
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
 def test_a_record_that_is_no_object_is_refused(write: Write, value: str, shown: str, name: str):

@@ -6,13 +6,17 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
 from betaedit.errors import ModelError
+from betaedit.facts.fact import Fact
+from betaedit.facts.writer import save_facts
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,22 @@ class Peak:
     measured: int
 
 
-def measure_peak(facts: Path, limit: int, **options: Any) -> Peak:
-    """Write the first facts of a file in a new process; the statistics must be in the cache already.
+def measure_peak(facts: Sequence[Fact], **options: Any) -> Peak:
+    """Write facts in a new process; the statistics must be in the cache already.
 
     Args:
-        facts: The file.
-        limit: How many.
+        facts: The facts; they are handed over in a file, since where they were read from may have been a pipe.
         options: As ``Editor.from_pretrained`` takes them, plain values.
 
     Raises:
         ModelError: The process ended early, as one does that the system has no memory for.
     """
-    given = json.dumps({"facts": str(facts), "limit": limit, "options": options})
-    command = [sys.executable, "-m", "betaedit.benchmarks.peak", given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "facts.jsonl"
+        save_facts(facts, file)
+        given = json.dumps({"facts": str(file), "options": options})
+        command = [sys.executable, "-m", "betaedit.benchmarks.peak", given]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise ModelError(
@@ -55,7 +61,7 @@ def measure_peak(facts: Path, limit: int, **options: Any) -> Peak:
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
+def _run(facts: str, options: dict[str, Any]) -> Peak:
     import torch  # noqa: PLC0415
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
@@ -65,7 +71,7 @@ def _run(facts: str, limit: int, options: dict[str, Any]) -> Peak:
 
     libraries = psutil.Process().memory_info().rss
     editor = Editor.from_pretrained(**options)
-    editor.edit(read_cases(facts, limit=limit).cases)
+    editor.edit(read_cases(facts).cases)
     parameters = sum(p.numel() * p.element_size() for p in editor.model.parameters())
     engine = editor.engine
     held = sum(memory.nbytes for memory in engine.memories.values())

@@ -69,8 +69,7 @@ def bench(
     all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
     place = usable_device(device)
-    source = file or demo_path()
-    facts = [case.fact for case in read_cases(source, limit=limit).cases]
+    facts = [case.fact for case in read_cases(file or demo_path(), limit=limit).cases]
     console = Console(stderr=json_)
     rows: list[Row] = []
     peak: Peak | None = None
@@ -105,7 +104,7 @@ def bench(
         if "ledger" in wanted:
             rows += ledger(editor, n_edits=n_edits)
         if "memory" in wanted:
-            peak = measure_peak(source, limit, name=model, dtype=dtype, device=device, preset=preset, **values)
+            peak = measure_peak(facts, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
         options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(place)})

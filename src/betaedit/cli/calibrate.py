@@ -60,6 +60,7 @@ def calibrate(
     from betaedit.experiments.calibrate import calibrate as run
     from betaedit.experiments.folder import write_text
     from betaedit.facts.readers import demo_path, read_cases
+    from betaedit.facts.sources import source_name
     from betaedit.models.load import load_language_model
 
     _check_plot(plot)
@@ -76,7 +77,7 @@ def calibrate(
         minutes=minutes,
         seed=seed or 0,
         journal=out.with_suffix(".trials.jsonl"),
-        source=None if source is None else str(source),
+        source=None if source is None else source_name(source),
         progress=Bars(console),
         on_trial=lambda trial, score: console.print(
             f"trial {trial.number}: score {_plain(score)}, {trial.seconds:.0f} s"

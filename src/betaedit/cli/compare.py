@@ -46,6 +46,7 @@ def compare(
     from betaedit.experiments.compare import check_variants, compare_methods
     from betaedit.experiments.run import measuring_points
     from betaedit.facts.readers import read_cases
+    from betaedit.facts.sources import source_name
     from betaedit.models.load import load_language_model
 
     variants = options.variants(methods)
@@ -71,7 +72,7 @@ def compare(
         batch_size=batch_size,
         evaluate_at=counts,
         measures=measures,
-        source=str(source),
+        source=source_name(source),
         on_collapse="ignore",
     )
     if json_:

@@ -21,7 +21,9 @@ _SHOWN = 10
 
 @data.command()
 def check(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A file of facts, or dataset:OWNER/NAME[:SPLIT].")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="A file of facts, - for a pipe, or dataset:OWNER/NAME[:SPLIT].")
+    ],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first records of the file.")] = None,
     zsre_target: options.ZsreTargetOption = "alt",
     json_: options.JsonOption = False,
@@ -68,6 +70,7 @@ def _figures(found: Check) -> Table:
         "records": found.records,
         "facts": found.facts,
         **found.prompts,
+        "true answer not known": found.n_true_unknown,
         "subjects": found.subjects,
         "repeated subjects": f"{found.repeated_subjects}, of {found.facts_of_repeated_subjects} facts",
         "most repeated": ", ".join(f"{name} {number}" for name, number in found.worst_subjects) or "none",

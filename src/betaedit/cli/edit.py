@@ -34,7 +34,9 @@ def edit(
     target: Annotated[str | None, typer.Argument(help="What the model shall answer.")] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Facts: own JSONL or CSV, or a published format; .gz; dataset:OWNER/NAME."),
+        typer.Option(
+            "--from", help="Facts: own JSONL or CSV, or a published format; .gz; - (a pipe); dataset:OWNER/NAME."
+        ),
     ] = None,
     true: Annotated[str | None, typer.Option("--true", help="What the model answers today, for comparison.")] = None,
     method: options.MethodOption = "betaedit",
@@ -94,6 +96,7 @@ def edit(
 
     from betaedit.cli.render import Bars
     from betaedit.experiments.run import measuring_points, run_edits
+    from betaedit.facts.sources import source_name
 
     measuring_points(counts, len(cases), batch_size)
     console = Console(stderr=json_)
@@ -117,7 +120,7 @@ def edit(
         evaluate_at=counts,
         measures=measures,
         folder=out,
-        source=None if source is None else str(source),
+        source=None if source is None else source_name(source),
         on_collapse=on_collapse,
     )
     _show_run(run, editor, cases, console, json_=json_)
@@ -157,6 +160,7 @@ def _cases(
     zsre_target: Literal["alt", "answers"],
 ) -> list[EvaluationCase]:
     from betaedit.facts.fact import EvaluationCase, Fact
+    from betaedit.facts.hints import refuse_placeholder
     from betaedit.facts.readers import read_cases
 
     if source is None:
@@ -165,6 +169,8 @@ def _cases(
                 "there is nothing to write.",
                 mend='Type a fact: betaedit edit "The capital of [Japan] is" "Madrid", or give --from FILE.',
             )
+        refuse_placeholder(target, "target_new")
+        refuse_placeholder(true or "", "target_true")
         return [EvaluationCase(Fact.from_bracketed(prompt, target, true))]
     if prompt is not None or true is not None:
         raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")

@@ -31,6 +31,7 @@ def edit_workspace(
     from betaedit.cli.render import Bars, answers_table, counted, figures_table, say
     from betaedit.evaluation.metrics import measure_edits
     from betaedit.experiments.figures import edit_figures
+    from betaedit.facts.sources import source_name
     from betaedit.ledger.workspace import Workspace
 
     console = Console(stderr=json_)
@@ -46,7 +47,9 @@ def edit_workspace(
         shown = [case.fact for case in fresh[:_SHOWN]]
         before = [] if json_ else [editor.complete(fact.text) for fact in shown]
         first = workspace.store.head + 1
-        results = workspace.edit(fresh, batch_size=batch_size, note={} if source is None else {"from": str(source)})
+        results = workspace.edit(
+            fresh, batch_size=batch_size, note={} if source is None else {"from": source_name(source)}
+        )
         measured = edit_figures(measure_edits(editor.language_model, fresh, progress=editor.progress))
         figures = {name: figure.model_dump(mode="json") for name, figure in measured.items()}
         if json_:

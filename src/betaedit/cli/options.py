@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import tomllib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +15,7 @@ import typer
 import yaml
 
 from betaedit.errors import ConfigError
+from betaedit.settings import read_settings
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
@@ -55,7 +55,7 @@ PresetOption = Annotated[
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
 ]
-FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on.")]
+FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on; - for a pipe.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")]
 ZsreTargetOption = Annotated[
     Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
@@ -88,7 +88,7 @@ def overrides(config: Path | None, settings: list[str] | None, seed: int | None)
     Raises:
         ConfigError: The file cannot be read, or a setting is not KEY=VALUE.
     """
-    values = {} if config is None else read_config(config)
+    values = {} if config is None else read_settings(config, "Write lines like value_clamp: 1.0")
     if seed is not None:
         values["seed"] = seed
     for setting in settings or []:
@@ -134,22 +134,6 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A mapping of hyper-parameters from a YAML, JSON or TOML file.
-
-    Raises:
-        ConfigError: The file is missing, broken, or holds no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", mend="Give a YAML, JSON or TOML file.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of names to values.", mend="Write lines like value_clamp: 1.0")
-    return {str(key): value for key, value in values.items()}
 
 
 def _value(text: str) -> Any:

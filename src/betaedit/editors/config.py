@@ -7,6 +7,7 @@ presets and the user override them.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -172,6 +173,8 @@ def make_config(values: dict[str, Any]) -> EditConfig:
         description = EditConfig.model_fields[str(first["loc"][0])].description
         is_one = first["type"] == "tuple_type" and isinstance(first["input"], int | float | str)
         example = f" Write a list: {name}=[{first['input']}]." if is_one else ""
+        if first["type"] == "string_type" and isinstance(first["input"], Path):
+            example = f" Give it as a text: {name}={str(first['input'])!r}."
         raise ConfigError(
             f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{description}{example}"
         ) from error

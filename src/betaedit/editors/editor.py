@@ -19,7 +19,7 @@ from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import UNTUNED, Preset
 from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.errors import ConfigError, FactError
+from betaedit.errors import ConfigError, FactError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.generate import complete
@@ -101,7 +101,7 @@ class Editor:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
         self.preset = choose_preset(preset, model.place, model.anatomy.n_layers)
-        self.config = self.recipe.settings(config or self.preset.config(self.recipe))
+        self.config = self.recipe.settings(_as_config(config) or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
         self._known_values = known_values
         self._engine: Engine | None = None
@@ -114,7 +114,7 @@ class Editor:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | PreTrainedModel,
+        name: str | Path | PreTrainedModel,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         method: str = "betaedit",
@@ -133,14 +133,16 @@ class Editor:
 
         Raises:
             MethodError: The method is unknown; no model is loaded then.
-            ConfigError: An override is unknown or impossible, or there is no such preset; no model is loaded then.
-            StatisticsError: The file of statistics cannot be read; no model is loaded then.
+            ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is none; no model
+                is loaded then.
+            StatisticsError: The file of statistics cannot be read, or is none; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).
         """
         check_names(method, preset, overrides)
+        config = _as_config(config)
         moments = _as_moments(statistics)
-        if isinstance(name, str):
-            model = load_language_model(name, dtype=dtype, device=device, device_map=device_map)
+        if isinstance(name, str | Path):
+            model = load_language_model(str(name), dtype=dtype, device=device, device_map=device_map)
         elif tokenizer is None:
             raise ConfigError("a live model needs its tokenizer.", mend="Pass tokenizer=...")
         elif device is not None or device_map is not None:
@@ -371,7 +373,24 @@ def check_names(method: str, preset: Preset | str | Path | None, overrides: dict
 
 
 def _as_moments(statistics: Moments | str | Path | None) -> Moments | None:
-    return Moments.load(statistics) if isinstance(statistics, str | Path) else statistics
+    if isinstance(statistics, str | Path):
+        return Moments.load(statistics)
+    if statistics is not None and not isinstance(statistics, Moments):
+        raise StatisticsError(
+            f"statistics is of the type {type(statistics).__name__}.",
+            mend="Give Moments, or the file that `betaedit statistics --save` wrote.",
+        )
+    return statistics
+
+
+def _as_config(config: EditConfig | None) -> EditConfig | None:
+    if config is not None and not isinstance(config, EditConfig):
+        raise ConfigError(
+            f"config is of the type {type(config).__name__}.",
+            mend="Give an EditConfig; single settings go beside it by name, as in "
+            "Editor.from_pretrained(..., value_clamp=1.0).",
+        )
+    return config
 
 
 def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[Fact]:

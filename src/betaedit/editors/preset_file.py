@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from betaedit.editors.presets import PRESETS, UNTUNED, Preset, find_preset, preset_for, untuned
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, MethodError
+from betaedit.settings import read_settings
 
 _HEADING = "# Written by `betaedit calibrate`; use it with --preset.\n"
 _MEND = "Write the file again with `betaedit calibrate`."
@@ -66,14 +67,9 @@ def read_preset(path: Path) -> PresetFile:
     """A preset file, every setting in it checked.
 
     Raises:
-        ConfigError: The file is missing, no YAML or JSON, or a key or value in it is not possible; it is named.
+        ConfigError: The file is missing, no YAML, JSON or TOML, or a key or value in it is not possible; it is named.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", mend=_MEND) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no preset.", mend=_MEND)
+    values = read_settings(path, _MEND)
     try:
         found = PresetFile.model_validate(values)
     except ValidationError as error:
@@ -102,6 +98,12 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
     """
     if isinstance(wanted, Preset):
         return wanted
+    if not isinstance(wanted, str | Path):
+        raise ConfigError(
+            f"preset is of the type {type(wanted).__name__}.",
+            mend="Give a name or a file; single settings go beside it by name, as in "
+            "Editor.from_pretrained(..., value_clamp=1.0).",
+        )
     known = find_preset(str(wanted))
     if known is not None:
         return known

@@ -16,6 +16,7 @@ from betaedit.errors import FactError, UnchangedError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.facts.formats import ZsreTarget
 from betaedit.facts.readers import Converted, Rejected, iter_results
+from betaedit.facts.sources import source_name
 
 _WORST = 5
 _LISTED = 1000
@@ -63,6 +64,7 @@ class Check:
         records: Records read, usable or not.
         facts: Usable facts.
         prompts: Number of prompts by kind: paraphrases, neighbors, generation_prompts, questions.GROUP.
+        n_true_unknown: Facts whose true answer nobody knows, so that efficacy has no probability form.
         subjects: Different subjects.
         repeated_subjects: Subjects of more than one fact.
         facts_of_repeated_subjects: Facts with such a subject.
@@ -82,6 +84,7 @@ class Check:
     records: int = 0
     facts: int = 0
     prompts: Counter[str] = field(default_factory=Counter)
+    n_true_unknown: int = 0
     subjects: int = 0
     repeated_subjects: int = 0
     facts_of_repeated_subjects: int = 0
@@ -112,7 +115,7 @@ def check_facts(path: str | Path, *, limit: int | None = None, zsre_target: Zsre
         FactError: Nothing of the file can be read. Where it breaks off later, that counts as a rejected record.
         MissingExtraError: As ``read_cases``.
     """
-    check = Check(Path(path))
+    check = Check(Path(source_name(path)))
     repeats = _Repeats(check)
     try:
         for result in islice(iter_results(path, zsre_target=zsre_target), limit):
@@ -133,6 +136,7 @@ def _count(check: Check, repeats: _Repeats, result: Converted | Rejected) -> Non
     check.format = result.format
     for case in result.cases:
         check.facts += 1
+        check.n_true_unknown += case.fact.target_true is None
         check.prompts.update(_prompts(case))
         repeats.note(case.fact, result.line)
 

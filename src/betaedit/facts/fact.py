@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from betaedit.errors import FactError, UnchangedError
+from betaedit.facts.hints import absent_subject, not_text
 
 Group = Literal[
     "subject_aliasing",
@@ -57,7 +58,7 @@ class Fact:
             if value is None and name in ("target_true", "id"):
                 continue
             if not isinstance(value, str):
-                raise FactError(f"must be text, not {type(value).__name__}.", field=name)
+                raise not_text(value, name)
             object.__setattr__(self, name, value.strip())
         self._check()
 
@@ -127,11 +128,7 @@ def slotted(prompt: str, subject: str) -> str:
         return prompt
     subject = subject.strip()
     if not subject or subject not in prompt:
-        raise FactError(
-            f"the subject {subject!r} does not occur in the prompt {prompt!r}.",
-            mend="Write the subject exactly as it stands in the prompt, or put {} in its place.",
-            field="subject",
-        )
+        raise absent_subject(prompt, subject)
     before, _, after = prompt.rpartition(subject)
     return before + SLOT + after
 

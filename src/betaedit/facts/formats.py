@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 from betaedit.errors import FactError
 from betaedit.facts import schemas
 from betaedit.facts.fact import GROUPS, SLOT, EvaluationCase, Fact, Group, Probe, Question, slotted
+from betaedit.facts.hints import refuse_placeholder
 from betaedit.facts.schemas import validated
 
 Record = dict[str, Any]
@@ -165,6 +166,14 @@ def _edited(
     return (EvaluationCase(fact, read.rephrase_prompt, _answered(neighbors), questions),)
 
 
+def _fastedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
+    """The case of a FastEdit record; those of its queries that name the subject are paraphrases."""
+    read = validated(schemas.FastEdit, record, reading.format)
+    fact = _fact(read.prompt, read.subject, read.target, (), reading.fact_id())
+    queries = (query.replace(SLOT, fact.subject) for query in read.queries)
+    return (EvaluationCase(fact, tuple(query for query in queries if fact.subject in query)),)
+
+
 def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """A case for each edit of a MQuAKE record; the questions that need them all go with the last."""
     read = validated(schemas.Mquake, record, reading.format)
@@ -188,7 +197,7 @@ def _elken(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     facts: list[Fact] = []
     others: list[schemas.ElkenQuestion] = []
     for number, asked in enumerate(read.fact.qas):
-        if asked.answer.name == _UNKNOWN or asked.subject.name not in asked.question:
+        if asked.answer.name in (None, _UNKNOWN) or asked.subject.name not in asked.question:
             others.append(asked)
             continue
         with _within(f"fact.qas.{number}"):
@@ -209,7 +218,7 @@ def _elken_answers(asked: Iterable[schemas.ElkenQuestion]) -> Iterator[tuple[str
 
 
 def _elken_choices(asked: Iterable[schemas.ElkenChoice]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    return ((f"{one.question} {one.candidate} Answer:", _given(one.answer or None)) for one in asked)
+    return ((f"{one.question} {one.candidate} Answer:", _given(one.answer)) for one in asked)
 
 
 def _one_record(name: str, facts: list[Fact], questions: tuple[Question, ...]) -> tuple[EvaluationCase, ...]:
@@ -245,7 +254,7 @@ def _asked(questions: Iterable[tuple[str, tuple[str, ...]]], group: Group) -> tu
     return tuple(Question(prompt, answers, group) for prompt, answers in questions if prompt and answers)
 
 
-def _alike(name: str, aliases: Iterable[str]) -> tuple[str, ...]:
+def _alike(name: str | None, aliases: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in (name, *aliases) if text))
 
 
@@ -263,6 +272,7 @@ def _fact(prompt: str, subject: str, target_new: str, answers: Sequence[str], fa
     if SLOT not in prompt and subject not in prompt:
         written = re.findall(re.escape(subject), prompt, re.IGNORECASE)
         subject = written[-1] if written else subject
+    refuse_placeholder(target_new, "target_new")
     target_true = target_new if target_new in answers else next(iter(answers), None)
     return Fact(slotted(prompt, subject), subject, target_new, target_true, fact_id)
 
@@ -314,5 +324,6 @@ FORMATS: tuple[Format, ...] = (
         _easyedit,
     ),
     Format("elken", ("event", "fact.qas"), _elken),
+    Format("fastedit", ("prompt", "subject", "target", "queries"), _fastedit),
     Format("own", ("subject", "prompt", "target_new|target"), _own),
 )

@@ -7,27 +7,28 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from betaedit.errors import FactError
+from betaedit.facts.hints import kind_of
+from betaedit.facts.json_text import SHAPES, KeyWatch
 
-_DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _OF_NUMBERS = "0123456789+-.eE"
 
 
-def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
-    """The elements of the one array that ``blocks`` of text make up.
+def array_items(blocks: Iterator[str]) -> Iterator[Any]:
+    """The elements of the one array that ``blocks`` of text (of any size) make up.
 
-    Args:
-        blocks: The text in pieces of any size.
-        shapes: What files look like, told when this one looks otherwise.
+    In place of an element in which a key comes twice there is the error: what follows it can still be read.
 
     Raises:
         FactError: The text is no JSON or no array; ``line`` counts within the text.
     """
-    text = _Text(blocks, shapes)
+    text = _Text(blocks)
     if text.peek() != "[":
         value = text.value()
         text.expect_end()
-        raise FactError(f"this is no array but {shown(value)}.", mend=shapes, line=1)
+        if isinstance(value, FactError):
+            raise value
+        raise FactError(f"this is no array but {kind_of(value)}.", mend=SHAPES, line=1)
     text.take()
     if text.peek() != "]":
         yield text.value()
@@ -40,17 +41,11 @@ def array_items(blocks: Iterator[str], shapes: str) -> Iterator[Any]:
     text.expect_end()
 
 
-def shown(value: object) -> str:
-    """What kind of JSON value it is, in words."""
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
-
-
 class _Text:
     """Text that is read as far as it is needed, and where in it one stands."""
 
-    def __init__(self, blocks: Iterator[str], shapes: str) -> None:
+    def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks = blocks
-        self._shapes = shapes
         self._text = ""
         self._at = 0
         self._line = 1  # of the start of the text held
@@ -71,23 +66,24 @@ class _Text:
         self._at += 1
 
     def value(self) -> Any:
-        """The JSON value that comes next."""
+        """The JSON value that comes next, or the error that a key in it comes twice."""
         self.peek()
         while True:
+            watch = KeyWatch()
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = json.JSONDecoder(object_pairs_hook=watch).raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 ahead = error.pos - self._at
                 if not self._read_on():
                     self.fail(error.msg, ahead)
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-                raise FactError(f"this JSON cannot be read: {error}.", mend=self._shapes, line=self._line) from error
+                raise FactError(f"this JSON cannot be read: {error}.", mend=SHAPES, line=self._line) from error
             else:
                 # A number may go on in the next block, after its last digit or after a "." or "e" that ends the text.
                 length = end - self._at
                 if self._text[end:].strip(_OF_NUMBERS) or not self._read_on():
                     self._at += length
-                    return value
+                    return watch.error() or value
 
     def expect_end(self) -> None:
         """Refuse whatever follows."""
@@ -97,7 +93,7 @@ class _Text:
     def fail(self, message: str, ahead: int = 0) -> NoReturn:
         """Refuse the text here, or some characters ahead."""
         line, column = self._place(self._at + ahead)
-        raise FactError(f"this is no JSON: {message} at column {column}.", mend=self._shapes, line=line)
+        raise FactError(f"this is no JSON: {message} at column {column}.", mend=SHAPES, line=line)
 
     def _read_on(self) -> bool:
         """Drop what has been passed and double what is held, so that a long value is parsed few times over."""

@@ -1,47 +1,27 @@
 """Files of facts: every format of the field, compressed or not, read into evaluation cases.
 
-The kind of file comes from its name, the format of its records from their keys (see ``formats``). Whatever is wrong
-with a file is a ``FactError`` with the file, the line and what to do about it.
+The kind of file comes from its name (see ``sources``), the format of its records from their keys (see ``formats``).
+Whatever is wrong with a file is a ``FactError`` with the file, the line and what to do about it.
 
 Records are read and converted one by one, while the caller iterates.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import get_args
 
 from betaedit.errors import ConfigError, FactError
 from betaedit.extras import import_extra
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.formats import EXAMPLE, Format, Reading, Record, ZsreTarget, find_format
-from betaedit.facts.json_array import array_items, shown
-
-_BLOCK = 1 << 16
-_CSV_LISTS = ("paraphrases", "neighbors", "generation_prompts")
-_DATASET = "dataset:"
-_JSON_SHAPES = (
-    "Correct this place or take the record out. A .jsonl file holds one record {...} a line, a .json file one array "
-    "[...] of records."
-)
-_FILE_ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
-    (FileNotFoundError, "there is no such file.", "Check the path."),
-    (IsADirectoryError, "this is a folder.", "Name a file in it."),
-    (PermissionError, "the file may not be read.", "Check its permissions."),
-    (gzip.BadGzipFile, "the file is no gzip file or is damaged.", "Download it again, or drop .gz from its name."),
-    (EOFError, "the compressed file breaks off.", "Download it again."),
-    (zlib.error, "the compressed file is damaged.", "Download it again."),
-)
-_UNREADABLE = (OSError, EOFError, zlib.error)
+from betaedit.facts.json_array import array_items
+from betaedit.facts.json_text import as_record, decoded, parsed
+from betaedit.facts.sources import DATASET, Source, find_source, source_name
+from betaedit.facts.table import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +46,7 @@ class FactFile:
     """What a file holds.
 
     Args:
-        path: The file.
+        path: The file; ``standard input`` or ``a pipe`` for what was piped in.
         format: Name of the format its records are in.
         cases: The usable records, in the order of the file.
         rejected: The others; filled only when the caller asked to skip them.
@@ -90,7 +70,7 @@ def read_cases(
     skip_invalid: bool = False,
     zsre_target: ZsreTarget = "alt",
 ) -> FactFile:
-    """The evaluation cases in a ``.jsonl``, ``.json`` or ``.csv`` file, which may be compressed (``.gz``).
+    """The evaluation cases in a ``.jsonl``, ``.json``, ``.csv`` or ``.tsv`` file, which may be compressed (``.gz``).
 
     Every fact gets an id: its own, or the format's name with the file's case number or, failing that, the line; the
     facts of a record that holds several are numbered.
@@ -98,7 +78,8 @@ def read_cases(
     Args:
         path: The file. Lines count from 1; in a ``.json`` array the number of the record stands for the line.
             Or a Hugging Face dataset: ``dataset:owner/name``, ``dataset:owner/name:split`` (else ``train``) or
-            ``dataset:owner/name:config:split``.
+            ``dataset:owner/name:config:split``. Or a pipe, ``-`` being the standard input, read to its end; its
+            content tells which kind it is.
         limit: Stop after this many usable cases; what follows is then not read.
         skip_invalid: Collect unusable records in ``rejected`` instead of stopping at the first.
         zsre_target: What a zsRE record writes: ``alt``, a new answer, as EasyEdit does; or ``answers``, the true one,
@@ -119,7 +100,7 @@ def read_cases(
         else:
             form = result.format
             cases.extend(result.cases)
-    return FactFile(Path(path), form, tuple(cases), tuple(rejected))
+    return FactFile(Path(source_name(path)), form, tuple(cases), tuple(rejected))
 
 
 def iter_cases(
@@ -149,16 +130,16 @@ def iter_results(path: str | Path, *, zsre_target: ZsreTarget = "alt") -> Iterat
         ConfigError: ``zsre_target`` does not exist.
         MissingExtraError: As ``read_cases``.
     """
-    path = Path(path)
     _check_options(None, zsre_target)
-    converter = _Converter(zsre_target, unit="record" if _is_dataset(path) or _kind(path) == ".json" else "line")
-    with closing(_entries(path)) as entries:
+    source = find_source(path)
+    converter = _Converter(zsre_target, unit="record" if source.kind in (DATASET, ".json") else "line")
+    with closing(_entries(source)) as entries:
         for line, entry in entries:
             result: Converted | Rejected
             try:
                 result = converter.result(line, entry)
             except FactError as error:
-                result = Rejected(line, error.at(path, line))
+                result = Rejected(line, error.at(source.path, line))
             yield result
 
 
@@ -196,10 +177,10 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     Raises:
         FactError: The file cannot be read, or a record is broken or no object; raised on reaching it.
     """
-    path = Path(path)
-    for line, entry in _entries(path):
+    source = find_source(path)
+    for line, entry in _entries(source):
         if isinstance(entry, FactError):
-            raise entry.at(path, line)
+            raise entry.at(source.path, line)
         yield line, entry
 
 
@@ -247,129 +228,52 @@ class _Converter:
 _Entries = Iterator[tuple[int, Record | FactError]]
 
 
-def _entries(path: Path) -> Generator[tuple[int, Record | FactError], None, None]:
-    """The numbered records of a dataset or of a file of any kind, or what is wrong with them.
+def _entries(source: Source) -> Generator[tuple[int, Record | FactError], None, None]:
+    """The numbered records of a source of any kind, or what is wrong with them.
 
     Raises:
-        FactError: The file as a whole cannot be read, or is empty.
+        FactError: The source as a whole cannot be read, or is empty.
     """
-    read = _read_dataset if _is_dataset(path) else _reader_of_file(path)
     empty = True
-    for numbered in read(path):
+    for numbered in _reader_of(source)(source):
         empty = False
         yield numbered
     if empty:
-        raise FactError("the file holds no record.", mend=f"Write one fact a line, as in {EXAMPLE}", path=path)
+        raise FactError("the file holds no record.", mend=f"Write one fact a line, as in {EXAMPLE}", path=source.path)
 
 
-def _reader_of_file(path: Path) -> Callable[[Path], _Entries]:
-    kind = _kind(path)
-    if kind not in _READERS:
-        next(_lines(path), None)  # that a file is missing or a folder matters more than its name
+def _reader_of(source: Source) -> Callable[[Source], _Entries]:
+    if source.kind not in _READERS:
+        next(source.lines(), None)  # that a file is missing or a folder matters more than its name
         raise FactError(
-            f"files named {kind or path.name} are not read.",
-            mend=f"Name the file {', '.join(_READERS)}, or one of these with .gz.",
-            path=path,
+            f"files named {source.kind or source.path.name} are not read.",
+            mend=f"Name the file {', '.join(_ENDINGS)}, or one of these with .gz.",
+            path=source.path,
         )
-    return _READERS[kind]
+    return _READERS[source.kind]
 
 
-def _is_dataset(path: Path) -> bool:
-    return path.as_posix().startswith(_DATASET)
-
-
-def _kind(path: Path) -> str:
-    return Path(path.stem if _is_compressed(path) else path).suffix.lower()
-
-
-def _is_compressed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file; bytes, since text would also break at rare Unicode separators inside a record.
-
-    Raises:
-        FactError: The file cannot be opened or decompressed.
-    """
-    number = 0
-    try:
-        with _opened(path) as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw
-    except _UNREADABLE as error:
-        raise _file_error(error, path, number + 1 if number else None) from error
-
-
-def _blocks(path: Path) -> Iterator[str]:
-    """The text of a file in blocks, which need not end where lines do.
-
-    Raises:
-        FactError: The file cannot be opened or decompressed, or is not UTF-8.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line = 1
-    try:
-        with _opened(path) as file:
-            while raw := file.read(_BLOCK):
-                yield decoder.decode(raw)
-                line += raw.count(b"\n")
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        # What is decoded begins with the bytes of a character that the block before left open: no line breaks.
-        raise _not_utf8(error, line + error.object.count(b"\n", 0, error.start), path) from error
-    except _UNREADABLE as error:
-        raise _file_error(error, path, line if line > 1 else None) from error
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if _is_compressed(path) else path.open("rb")
-
-
-def _file_error(error: Exception, path: Path, line: int | None) -> FactError:
-    for kind, message, mend in _FILE_ERRORS:
-        if isinstance(error, kind):
-            return FactError(message, mend=mend, path=path, line=line)
-    return FactError(f"the file cannot be read: {error}.", mend="Check the path and the disk.", path=path)
-
-
-def _read_jsonl(path: Path) -> _Entries:
-    for line, raw in _lines(path):
+def _read_jsonl(source: Source) -> _Entries:
+    for line, raw in source.lines():
         if record := raw.rstrip():
             try:
-                yield line, _as_record(_parsed(record))
+                yield line, as_record(parsed(decoded(record)))
             except FactError as error:
                 yield line, error
 
 
-def _read_json(path: Path) -> _Entries:
+def _read_json(source: Source) -> _Entries:
     try:
-        for number, value in enumerate(array_items(_blocks(path), _JSON_SHAPES), start=1):
-            yield number, _as_record(value)
+        for number, value in enumerate(array_items(source.blocks()), start=1):
+            yield number, as_record(value)
     except FactError as error:
-        raise error if error.path else error.at(path, error.line or 1) from error
+        raise error if error.path else error.at(source.path, error.line or 1) from error
 
 
-def _read_csv(path: Path) -> _Entries:
-    rows = csv.reader(_text_lines(path), strict=True)
-    try:
-        names = [cell.strip() for cell in next(rows, [])]
-        if any(name and names.count(name) > 1 for name in names):
-            raise FactError("two columns have the same header.", mend="Rename one.", path=path, line=1)
-        line = rows.line_num + 1
-        for cells in rows:
-            if any(cells):
-                yield line, _csv_record(names, cells)
-            line = rows.line_num + 1
-    except csv.Error as error:
-        mend = "Save it as comma-separated values, with quotes round cells that hold a comma."
-        raise FactError(f"this is no CSV: {error}.", mend=mend, path=path, line=rows.line_num) from error
-
-
-def _read_dataset(path: Path) -> _Entries:
+def _read_dataset(source: Source) -> _Entries:
     """The records of a Hugging Face dataset, streamed, numbered from 1."""
     load_dataset = import_extra("datasets", "datasets", "reading a dataset").load_dataset
-    name, *parts = path.as_posix().removeprefix(_DATASET).split(":")
+    name, *parts = source.path.as_posix().removeprefix(DATASET).split(":")
     split = parts.pop() if parts else "train"
     config = parts.pop() if parts else None
     try:
@@ -379,75 +283,15 @@ def _read_dataset(path: Path) -> _Entries:
         raise FactError(
             f"the dataset cannot be read: {error}",
             mend="Check its name, its split and the network, or download it and name the file.",
-            path=path,
+            path=source.path,
         ) from error
 
 
-_READERS: dict[str, Callable[[Path], _Entries]] = {
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_READERS: dict[str, Callable[[Source], _Entries]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
+    ".csv": read_table,
+    ".tsv": read_table,
+    DATASET: _read_dataset,
 }
-
-
-def _decoded(raw: bytes) -> str:
-    """``raw`` as text, without the mark that some editors put at the start.
-
-    Raises:
-        FactError: It is not UTF-8; ``line`` counts within ``raw``.
-    """
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, raw.count(b"\n", 0, error.start) + 1) from error
-
-
-def _not_utf8(error: UnicodeDecodeError, line: int, path: Path | None = None) -> FactError:
-    return FactError(f"this is no UTF-8: {error.reason}.", mend="Save the file as UTF-8.", path=path, line=line)
-
-
-def _parsed(raw: bytes) -> Any:
-    """The JSON value in ``raw``.
-
-    Raises:
-        FactError: It is no UTF-8 or no JSON; ``line`` counts within ``raw``.
-    """
-    try:
-        return json.loads(_decoded(raw))
-    except json.JSONDecodeError as error:
-        message = f"this is no JSON: {error.msg} at column {error.colno}."
-        raise FactError(message, mend=_JSON_SHAPES, line=error.lineno) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise FactError(f"this JSON cannot be read: {error}.", mend=_JSON_SHAPES) from error
-
-
-def _as_record(value: object) -> Record | FactError:
-    if isinstance(value, dict):
-        return value
-    return FactError(f"the record is no object but {shown(value)}.", mend=_JSON_SHAPES)
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    for line, raw in _lines(path):
-        try:
-            yield _decoded(raw)
-        except FactError as error:
-            raise error.at(path, line) from error
-
-
-def _csv_record(names: list[str], cells: list[str]) -> Record | FactError:
-    """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty.
-
-    A question is a JSON object, as in the other kinds of file.
-    """
-    record: Record = {name: cell for name, cell in zip_longest(names, cells, fillvalue="") if name or cell}
-    if "" in record:
-        return FactError(
-            f"the cell {record['']!r} stands under no header.", mend="Put quotes round a cell that holds a comma."
-        )
-    lists = {name: record[name].split("\n") for name in _CSV_LISTS if name in record}
-    try:
-        questions = [_parsed(line.encode()) for line in record.get("questions", "").split("\n") if line.strip()]
-    except FactError as error:
-        return error.within("questions")
-    return record | lists | ({"questions": questions} if "questions" in record else {})

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from betaedit.errors import FactError
 from betaedit.facts.fact import Group
+from betaedit.facts.hints import is_placeholder, kind_of, not_text
 
 
 def _clean(text: str) -> str:
@@ -23,6 +24,19 @@ def _clean(text: str) -> str:
 
 def _clean_or_none(text: str | None) -> str | None:
     return None if text is None else _clean(text) or None
+
+
+def _only_entry(value: object) -> object:
+    """A list of one as what it holds."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+def _null_as_none(value: object) -> object:
+    return None if kind_of(value) == "null" else _only_entry(value)
+
+
+def _answer_or_none(text: str | None) -> str | None:
+    return None if text is None or is_placeholder(text) else text
 
 
 def _number_as_text(value: object) -> object:
@@ -37,13 +51,17 @@ def _flat(value: object) -> list[object]:
         item = waiting.pop()
         if isinstance(item, list | tuple):
             waiting.extend(reversed(item))
-        elif item is not None:
+        elif kind_of(item) != "null":
             flat.append(item)
     return flat
 
 
 def _filled(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
+
+
+def _known(answers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(answer for answer in answers if not is_placeholder(answer))
 
 
 def _open_neighbor(value: object) -> object:
@@ -61,11 +79,13 @@ def _named_groups(value: object) -> object:
 
 
 _T = TypeVar("_T")
-_Text = Annotated[str, AfterValidator(_clean)]
-_MaybeText = Annotated[str | None, AfterValidator(_clean_or_none)]
+_Text = Annotated[str, BeforeValidator(_only_entry), AfterValidator(_clean)]
+_MaybeText = Annotated[str | None, BeforeValidator(_null_as_none), AfterValidator(_clean_or_none)]
+_MaybeAnswer = Annotated[_MaybeText, AfterValidator(_answer_or_none)]
 _Name = Annotated[_MaybeText, BeforeValidator(_number_as_text)]
 _Many = Annotated[tuple[_T, ...], BeforeValidator(_flat)]
 _Texts = Annotated[_Many[_Text], AfterValidator(_filled)]
+_Answers = Annotated[_Texts, AfterValidator(_known)]
 
 
 class _Schema(BaseModel):
@@ -80,14 +100,14 @@ class OwnNeighbor(_OwnSchema):
     """A prompt that should keep its answer."""
 
     prompt: _Text
-    target: _MaybeText = None
+    target: _MaybeAnswer = None
 
 
 class OwnQuestion(_OwnSchema):
     """A question with its right answers."""
 
     prompt: _Text
-    answers: Annotated[_Texts, Field(min_length=1)]
+    answers: Annotated[_Answers, Field(min_length=1)]
     group: Group
 
 
@@ -97,7 +117,7 @@ class Own(_OwnSchema):
     subject: _Text
     prompt: _Text
     target_new: _Text = Field(validation_alias=AliasChoices("target_new", "target"))
-    target_true: _MaybeText = None
+    target_true: _MaybeAnswer = None
     id: _Name = None
     paraphrases: _Texts = ()
     neighbors: _Many[Annotated[OwnNeighbor, BeforeValidator(_open_neighbor)]] = ()
@@ -110,9 +130,15 @@ class Own(_OwnSchema):
 
 
 class Target(_Schema):
-    """An answer as ROME writes it."""
+    """A new answer as ROME writes it."""
 
     text: _Text = Field(validation_alias="str")
+
+
+class TrueTarget(_Schema):
+    """An answer of today as ROME writes it."""
+
+    text: _MaybeAnswer = Field(validation_alias="str")
 
 
 class Rewrite(_Schema):
@@ -121,7 +147,7 @@ class Rewrite(_Schema):
     prompt: _Text
     subject: _Text
     target_new: Target
-    target_true: Target | None = None
+    target_true: TrueTarget | None = None
 
 
 class Rome(Rewrite):
@@ -134,7 +160,7 @@ class Neighbor(_Schema):
     """A prompt that should keep its answer."""
 
     prompt: _Text
-    target: _MaybeText = None
+    target: _MaybeAnswer = None
 
 
 class CounterFact(_Schema):
@@ -151,7 +177,7 @@ class Question(_Schema):
     """A question as KnowEdit writes it."""
 
     prompt: _Text
-    ground_truth: _Texts = ()
+    ground_truth: _Answers = ()
 
 
 _Groups = Annotated[dict[str, _Many[Question]], BeforeValidator(_named_groups)]
@@ -163,10 +189,10 @@ class Zsre(_Schema):
     subject: _Text
     src: _Text
     alt: _Text
-    answers: _Texts
+    answers: _Answers
     rephrase: _Texts = ()
     loc: _MaybeText = None
-    loc_ans: _Texts = ()
+    loc_ans: _Answers = ()
     portability: _Groups = Field(default_factory=dict)
 
 
@@ -177,10 +203,10 @@ class EditSchema(_Schema):
     subject: _Text = Field(validation_alias=AliasChoices("subject", "concept"))
     prompt: _Text = Field(validation_alias=AliasChoices("prompt", "text"))
     target_new: _Text = Field(validation_alias=AliasChoices("target_new", "labels"))
-    ground_truth: _Texts = ()
+    ground_truth: _Answers = ()
     rephrase_prompt: _Texts = Field((), validation_alias=AliasChoices("rephrase_prompt", "rephrase"))
     locality_prompt: _MaybeText = None
-    locality_ground_truth: _Texts = ()
+    locality_ground_truth: _Answers = ()
 
 
 class EasyEdit(EditSchema):
@@ -196,14 +222,23 @@ class KnowEdit(EditSchema):
     portability: _Groups = Field(default_factory=dict)
 
 
+class FastEdit(_Schema):
+    """A record of FastEdit."""
+
+    prompt: _Text
+    subject: _Text
+    target: _Text
+    queries: _Texts = ()
+
+
 class Mquake(_Schema):
     """A record of several edits with questions over several hops."""
 
     case_id: _Name = None
     requested_rewrite: Annotated[tuple[Rewrite, ...], Field(min_length=1)]
     questions: _Texts = ()
-    new_answer: _Text
-    new_answer_alias: _Texts = ()
+    new_answer: _MaybeAnswer
+    new_answer_alias: _Answers = ()
 
 
 class ElkenSubject(_Schema):
@@ -216,8 +251,8 @@ class ElkenSubject(_Schema):
 class ElkenAnswer(_Schema):
     """The answer after the event."""
 
-    name: _Text
-    alias: _Texts = ()
+    name: _MaybeAnswer
+    alias: _Answers = ()
 
 
 class ElkenQuestion(_Schema):
@@ -240,7 +275,7 @@ class ElkenChoice(_Schema):
 
     question: _Text
     candidate: _Text
-    answer: _Text
+    answer: _MaybeAnswer
 
 
 class ElkenTendency(_Schema):
@@ -259,7 +294,7 @@ class Elken(_Schema):
 
 _S = TypeVar("_S", bound=BaseModel)
 _OWN_PARTS: dict[str, type[BaseModel]] = {"neighbors": OwnNeighbor, "questions": OwnQuestion}
-_EXPECTED = {"string_type": "text", "model_type": "an object", "dict_type": "an object"}
+_OBJECT_EXPECTED = ("model_type", "dict_type")
 
 
 def validated(schema: type[_S], record: dict[str, Any], format_name: str) -> _S:
@@ -278,13 +313,17 @@ def validated(schema: type[_S], record: dict[str, Any], format_name: str) -> _S:
 
 def _explained(found: ErrorDetails, schema: type[BaseModel], format_name: str) -> FactError:
     field = ".".join(map(str, found["loc"]))
+    if found["type"] == "string_type":
+        return not_text(found["input"], field)
     if found["type"] == "missing":
         message, mend = "the field is missing.", f"Every record of a file in the {format_name} format has it."
     elif found["type"] == "extra_forbidden":
         message, mend = _unknown_key(str(found["loc"][-1]), _schema_at(schema, found["loc"]))
-    elif found["type"] in _EXPECTED:
-        message = f"must be {_EXPECTED[found['type']]}, not {type(found['input']).__name__}."
-        mend = "Put it in quotes." if found["type"] == "string_type" else f"Write it as the {format_name} format does."
+    elif found["type"] in _OBJECT_EXPECTED:
+        message, mend = (
+            f"must be an object, not {kind_of(found['input'])}.",
+            f"Write it as the {format_name} format does.",
+        )
     else:
         message, mend = f"{found['msg']}.", "Correct or leave out this record."
     return FactError(message, mend=mend, field=field)

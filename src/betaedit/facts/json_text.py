@@ -1,0 +1,74 @@
+"""JSON texts of facts: parsed as they stand, and refused where a key comes twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from betaedit.errors import FactError
+from betaedit.facts.hints import kind_of
+from betaedit.facts.sources import not_unicode
+
+SHAPES = (
+    "Correct this place or take the record out. A .jsonl file holds one record {...} a line, a .json file one array "
+    "[...] of records."
+)
+
+
+class KeyWatch:
+    """Makes objects for a JSON decoder (its ``object_pairs_hook``) and remembers a key that came twice."""
+
+    def __init__(self) -> None:
+        self.twice: str | None = None
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object; of a key that comes twice, the last value."""
+        found = dict(pairs)
+        if len(found) < len(pairs) and self.twice is None:
+            self.twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        return found
+
+    def error(self) -> FactError | None:
+        """What to say of that key."""
+        if self.twice is None:
+            return None
+        return FactError(f"the key {self.twice!r} comes twice in one object.", mend="Keep one of the two.")
+
+
+def decoded(raw: bytes) -> str:
+    """``raw`` as text, without the mark that some editors put at the start.
+
+    Raises:
+        FactError: It is not UTF-8; ``line`` counts within ``raw``.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_unicode(error, raw.count(b"\n", 0, error.start) + 1) from error
+
+
+def parsed(text: str) -> Any:
+    """The JSON value in ``text``.
+
+    Raises:
+        FactError: It is no JSON, or a key comes twice; ``line`` counts within ``text``.
+    """
+    watch = KeyWatch()
+    try:
+        value = json.loads(text, object_pairs_hook=watch)
+    except json.JSONDecodeError as error:
+        message = f"this is no JSON: {error.msg} at column {error.colno}."
+        raise FactError(message, mend=SHAPES, line=error.lineno) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        raise FactError(f"this JSON cannot be read: {error}.", mend=SHAPES) from error
+    if (twice := watch.error()) is not None:
+        raise twice
+    return value
+
+
+def as_record(value: object) -> dict[str, Any] | FactError:
+    """``value`` if it is an object, or an error already; else the error that it is none."""
+    if isinstance(value, dict | FactError):
+        return value
+    return FactError(f"the record is no object but {kind_of(value)}.", mend=SHAPES)

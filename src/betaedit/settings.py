@@ -1,0 +1,54 @@
+"""Files of settings: a mapping from YAML, JSON (which YAML includes) or TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from betaedit.errors import ConfigError
+from betaedit.files import text_encoding
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML's own loader keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                told = f"the key {key.value!r} of line {lines[key.value]} comes again"
+                raise yaml.MarkedYAMLError(problem=told, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+
+def read_settings(path: Path, mend: str) -> dict[str, Any]:
+    """The mapping of names to values in a file: TOML where its name ends in ``.toml``, else YAML or JSON.
+
+    Args:
+        path: The file, in UTF-8 or with the mark of another Unicode encoding.
+        mend: What such a file looks like, or how to get one.
+
+    Raises:
+        ConfigError: The file is missing or broken, gives a key twice, or holds no mapping.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode(text_encoding(raw[:4]))
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", mend="Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", mend="Save the file as UTF-8.") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        told = "Correct this place; a key stands there once."
+        raise ConfigError(f"{path} cannot be read: {error}", mend=f"{told} {mend}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of names to values.", mend=mend)
+    return {str(key): value for key, value in values.items()}
