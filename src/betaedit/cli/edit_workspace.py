@@ -49,6 +49,8 @@ def edit_workspace(
         results = workspace.edit(fresh, batch_size=batch_size, note={} if source is None else {"from": str(source)})
         measured = edit_figures(measure_edits(editor.language_model, fresh, progress=editor.progress))
         figures = {name: figure.model_dump(mode="json") for name, figure in measured.items()}
+        if save is not None:
+            editor.save_pretrained(save)  # before anything is shown, which may fail
         if json_:
             options.print_json(
                 {
@@ -66,5 +68,4 @@ def edit_workspace(
             console.print(figures_table("these facts", len(results), figures))
             say(console, f"{counted(len(results), 'edit')} kept in {place}; betaedit log lists them")
         if save is not None:
-            editor.save_pretrained(save)
             say(console, f"saved to {save}")

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from betaedit.errors import ModelError
+from betaedit.errors import ModelError, OutputError
+from betaedit.files import file_errors, folder_written_whole
 from betaedit.paths import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def gguf_folder(parts: Sequence[Path], name: str, *, damaged: str) -> Path:
 
     Raises:
         ModelError: It is no GGUF file, or cannot be converted.
+        OutputError: The cache cannot be written.
     """
     with parts[0].open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -57,19 +59,20 @@ def _digest(parts: Sequence[Path]) -> str:
 
 
 def _convert(parts: Sequence[Path], folder: Path, damaged: str) -> None:
-    """Convert beside the final place and move there in one step, so that a crash leaves no half model."""
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
+    """Convert in one step, so that a crash leaves no half model."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="joining-") as joining:
-            _rewrite(_joined(parts, Path(joining)), scratch)
-        if folder.exists() and not (folder / "config.json").exists():  # what lies there is no model
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-    except Exception as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if (folder / "config.json").exists():  # another process was faster
-            return
-        raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
+        with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
+            with tempfile.TemporaryDirectory(dir=scratch) as joining:
+                whole = _joined(parts, Path(joining))
+                try:
+                    model, tokenizer = _read(whole)
+                except Exception as error:
+                    raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+    except OutputError:
+        if not (folder / "config.json").exists():  # else another process was faster
+            raise
 
 
 def _joined(parts: Sequence[Path], folder: Path) -> Path:
@@ -84,8 +87,8 @@ def _joined(parts: Sequence[Path], folder: Path) -> Path:
     return whole
 
 
-def _rewrite(source: Path, folder: Path) -> None:
-    """Read a GGUF file and save its model and tokenizer."""
+def _read(source: Path) -> tuple[Any, Any]:
+    """The model of a GGUF file, with plain weights, and its tokenizer."""
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**place)
     quantized = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
@@ -94,5 +97,4 @@ def _rewrite(source: Path, folder: Path) -> None:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     plain.load_state_dict(quantized.state_dict())
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return plain, tokenizer
