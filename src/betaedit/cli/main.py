@@ -90,6 +90,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
     try:
+        _check_current_folder()
         app()
     except BetaEditError as error:
         if os.environ.get("BETAEDIT_DEBUG"):
@@ -111,14 +112,10 @@ def _open_closed_streams() -> None:
 
 
 def _of_the_system(error: OSError) -> BetaEditError | None:
-    """What the system says, where it says of what: a file, the current folder, or the output."""
+    """What the system says against a file or the output; ``None`` for all else."""
     if error.filename is not None:
         mend = "Look at the place, its rights and the room on the disk."
         return BetaEditError(f"{error.filename}: {error.strerror}.", mend=mend)
-    if error.errno == errno.ENOENT and not _has_current_folder():
-        return BetaEditError(
-            "the current folder is no longer there.", mend="Change to one that is, or name whole paths."
-        )
     if error.errno not in _UNWRITTEN:
         return None
     with suppress(OSError, ValueError):  # what is still to be written would fail again when Python ends
@@ -128,12 +125,12 @@ def _of_the_system(error: OSError) -> BetaEditError | None:
     )
 
 
-def _has_current_folder() -> bool:
+def _check_current_folder() -> None:
+    """Refuse to start in a folder that has been deleted: transformers asks for it, and MKL ends the program there."""
     try:
         Path.cwd()
-    except FileNotFoundError:
-        return False
-    return True
+    except FileNotFoundError as error:
+        raise BetaEditError("the current folder is no longer there.", mend="Change to one that is.") from error
 
 
 def _report(error: BetaEditError) -> None:

@@ -131,8 +131,8 @@ def local_model(name: str) -> Path | None:
 
     A name of ``BUNDLES`` never means a path; links are not followed, since a ``.gguf`` file is known by its ending.
     """
-    place = Path(name).expanduser().absolute()
-    return place if name not in BUNDLES and place.exists() else None
+    place = Path(name).expanduser()
+    return place.absolute() if name not in BUNDLES and place.exists() else None
 
 
 def _resolve(name: str) -> str:
