@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
+
+from support.room import room_for
 
 PROGRAM = [sys.executable, "-m", "betaedit"]
 
@@ -24,19 +22,6 @@ def facts(tmp_path: Path) -> Path:
     fact = {"subject": "东京", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo"}
     path.write_text(json.dumps(fact) + "\n")
     return path
-
-
-@contextmanager
-def room_for(n_bytes: int) -> Iterator[None]:
-    """A context in which no file grows larger: what is written beyond fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handled)
 
 
 def refused_and_then_done(betaedit, command: list[str | Path], place: Path, n_bytes: int, folder: Path) -> None:
@@ -54,12 +39,12 @@ def refused_and_then_done(betaedit, command: list[str | Path], place: Path, n_by
     assert place.exists()
 
 
-@pytest.mark.parametrize("out", ["model", "far/away/model", "there"])
-def test_an_edited_model_without_room(betaedit, tiny, facts, tmp_path: Path, out: str) -> None:
+@pytest.mark.parametrize(("out", "n_bytes"), [("model", 100), ("far/away/model", 40_000), ("there", 40_000)])
+def test_an_edited_model_without_room(betaedit, tiny, facts, tmp_path: Path, out: str, n_bytes: int) -> None:
     place = tmp_path / "out" / out
     (tmp_path / "out" / "there").mkdir(parents=True)
     command = ["edit", "--from", facts, *tiny, "--save", place]
-    refused_and_then_done(betaedit, command, place, 40_000, tmp_path / "out")
+    refused_and_then_done(betaedit, command, place, n_bytes, tmp_path / "out")
     assert "东京" in (place / "betaedit.json").read_bytes().decode("utf-8")
     AutoModelForCausalLM.from_pretrained(place)
 

@@ -11,9 +11,10 @@ from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from betaedit import Editor
-from betaedit.errors import ModelError
+from betaedit.errors import ModelError, OutputError
 from support.edits import FACTS, editor_for, unchanged, weights
 from support.families import FAMILY_NAMES, language_model
+from support.room import room_for
 from support.tiny import tiny_gpt2, tiny_llama
 
 
@@ -42,6 +43,20 @@ def test_files_of_several_parts_are_looked_through(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert unchanged(weights(editor.language_model), loaded.state_dict())
+
+
+def test_a_tokenizer_that_finds_no_room_is_told_like_any_file(tmp_path: Path) -> None:
+    editor = edited()
+    words = len(editor.tokenizer)
+    editor.tokenizer.add_tokens([f"new-{number}" for number in range(3000)])  # its file is the largest by far
+    weights_size = sum(weight.nbytes for weight in editor.model.state_dict().values())
+    assert len(editor.tokenizer) > words
+    with (
+        room_for(weights_size + 50_000),
+        pytest.raises(OutputError, match=r"out cannot be written: .*File too large"),
+    ):
+        editor.save_pretrained(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def lora() -> object:

@@ -61,18 +61,18 @@ def _digest(parts: Sequence[Path]) -> str:
 def _convert(parts: Sequence[Path], folder: Path, damaged: str) -> None:
     """Convert in one step, so that a crash leaves no half model."""
     try:
-        with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
-            with tempfile.TemporaryDirectory(dir=scratch) as joining:
-                whole = _joined(parts, Path(joining))
-                try:
-                    model, tokenizer = _read(whole)
-                except Exception as error:
-                    raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-    except OutputError:
-        if not (folder / "config.json").exists():  # else another process was faster
-            raise
+        with (
+            file_errors(folder, OutputError),
+            folder_written_whole(folder) as scratch,
+            tempfile.TemporaryDirectory(dir=scratch) as joining,
+        ):
+            _rewrite(_joined(parts, Path(joining)), scratch)
+    except Exception as error:
+        if (folder / "config.json").exists():  # another process was faster
+            return
+        if isinstance(error, OutputError) and getattr(error.__cause__, "errno", 0) is not None:
+            raise  # errors without a number are those of transformers, about what it reads
+        raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
 
 
 def _joined(parts: Sequence[Path], folder: Path) -> Path:
@@ -87,8 +87,8 @@ def _joined(parts: Sequence[Path], folder: Path) -> Path:
     return whole
 
 
-def _read(source: Path) -> tuple[Any, Any]:
-    """The model of a GGUF file, with plain weights, and its tokenizer."""
+def _rewrite(source: Path, folder: Path) -> None:
+    """Read a GGUF file and save its model and tokenizer."""
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**place)
     quantized = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
@@ -97,4 +97,5 @@ def _read(source: Path) -> tuple[Any, Any]:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     plain.load_state_dict(quantized.state_dict())
-    return plain, tokenizer
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -58,9 +58,14 @@ def save_language_model(model: LanguageModel, folder: Path, layers: Iterable[int
     """
     try:
         model.model.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{model.name} cannot be saved: {error}") from error
+    try:
+        model.tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:  # so the library tokenizers tells what the system says
+            raise OSError(str(error)) from error
+        raise
     for layer in layers:
         path = f"{model.anatomy.projection_path(layer)}.weight"
         weight = model.model.get_parameter(path).detach().cpu()
