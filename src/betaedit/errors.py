@@ -17,6 +17,7 @@
     ├── RunFolderError       a folder that holds no run, or a broken or newer one
     ├── LedgerError          a workspace that is missing, damaged, in use, or cannot be written
     │   └── IdentityError            a workspace of another model, other statistics, or another method
+    ├── OutputError          a file or folder of results that cannot be written
     ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 
@@ -133,6 +134,10 @@ class LedgerError(BetaEditError):
 
 class IdentityError(LedgerError):
     """A workspace belongs to another model, other statistics, or another method."""
+
+
+class OutputError(BetaEditError):
+    """A file or folder of results cannot be written."""
 
 
 class JudgeError(BetaEditError):

@@ -1,19 +1,27 @@
-"""Files that appear whole or not at all, and what the system says against writing them as an error of this package."""
+"""Files and folders that appear whole or not at all, and what the system says against writing them as an error."""
 
 from __future__ import annotations
 
 import codecs
+import errno
+import glob
 import os
+import shutil
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from betaedit.errors import BetaEditError
 
 _UNFINISHED = ".writing"
+_LOCK = ".lock"
+_FILE_RIGHTS = 0o666
 # UTF-32 before UTF-16, whose mark begins like it.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -28,32 +36,82 @@ def text_encoding(head: bytes) -> str:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write to, this thread's own; afterwards it stands at ``path``, or is gone if the context failed.
 
-    Folders are made when absent, a link at ``path`` stays one, and what is no file (a pipe, a terminal) is written to
-    as it is.
+    Folders are made when absent, a link at ``path`` stays one, and what is no file (a pipe, a terminal) is given the
+    content in the end. The file has the rights that the user's umask gives, whatever library wrote it.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
-        yield path
+        with tempfile.TemporaryDirectory() as folder:
+            yield (content := Path(folder) / path.name)
+            with content.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
         return
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_UNFINISHED}")
-    try:
-        yield scratch
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
-        scratch.replace(path)
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with _parents_of(path):
+        scratch = _scratch(path)
+        try:
+            scratch.touch()
+            rights = stat.S_IMODE(scratch.stat().st_mode)
+            yield scratch
+            _settle(scratch, rights)
+            scratch.replace(path)
+        finally:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """A folder to write into, this thread's own; afterwards its files stand in ``path``, or are gone if that failed.
+
+    A new folder appears in one step. In one that is there, every file is put in its place in one step, and files of
+    other names stay. What a process that was killed left there is removed first. Rights are those of the umask.
+    """
+    path = path.resolve()
+    is_new = not path.exists()
+    if not (is_new or path.is_dir()):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    place = path if is_new else path / path.name  # an existing folder may be a mount, which takes no renaming
+    with _parents_of(place):
+        for left in unfinished(place):
+            _remove_dead(left)
+        scratch = _scratch(place)
+        try:
+            scratch.mkdir()
+            with FileLock(scratch / _LOCK):
+                yield scratch
+            (scratch / _LOCK).unlink(missing_ok=True)
+            rights = stat.S_IMODE(scratch.stat().st_mode) & _FILE_RIGHTS
+            for file in _files(scratch):
+                _settle(file, rights)
+            if is_new:
+                scratch.rename(path)
+            else:
+                _move_files(scratch, path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What is being written to stand at ``path``, or was when the writing process was killed."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"))
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what ``folder_written_whole`` will remove from it."""
+    folder = folder.resolve()
+    return set(folder.iterdir()) <= set(unfinished(folder / folder.name))
 
 
 def clear_unfinished(path: Path) -> None:
     """Remove what processes that were killed had begun to write at ``path``; one that still writes it fails."""
-    for left in path.parent.glob(f"{path.name}.*{_UNFINISHED}"):
+    for left in unfinished(path):
         left.unlink(missing_ok=True)
 
 
@@ -65,5 +123,49 @@ def file_errors(path: Path, kind: type[BetaEditError]) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         mend = "Look at the rights of the folder and the room on the disk, then repeat the command."
         if isinstance(error, IsADirectoryError):
-            mend = "Name a file, or remove the folder in its place."
+            mend = "Name a file."
         raise kind(f"{path} cannot be written: {error}.", mend=mend) from error
+
+
+def _scratch(path: Path) -> Path:
+    """Where this thread prepares what will stand at ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{_UNFINISHED}")
+
+
+@contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """A context with the folders above ``path``; those that had to be made are gone again if it failed."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+        raise
+
+
+def _remove_dead(scratch: Path) -> None:
+    """Remove a scratch folder whose process no longer holds its lock."""
+    with suppress(OSError, Timeout), FileLock(scratch / _LOCK, timeout=0):
+        shutil.rmtree(scratch)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _settle(file: Path, rights: int) -> None:
+    """See ``file`` safely on the disk, which may be told to be full only now, with those rights."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+        if stat.S_IMODE(os.fstat(written.fileno()).st_mode) != rights:
+            file.chmod(rights)  # safetensors lets nobody else read its files
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in _files(source):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)

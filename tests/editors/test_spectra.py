@@ -105,7 +105,7 @@ def test_what_a_killed_process_began_to_write_is_removed(folder) -> None:
     spectrum(moment(0))
     (file,) = folder.iterdir()
     file.unlink()
-    file.with_name(f"{file.name}.7-7.writing").write_bytes(b"begun")
+    file.with_name(f".{file.name}.7-7.writing").write_bytes(b"begun")
     spectrum(moment(0))
     assert list(folder.iterdir()) == [file]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from betaedit.errors import ConfigError
+from betaedit.errors import OutputError
 from betaedit.facts import EvaluationCase, Fact, Probe, Question, demo_path, read_cases, save_facts
 
 FACT = Fact("The mother tongue of {} is", "Zoë \u2028 Ana", "English", "French", "f1")
@@ -39,7 +39,7 @@ def test_facts_of_several_files_are_read_back_under_ids_of_their_own(tmp_path: P
 
 
 def test_a_place_that_is_no_file_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"cannot be written.*Name a file"):
+    with pytest.raises(OutputError, match=r"cannot be written.*Name a file"):
         save_facts([FACT], tmp_path)
 
 

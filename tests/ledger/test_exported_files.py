@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from betaedit import Editor, Fact
-from betaedit.errors import ConfigError
+from betaedit.errors import OutputError
 from betaedit.facts import read_cases
 from betaedit.ledger.export import changes_of, save_factors, save_model
 from betaedit.ledger.export_card import Provenance, write_card
@@ -53,9 +53,9 @@ def test_the_card_lists_edits_and_figures(editor: Editor, tmp_path: Path) -> Non
 
 def test_a_place_that_cannot_be_written_is_refused(editor: Editor, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="file cannot be written"):
+    with pytest.raises(OutputError, match="file cannot be written"):
         save_model(editor, tmp_path / "file", FIGURES)
-    with pytest.raises(ConfigError, match="cannot be written") as refused:
+    with pytest.raises(OutputError, match="cannot be written") as refused:
         save_factors(editor.language_model, changes_of(editor), tmp_path)
     assert refused.value.mend
 

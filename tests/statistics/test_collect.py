@@ -564,7 +564,7 @@ time.sleep(600)
 def test_a_process_that_was_killed_holds_nobody_up_and_leaves_nothing(llama: LanguageModel, cache: Path):
     _interrupted(llama, [0], Blocks(mixed_blocks(llama), 2), 150)
     (partial,) = kept(cache)
-    partial.with_name(f"{partial.name}.7-7.writing").write_bytes(b"begun")
+    partial.with_name(f".{partial.name}.7-7.writing").write_bytes(b"begun")
     lock = partial.with_suffix(".lock")
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

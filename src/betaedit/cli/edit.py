@@ -123,10 +123,7 @@ def edit(
         source=None if source is None else source_name(source),
         on_collapse=on_collapse,
     )
-    _show_run(run, editor, cases, console, json_=json_)
-    if save is not None:
-        editor.save_pretrained(save)
-        console.print(f"saved to {save}")
+    _show_run(run, editor, cases, console, save, json_=json_)
 
 
 def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path | None:
@@ -185,18 +182,24 @@ def _show_run(
     editor: Editor,
     cases: list[EvaluationCase],
     console: Console,
+    save: Path | None,
     *,
     json_: bool,
 ) -> None:
+    """Run, save, and only then show: what is on disk must not hang on whether it can be shown."""
     from betaedit.cli.render import answers_table, summary_table
 
     shown = [case.fact for case in cases[:_SHOWN]]
     before = [] if json_ else [editor.complete(fact.text) for fact in shown]
     report = run(editor, cases)
+    if save is not None:
+        editor.save_pretrained(save)
     if json_:
         options.print_json(report.to_dict())
-        return
-    console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
-    console.print(summary_table(report))
-    if report.folder is not None:
-        console.print(f"kept in {report.folder}; draw it with: betaedit report {report.folder}")
+    else:
+        console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
+        console.print(summary_table(report))
+        if report.folder is not None:
+            console.print(f"kept in {report.folder}; draw it with: betaedit report {report.folder}")
+    if save is not None:
+        console.print(f"saved to {save}")

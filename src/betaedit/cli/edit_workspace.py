@@ -52,6 +52,8 @@ def edit_workspace(
         )
         measured = edit_figures(measure_edits(editor.language_model, fresh, progress=editor.progress))
         figures = {name: figure.model_dump(mode="json") for name, figure in measured.items()}
+        if save is not None:
+            editor.save_pretrained(save)  # before anything is shown, which may fail
         if json_:
             options.print_json(
                 {
@@ -69,5 +71,4 @@ def edit_workspace(
             console.print(figures_table("these facts", len(results), figures))
             say(console, f"{counted(len(results), 'edit')} kept in {place}; betaedit log lists them")
         if save is not None:
-            editor.save_pretrained(save)
             say(console, f"saved to {save}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +30,9 @@ from betaedit.cli.ledger import check, forget, gc, init, locate, replace, restor
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
-from betaedit.errors import BetaEditError
+from betaedit.errors import BetaEditError, OutputError
+
+_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 app = typer.Typer(
     name="betaedit",
@@ -80,10 +85,12 @@ def _root(
 
 def main() -> None:
     """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
     try:
+        _check_current_folder()
         app()
     except BetaEditError as error:
         if os.environ.get("BETAEDIT_DEBUG"):
@@ -91,14 +98,39 @@ def main() -> None:
         _report(error)
         sys.exit(exit_code(error))
     except OSError as error:
-        if os.environ.get("BETAEDIT_DEBUG") or error.filename is None:
+        if os.environ.get("BETAEDIT_DEBUG") or (told := _of_the_system(error)) is None:
             raise
-        _report(
-            BetaEditError(
-                f"{error.filename}: {error.strerror}.", mend="Look at the place, its rights and the room on the disk."
-            )
-        )
+        _report(told)
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Let streams that are closed lead nowhere: else the files that are opened next would take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
+
+
+def _of_the_system(error: OSError) -> BetaEditError | None:
+    """What the system says against a file or the output; ``None`` for all else."""
+    if error.filename is not None:
+        mend = "Look at the place, its rights and the room on the disk."
+        return BetaEditError(f"{error.filename}: {error.strerror}.", mend=mend)
+    if error.errno not in _UNWRITTEN:
+        return None
+    with suppress(OSError, ValueError):  # what is still to be written would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OutputError(
+        f"the output cannot be written: {error.strerror}.", mend="Make room on the disk, then repeat the command."
+    )
+
+
+def _check_current_folder() -> None:
+    """Refuse to start in a folder that has been deleted: transformers asks for it, and MKL ends the program there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise BetaEditError("the current folder is no longer there.", mend="Change to one that is.") from error
 
 
 def _report(error: BetaEditError) -> None:

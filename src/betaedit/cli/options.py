@@ -256,7 +256,9 @@ def check_new(option: str, path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    from betaedit.files import holds_nothing
+
+    if path.exists() and not (path.is_dir() and holds_nothing(path)):
         raise ConfigError(f"{option} {path} exists and is not empty.", mend="Name a new one.")
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

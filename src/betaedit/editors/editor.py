@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import UNTUNED, Preset
 from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.errors import ConfigError, FactError, StatisticsError
+from betaedit.errors import ConfigError, FactError, OutputError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.files import file_errors, folder_written_whole
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.models.lookup import Prompt, encode_target, find_lookup_token, tokenize
+from betaedit.models.save import check_can_be_saved, save_language_model
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.collect import collect_moments
 from betaedit.statistics.corpus import corpus_from
@@ -271,12 +274,29 @@ class Editor:
         return complete(self.language_model, prompt, n_tokens)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how."""
+        """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how.
+
+        The folder appears whole or not at all, once the edited weights in its files are those in memory. Files of other
+        names in a folder that is there already stay.
+
+        Raises:
+            ModelError: An adapter or the like is attached to the model, or lies in the folder: a reload would give
+                another model.
+            OutputError: The folder cannot be written.
+        """
         folder = Path(folder)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        (folder / EDITS_FILE).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        return folder
+        with self.saved_into(folder):
+            return folder
+
+    @contextmanager
+    def saved_into(self, folder: Path) -> Iterator[Path]:
+        """``save_pretrained`` with other files: a context for putting them beside the model's before all appear."""
+        check_can_be_saved(self.language_model, folder)
+        with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
+            save_language_model(self.language_model, scratch, self.config.layers)
+            plain = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+            (scratch / EDITS_FILE).write_text(f"{plain}\n", encoding="utf-8")
+            yield scratch
 
     def to_dict(self) -> dict[str, Any]:
         """Model, method, hyper-parameters, statistics and every edit as plain data."""

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from betaedit.errors import ConfigError
+from betaedit.errors import OutputError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.facts.formats import Reading
 from betaedit.files import file_errors, written_whole
@@ -22,12 +22,12 @@ def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None
     Ids that facts of several files share are written as ``told_apart`` makes them.
 
     Raises:
-        ConfigError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     path, items = Path(file), list(facts)
     named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
     lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
-    with file_errors(path, ConfigError), written_whole(path) as scratch:
+    with file_errors(path, OutputError), written_whole(path) as scratch:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

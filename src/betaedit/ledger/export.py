@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.editors.editor import Editor
-from betaedit.errors import ConfigError
+from betaedit.errors import OutputError
 from betaedit.files import file_errors, written_whole
 from betaedit.ledger.export_card import BeforeAndAfter, Provenance, write_card
 from betaedit.ledger.export_rank import decompose
@@ -43,12 +43,12 @@ def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeA
         figures: For the card.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        ModelError: A reload would give another model (see ``Editor.save_pretrained``).
+        OutputError: The folder cannot be written.
     """
     path = Path(folder)
-    with file_errors(path, ConfigError):
-        editor.save_pretrained(path)
-        write_card(path, provenance_of(editor, figures), library="transformers", usage=_LOAD)
+    with editor.saved_into(path) as scratch:
+        write_card(scratch, provenance_of(editor, figures), library="transformers", usage=_LOAD)
     return path
 
 
@@ -64,7 +64,7 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         file: Where they go.
 
     Raises:
-        ConfigError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[int, int] = {}
@@ -76,6 +76,6 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         tensors[f"{layer}.right"] = factors.right.float().contiguous()
     modules = {str(layer): model.anatomy.projection_path(layer) for layer in changes}
     path = Path(file)
-    with file_errors(path, ConfigError), written_whole(path) as scratch:
+    with file_errors(path, OutputError), written_whole(path) as scratch:
         save_file(tensors, scratch, metadata={"model": model.name, "modules": json.dumps(modules)})
     return ranks

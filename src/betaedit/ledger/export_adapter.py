@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.editors.matrix import EditedMatrix
-from betaedit.errors import ConfigError
+from betaedit.errors import OutputError
 from betaedit.evaluation.metrics import Figure, measure_edits
 from betaedit.facts.fact import EvaluationCase
-from betaedit.files import file_errors
+from betaedit.files import file_errors, folder_written_whole
 from betaedit.ledger.export_card import Provenance, write_card
 from betaedit.ledger.export_rank import Decomposition, decompose
 from betaedit.memory.update import Update
@@ -107,7 +107,7 @@ def save_adapter(
         progress: Where to draw.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        OutputError: The folder cannot be written.
     """
     parts = {layer: decompose(change) for layer, change in changes.items()}
     enough = {layer: found.sufficient_rank(model.anatomy.projection(layer)) for layer, found in parts.items()}
@@ -118,16 +118,14 @@ def save_adapter(
         logger.warning("rank %d is above %d, the most that servers take: export the model.", chosen, SERVER_RANKS[-1])
     updates = {layer: found.cut(chosen) for layer, found in parts.items()}
     path = Path(folder)
-    with file_errors(path, ConfigError):
-        path.mkdir(parents=True, exist_ok=True)
-        _write_adapter(model, updates, chosen, path)
+    with file_errors(path, OutputError), folder_written_whole(path) as scratch:
+        _write_adapter(model, updates, chosen, scratch)
+        write_card(scratch, provenance, library="peft", usage=_LOAD)
     cases = [EvaluationCase(fact) for fact in provenance.facts]
     edited = measure_edits(model, cases, progress=progress).efficacy
     with truncated(model, changes, updates):
         exported = measure_edits(model, cases, progress=progress).efficacy
     layers = {layer: _truncation(found, enough[layer], chosen) for layer, found in parts.items()}
-    with file_errors(path, ConfigError):
-        write_card(path, provenance, library="peft", usage=_LOAD)
     return AdapterReport(chosen, max(enough.values()), server_rank(chosen), layers, edited, exported)
 
 

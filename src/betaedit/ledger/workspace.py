@@ -21,7 +21,7 @@ from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, recording
-from betaedit.errors import ConfigError, LedgerError, MethodError
+from betaedit.errors import ConfigError, LedgerError, MethodError, OutputError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
@@ -103,8 +103,7 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
-            with file_errors(folder / STATISTICS, LedgerError):
-                editor.statistics.save(folder / STATISTICS)
+            _keep_statistics(editor, folder / STATISTICS)
             store = Store.create(folder / LEDGER, identify(editor, storage))
         except BaseException:
             lock.release()
@@ -585,6 +584,13 @@ def _any(changes: Mapping[int, Changes]) -> bool:
 def _words(fact: Fact) -> tuple[str, str, str]:
     """What writing a fact depends on."""
     return fact.prompt, fact.subject, fact.target_new
+
+
+def _keep_statistics(editor: Editor, file: Path) -> None:
+    try:
+        editor.statistics.save(file)
+    except OutputError as error:
+        raise LedgerError(error.message, mend=error.mend) from error
 
 
 def _locked(folder: Path) -> FileLock:

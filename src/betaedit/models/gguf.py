@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from betaedit.errors import ModelError
+from betaedit.errors import ModelError, OutputError
+from betaedit.files import file_errors, folder_written_whole
 from betaedit.paths import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def gguf_folder(parts: Sequence[Path], name: str, *, damaged: str) -> Path:
 
     Raises:
         ModelError: It is no GGUF file, or cannot be converted.
+        OutputError: The cache cannot be written.
     """
     with parts[0].open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -57,18 +59,19 @@ def _digest(parts: Sequence[Path]) -> str:
 
 
 def _convert(parts: Sequence[Path], folder: Path, damaged: str) -> None:
-    """Convert beside the final place and move there in one step, so that a crash leaves no half model."""
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
+    """Convert in one step, so that a crash leaves no half model."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="joining-") as joining:
+        with (
+            file_errors(folder, OutputError),
+            folder_written_whole(folder) as scratch,
+            tempfile.TemporaryDirectory(dir=scratch) as joining,
+        ):
             _rewrite(_joined(parts, Path(joining)), scratch)
-        if folder.exists() and not (folder / "config.json").exists():  # what lies there is no model
-            shutil.rmtree(folder)
-        scratch.replace(folder)
     except Exception as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         if (folder / "config.json").exists():  # another process was faster
             return
+        if isinstance(error, OutputError) and getattr(error.__cause__, "errno", 0) is not None:
+            raise  # errors without a number are those of transformers, about what it reads
         raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
 
 

@@ -133,8 +133,9 @@ def local_model(name: str) -> Path | None:
     name itself is not followed, since a ``.gguf`` file is known by its ending.
     """
     typed = Path(name).expanduser()
-    place = typed.resolve() if typed.name in ("", "..") else typed.parent.resolve() / typed.name
-    return place if name not in BUNDLES and place.exists() else None
+    if name in BUNDLES or not typed.exists():
+        return None
+    return typed.resolve() if typed.name in ("", "..") else typed.parent.resolve() / typed.name
 
 
 def _resolve(name: str) -> str:

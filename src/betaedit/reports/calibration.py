@@ -6,7 +6,9 @@ from itertools import accumulate
 from math import inf, isfinite
 from pathlib import Path
 
+from betaedit.errors import OutputError
 from betaedit.experiments.calibrate import Calibration
+from betaedit.files import file_errors, written_whole
 from betaedit.reports.figures import need_matplotlib
 
 _SIZE = (9.0, 3.4)
@@ -18,6 +20,7 @@ def plot_calibration(found: Calibration, path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is absent.
+        OutputError: The file cannot be written.
     """
     mpl = need_matplotlib()
     figure = mpl.figure.Figure(figsize=_SIZE, layout="constrained")
@@ -37,4 +40,5 @@ def plot_calibration(found: Calibration, path: Path) -> None:
     trials.set(title="score of every trial (line: the best so far)", xlabel="trial", ylabel="score")
     for axes in (layers, trials):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=150)
+    with file_errors(path, OutputError), written_whole(path) as scratch:
+        figure.savefig(scratch, dpi=150, format=path.suffix.removeprefix("."))

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from betaedit.errors import StatisticsError
-from betaedit.files import clear_unfinished, written_whole
+from betaedit.errors import OutputError, StatisticsError
+from betaedit.files import clear_unfinished, file_errors, written_whole
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
@@ -62,6 +62,7 @@ def collect_moments(
 
     Raises:
         StatisticsError: The corpus has fewer tokens than the layers are wide, or the model's keys are not finite.
+        OutputError: The cache cannot be written.
     """
     layers = sorted(layers)
     widths = {layer: projection_shape(model.anatomy.projection(layer))[1] for layer in layers}
@@ -168,7 +169,7 @@ class Sums:
         if self._write_seconds > _SLOW_WRITE and started < self._written_at + _WRITES_PER_TIME * self._write_seconds:
             return
         tensors = {str(layer): tensor for layer, tensor in self.total.items()}
-        with written_whole(self._file) as scratch:
+        with file_errors(self._file, OutputError), written_whole(self._file) as scratch:
             save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - started

@@ -18,9 +18,9 @@ from typing import IO, Protocol
 
 import torch
 
-from betaedit.errors import StatisticsError
+from betaedit.errors import OutputError, StatisticsError
 from betaedit.extras import import_extra
-from betaedit.files import written_whole
+from betaedit.files import file_errors, written_whole
 from betaedit.models.generate import sample
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
@@ -92,9 +92,9 @@ class SampledText:
             file = folder / f"{index:05d}.json"
             if not file.exists():
                 text = json.dumps(self._draw(model, index))
-                with written_whole(file) as scratch:
-                    scratch.write_text(text)
-            yield json.loads(file.read_text())
+                with file_errors(file, OutputError), written_whole(file) as scratch:
+                    scratch.write_text(text, encoding="utf-8")
+            yield json.loads(file.read_text(encoding="utf-8"))
             index += 1
 
     def _draw(self, model: LanguageModel, index: int) -> Rows:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from betaedit.errors import StatisticsError
-from betaedit.files import written_whole
+from betaedit.errors import OutputError, StatisticsError
+from betaedit.files import file_errors, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,15 @@ class Moments:
         return tuple(sorted(self.matrices))
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file: one matrix a layer, origin in the metadata."""
+        """Write a safetensors file: one matrix a layer, origin in the metadata.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
         path = Path(path)
         metadata = {"format": FORMAT, "n_tokens": str(self.n_tokens), **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
-        with written_whole(path) as scratch:
+        with file_errors(path, OutputError), written_whole(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
         return path
 
