@@ -36,7 +36,6 @@ def text_encoding(head: bytes) -> str:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
-
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write to, this thread's own; afterwards it stands at ``path``, or is gone if the context failed.
