@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from betaedit.errors import RunFolderError
+from betaedit.errors import RunFolderError, StatisticsError
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import RunSetup, describe_cases
 from betaedit.facts.fact import EvaluationCase
-
-_OTHER = {"details": "other statistics or contexts"}
+from betaedit.statistics.moments import same_statistics, statistics_label
 
 
 def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:
@@ -21,6 +21,7 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
 
     Raises:
         RunFolderError: Something else is there.
+        StatisticsError: The run was made with other statistics.
     """
     if not (path / "run.json").exists():
         if path.is_dir() and any(path.iterdir()):
@@ -29,9 +30,10 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     found = RunFolder(path)
     if found.setup.model["weights"] != setup.model["weights"]:
         raise _another_run(path, f"another model: {found.setup.model['name']}")
-    for name in ("method", "config", "batch_size", "details"):
+    for name in ("method", "config", "batch_size"):
         if getattr(found.setup, name) != getattr(setup, name):
-            raise _another_run(path, _OTHER.get(name, f"another {name}"))
+            raise _another_run(path, f"another {name}")
+    _check_details(path, found.setup.details, setup.details)
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
         _check_extension(found, setup, cases)
     # Runs of older versions do not say how they were measured.
@@ -58,6 +60,28 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
         if same and 0 in found.measured():
             return found
     return None
+
+
+def _check_details(path: Path, kept: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse what edits are made with unless it is that of the run."""
+    for name in ("preset", "contexts"):
+        if kept.get(name) != now[name]:
+            raise _another_run(path, f"another {name.removesuffix('s')}")
+    check_statistics(path, kept["statistics"], now["statistics"])
+
+
+def check_statistics(path: Path, kept: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse statistics other than those that the run at ``path`` was made with, as ``Moments.to_dict`` tells of both.
+
+    Raises:
+        StatisticsError: They are others.
+    """
+    if not same_statistics(kept, found):
+        raise StatisticsError(
+            f"{path} was made with other statistics ({statistics_label(kept)}, not {statistics_label(found)}).",
+            mend="Give those it was made with: --statistics FILE, which `betaedit statistics --save FILE` writes where "
+            "they were collected.",
+        )
 
 
 def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:

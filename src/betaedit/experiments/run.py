@@ -139,6 +139,7 @@ def run_edits(
     Raises:
         ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
         RunFolderError: The folder holds another run, or is damaged.
+        StatisticsError: The kept run was made with other statistics.
         CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
     """
     if editor.results:

@@ -8,9 +8,10 @@ from typing import cast
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
+from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import Mean
+from betaedit.experiments.resume import check_statistics
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
 from betaedit.ledger.identity import keep_place, load_kept
@@ -90,11 +91,7 @@ def editor_of(
     model = load_kept(run.path, setup.model["name"], dtype=own, device=device)
     _check_weights(run, model)
     editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
-    if (found := editor.statistics.to_dict()) != setup.details["statistics"]:
-        raise StatisticsError(
-            f"{run.path} was made with other statistics ({setup.details['statistics']}, not {found}).",
-            mend="Give those it was made with (--statistics).",
-        )
+    check_statistics(run.path, setup.details["statistics"], editor.statistics.to_dict())
     state = run.path / "state"
     for batch in load_batches(state, count_edits(state)):
         editor.replay(batch)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from torch import Tensor
 
 from betaedit.errors import StatisticsError
 from betaedit.files import written_whole
+from betaedit.models.load import fingerprint_weights
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "betaedit-moments-1"
 _NAME = "layer.{}.second_moment"
+TEXT = "text_sha256"
+"""Under this name ``Moments.origin`` has a hash of the tokens that were read."""
+
+NOT_RECORDED = "not recorded"
+_FINGERPRINT = "fingerprint"
+_SHORT = len(NOT_RECORDED)  # letters of a hash, enough to tell two apart
 _SYMMETRY = 1e-4
 _MATRIX = 2
 
@@ -30,7 +39,7 @@ class Moments:
     Args:
         matrices: (d_in, d_in) float32 mean of ``k k^T`` per token, by layer.
         n_tokens: How many tokens were averaged.
-        origin: Model, fingerprint, corpus and settings, as text.
+        origin: Model, fingerprint, corpus, settings and the hash of the text read (``TEXT``), as text.
     """
 
     matrices: dict[int, Tensor]
@@ -41,6 +50,11 @@ class Moments:
     def layers(self) -> tuple[int, ...]:
         """The layers present."""
         return tuple(sorted(self.matrices))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the matrices, which other text, and the same text on another machine, changes."""
+        return fingerprint_weights((str(layer), self.matrices[layer]) for layer in self.layers)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: one matrix a layer, origin in the metadata."""
@@ -104,8 +118,33 @@ class Moments:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report says of them."""
-        return {"layers": list(self.layers), "tokens": self.n_tokens, **self.origin}
+        """What a report says of them: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
+        told = {"layers": list(self.layers), "tokens": self.n_tokens, _FINGERPRINT: self.fingerprint}
+        return {**told, TEXT: NOT_RECORDED, **self.origin}
+
+
+def same_statistics(kept: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether two ``Moments.to_dict`` tell of the same statistics.
+
+    The same matrices are, and the same text read on the same weights, whose matrices differ by rounding where it was
+    read with other threads. Records of older versions tell neither; they are compared by the rest. The model's name is
+    no part of it.
+    """
+    if _FINGERPRINT in kept and kept[_FINGERPRINT] == found.get(_FINGERPRINT):
+        return True
+    hashes = {name: (kept.get(name, NOT_RECORDED), found.get(name, NOT_RECORDED)) for name in (TEXT, _FINGERPRINT)}
+    told = next((both for both in hashes.values() if NOT_RECORDED not in both), None)
+    rest = [{key: value for key, value in each.items() if key not in (*hashes, "model")} for each in (kept, found)]
+    return rest[0] == rest[1] and (told is None or told[0] == told[1])
+
+
+def statistics_label(told: Mapping[str, Any]) -> str:
+    """What ``Moments.to_dict`` tells in one line: tokens, corpus, and the hashes of text and matrices in short."""
+    text, matrices = (
+        str(told.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, _FINGERPRINT)
+    )
+    corpus = told.get("corpus", "unknown text")
+    return f"{told.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
 
 
 def _is_moment(name: str) -> bool:
