@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,13 +152,20 @@ def mean_of(found: Estimate) -> Mean:
 
 
 def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
-    """ZsRE token accuracy of the new target (metrics.md G.2)."""
-    rewrite = choose_tokens(model, [(case.fact.text, case.fact.target_new) for case in cases])
-    rephrased = choose_tokens(model, [(p, case.fact.target_new) for case in cases for p in case.paraphrases])
-    return {
-        "token accuracy, prompts": _optional(estimate([outcome.accuracy for outcome in rewrite])),
-        "token accuracy, paraphrases": _optional(estimate([outcome.accuracy for outcome in rephrased])),
+    """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
+    asked = {
+        "prompts": [[(case.fact.text, case.fact.target_new)] for case in cases],
+        "paraphrases": [[(text, case.fact.target_new) for text in case.paraphrases] for case in cases],
+        "neighbors": [[(probe.prompt, probe.target) for probe in case.neighbors if probe.target] for case in cases],
     }
+    return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
+
+
+def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[tuple[str, str]]]) -> Mean | None:
+    """The mean over a record's pairs of prompt and target, then over the records that have any."""
+    outcomes = iter(choose_tokens(model, [pair for record in records for pair in record]))
+    shares = [[next(outcomes).accuracy for _ in record] for record in records if record]
+    return _optional(estimate([math.fsum(record) / len(record) for record in shares]))
 
 
 def _questions(

@@ -15,7 +15,15 @@ from betaedit.errors import CollapseError, ConfigError
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder
-from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup, describe_cases
+from betaedit.experiments.record import (
+    METRICS,
+    Checkpoint,
+    EditFigure,
+    Outcome,
+    RunSetup,
+    describe_cases,
+    mean_known,
+)
 from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
@@ -68,6 +76,7 @@ class RunReport:
             "seconds_per_edit": self.seconds_per_edit,
             **{name: _both_forms(getattr(self.before, name), getattr(self.after, name)) for name in METRICS},
             "leakage": self._layers("leakage"),
+            "statistics_text_leakage": self._layers("statistics_text_leakage"),
             "weight_change": self._layers("weight_change"),
             "perplexity": {"before": self.before.perplexity, "after": self.after.perplexity},
             "agreement": self.after.agreement,
@@ -83,8 +92,8 @@ class RunReport:
         layers = {str(layer): getattr(state, name) for layer, state in self.after.layers.items()}
         relative = {str(layer): getattr(state, f"relative_{name}") for layer, state in self.after.layers.items()}
         return {
-            "mean": sum(layers.values()) / len(layers),
-            "relative": sum(relative.values()) / len(relative),
+            "mean": mean_known(list(layers.values())),
+            "relative": mean_known(list(relative.values())),
             "layers": layers,
             "relative_layers": relative,
         }
