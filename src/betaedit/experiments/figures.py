@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from betaedit.evaluation.abilities import measure_abilities
+from betaedit.evaluation.abilities import PAPERS_TASKS, TASKS, measure_abilities, read_ability_items
 from betaedit.evaluation.answers import greedy_answers
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.fluency import measure_fluency, sample_texts
@@ -62,9 +62,19 @@ class Measures:
             "prompts_sha256": _digest([asdict(case) for case in cases]),
             "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
-            **({"n_tests": self.n_tests} if "abilities" in self.extras else {}),
+            "held_out_texts": len(self.texts),
+            **(self._of_tasks() if "abilities" in self.extras else {}),
+            **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
         }
+
+    def _of_tasks(self) -> dict[str, Any]:
+        """How many items of each ability task, and a hash of them."""
+        folder = self.abilities_folder
+        if folder is None:
+            return {"n_tests": self.n_tests}
+        items = [item for name in PAPERS_TASKS for item in read_ability_items(TASKS[name], folder, self.n_tests)]
+        return {"n_tests": self.n_tests, "tasks_sha256": _digest([[item.prompt, item.label] for item in items])}
 
 
 def measure_model(
@@ -190,8 +200,13 @@ def _questions(
 
 
 def _fluency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:
-    prompts = [prompt for case in cases for prompt in case.generation_prompts][:_FLUENCY_PROMPTS]
+    prompts = _openings(cases)
     return {"fluency": measure_fluency(sample_texts(model, prompts)).printed} if prompts else {}
+
+
+def _openings(cases: Sequence[EvaluationCase]) -> list[str]:
+    """The openings for free text whose continuations are measured."""
+    return [prompt for case in cases for prompt in case.generation_prompts][:_FLUENCY_PROMPTS]
 
 
 def _latency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:

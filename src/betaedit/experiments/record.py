@@ -170,6 +170,7 @@ class RunSetup(Kept):
         measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
         evaluate_at: Edit counts.
         versions: betaedit, torch, transformers, python.
+        machine: Where the run began: device, processor, threads; empty in older runs. Nothing is compared with it.
         details: Statistics, contexts, command line.
     """
 
@@ -183,6 +184,7 @@ class RunSetup(Kept):
     evaluate_at: list[int]
     batch_size: int
     versions: dict[str, str]
+    machine: dict[str, Any] = {}
     details: dict[str, Any] = {}
 
 

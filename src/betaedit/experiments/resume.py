@@ -36,8 +36,9 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     _check_details(path, found.setup.details, setup.details)
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
         _check_extension(found, setup, cases)
-    # Runs of older versions do not say how they were measured.
-    if found.setup.measured not in ({}, measures.describe(cases[: found.setup.data["records"]])):
+    # Runs of older versions say less of how they were measured, or nothing.
+    measured = measures.describe(cases[: found.setup.data["records"]])
+    if any(measured.get(name) != value for name, value in found.setup.measured.items()):
         raise _another_run(path, "figures measured otherwise: other prompts, held-out texts or further figures")
     if found.setup.data["records"] < len(cases):
         found.remove_checkpoint(0)

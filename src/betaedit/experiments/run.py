@@ -28,6 +28,7 @@ from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
+from betaedit.models.machine import describe_machine
 from betaedit.progress import Progress
 from betaedit.versions import library_versions
 
@@ -168,6 +169,7 @@ def run_edits(
         _measure(evaluator, kept, point, done, unedited)
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
+    plain |= {name: getattr(setup, name) for name in ("dtype", "measured", "versions", "machine")}
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
 
 
@@ -285,6 +287,7 @@ def _setup(
         evaluate_at=list(points),
         batch_size=batch_size,
         versions=library_versions(),
+        machine=describe_machine(model),
         details=_as_stored({name: plain[name] for name in ("preset", "contexts", "statistics")}),
     )
 

@@ -27,6 +27,7 @@ TEXT = "text_sha256"
 
 NOT_RECORDED = "not recorded"
 _FINGERPRINT = "fingerprint"
+_N_TOKENS = "n_tokens"
 _SHORT = len(NOT_RECORDED)  # letters of a hash, enough to tell two apart
 _SYMMETRY = 1e-4
 _MATRIX = 2
@@ -59,7 +60,7 @@ class Moments:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: one matrix a layer, origin in the metadata."""
         path = Path(path)
-        metadata = {"format": FORMAT, "n_tokens": str(self.n_tokens), **self.origin}
+        metadata = {"format": FORMAT, _N_TOKENS: str(self.n_tokens), _FINGERPRINT: self.fingerprint, **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
         with written_whole(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
@@ -78,9 +79,7 @@ class Moments:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
-            raise StatisticsError(
-                f"the statistics file {path} cannot be read: {error}", mend="Give a file made by `betaedit statistics`."
-            ) from error
+            raise _unreadable(path, error) from error
         matrices = {int(name.split(".")[1]): tensor.float() for name, tensor in tensors.items() if _is_moment(name)}
         if not matrices:
             raise StatisticsError(
@@ -88,8 +87,8 @@ class Moments:
             )
         for layer, matrix in matrices.items():
             _check(path, layer, matrix)
-        known = {key: value for key, value in metadata.items() if key not in ("format", "n_tokens")}
-        n_tokens = metadata.get("n_tokens", "0")
+        known = {key: value for key, value in metadata.items() if key not in ("format", _N_TOKENS, _FINGERPRINT)}
+        n_tokens = metadata.get(_N_TOKENS, "0")
         if not n_tokens.isdecimal():
             raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", mend="n_tokens must be a number.")
         return cls(matrices, int(n_tokens), known)
@@ -127,15 +126,36 @@ def same_statistics(kept: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether two ``Moments.to_dict`` tell of the same statistics.
 
     The same matrices are, and the same text read on the same weights, whose matrices differ by rounding where it was
-    read with other threads. Records of older versions tell neither; they are compared by the rest. The model's name is
-    no part of it.
+    read with other threads. Records of older versions tell neither; they are compared by the rest. What a model is
+    called is no part of it, nor what a text is called whose tokens are known.
     """
     if _FINGERPRINT in kept and kept[_FINGERPRINT] == found.get(_FINGERPRINT):
         return True
-    hashes = {name: (kept.get(name, NOT_RECORDED), found.get(name, NOT_RECORDED)) for name in (TEXT, _FINGERPRINT)}
-    told = next((both for both in hashes.values() if NOT_RECORDED not in both), None)
-    rest = [{key: value for key, value in each.items() if key not in (*hashes, "model")} for each in (kept, found)]
-    return rest[0] == rest[1] and (told is None or told[0] == told[1])
+    left_out = {TEXT, _FINGERPRINT, "model"}
+    for name in (TEXT, _FINGERPRINT):
+        both = kept.get(name, NOT_RECORDED), found.get(name, NOT_RECORDED)
+        if NOT_RECORDED not in both:
+            if both[0] != both[1]:
+                return False
+            left_out |= {"corpus", "corpus_hash"}
+            break
+    rest = [{key: value for key, value in each.items() if key not in left_out} for each in (kept, found)]
+    return rest[0] == rest[1]
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """What a file that ``Moments.save`` wrote tells of itself, its layers left out and its matrices not read.
+
+    Raises:
+        StatisticsError: It cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    n_tokens = told.pop(_N_TOKENS, "")
+    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **told}
 
 
 def statistics_label(told: Mapping[str, Any]) -> str:
@@ -145,6 +165,12 @@ def statistics_label(told: Mapping[str, Any]) -> str:
     )
     corpus = told.get("corpus", "unknown text")
     return f"{told.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
+
+
+def _unreadable(path: Path, error: Exception) -> StatisticsError:
+    return StatisticsError(
+        f"the statistics file {path} cannot be read: {error}", mend="Give a file made by `betaedit statistics`."
+    )
 
 
 def _is_moment(name: str) -> bool:
