@@ -11,6 +11,7 @@ import torch
 
 from betaedit.editors import Editor
 from betaedit.errors import CollapseError, ConfigError, RunFolderError, StatisticsError
+from betaedit.evaluation.abilities import PAPERS_TASKS
 from betaedit.experiments import resume
 from betaedit.experiments import run as run_module
 from betaedit.experiments.evaluate import Evaluator, layer_states
@@ -424,6 +425,26 @@ def test_a_report_tells_text_statistics_and_machine() -> None:
     assert report["measured"]["held_out_texts"] == 2
     assert {"threads", "processor", "device"} <= set(report["machine"])
     assert report["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("changed", ["sst2", "rte", "mmlu"])
+def test_ability_items_that_are_asked_are_told_by_a_hash(tmp_path: Path, changed: str) -> None:
+    record = {"sentence": "a", "sentence1": "a", "sentence2": "b", "question": "q", "choices": ["a", "b", "c", "d"]}
+    answers = {name: "entailment" if name == "nli" else 0 for name in PAPERS_TASKS}
+
+    def described(**other: str) -> dict[str, object]:
+        for name, label in answers.items():
+            lines = [{**record, "label": label, "answer": label, **other} if name == changed else
+                     {**record, "label": label, "answer": label} for _ in range(12)]  # fmt: skip
+            text = "".join(f"{json.dumps(line)}\n" for line in lines)
+            (tmp_path / f"cap_{name}.jsonl").write_text(text)
+        return Measures(held_out=TEXTS, extras=("abilities",), abilities_folder=tmp_path, n_tests=2).describe(CASES)
+
+    first = described()
+    assert described() == first == described(comment="not asked")
+    other = described(sentence="z", sentence1="z", question="z")
+    assert other["tasks_sha256"] != first["tasks_sha256"]
+    assert {**other, "tasks_sha256": first["tasks_sha256"]} == first
 
 
 def test_a_run_that_says_less_of_how_it_was_measured_goes_on(tmp_path: Path) -> None:
