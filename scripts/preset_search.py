@@ -22,6 +22,7 @@ from betaedit.editors.recipes import find_recipe
 from betaedit.evaluation import compare, held_out_prose, measure_edits
 from betaedit.evaluation.metrics import EditMeasures
 from betaedit.experiments.evaluate import layer_states
+from betaedit.experiments.record import mean_known
 from betaedit.facts import read_cases
 from betaedit.models import LanguageModel, load_language_model
 
@@ -49,7 +50,7 @@ def run(
     assert preset is not None
     editor = Editor(model, method=method, config=preset.config(find_recipe(method)).replace(**changes))
     results = editor.edit(cases)
-    after, states = measure_edits(model, cases), layer_states(editor)
+    after, states = measure_edits(model, cases), layer_states(editor, held_out_prose())
     drift = compare(model, held_out_prose(), editor.engine.unedited)
     row = {
         "evaluations": sum(result.n_evaluations for result in results) / len(results),
@@ -59,7 +60,7 @@ def run(
         "specificity": [before.specificity.probability, after.specificity.probability],
         "perplexity_change": drift.perplexity / drift.unedited_perplexity - 1,
         "kl": drift.kl,
-        "relative_leakage": sum(layer.relative_leakage for layer in states.values()) / len(states),
+        "relative_leakage": mean_known([layer.relative_leakage for layer in states.values()]),
     }
     editor.reset()
     return row

@@ -57,6 +57,13 @@ def test_a_run_and_a_comparison_say_that_their_facts_came_from_a_pipe_and_go_on(
         assert setup["data"]["source"] == "standard input"
 
 
+def test_eval_says_what_its_figures_depend_on(betaedit, tiny_folder, facts) -> None:
+    found = json.loads(betaedit("eval", tiny_folder, "--from", facts, "--limit", "2", "--json").out)
+    assert {"prompts_sha256", "held_out_sha256", "held_out_texts"} <= set(found["measured"])
+    assert {"device", "processor", "threads"} <= set(found["machine"])
+    assert {"betaedit", "torch"} <= set(found["versions"])
+
+
 def test_eval_prints_a_table_for_people(betaedit, tiny_folder, facts) -> None:
     shown = betaedit("eval", tiny_folder, "--from", facts, "--limit", 1).out
     assert "specificity, argmax" in shown

@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 from betaedit.models.native import kernels
 from betaedit.native.library import NoKernelsError
+from betaedit.statistics import Moments
 
 COMMANDS = [
     *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
@@ -112,6 +114,20 @@ def test_doctor_knows_every_library_that_is_optional(betaedit) -> None:
 def test_env_prints_what_a_bug_report_needs(betaedit) -> None:
     assert f"betaedit: {__version__}" in betaedit("env").out
     assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform", "kernels"}
+
+
+def test_env_lists_the_statistics_of_the_cache_by_their_text(betaedit, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
+    assert json.loads(betaedit("env", "--json").out)["statistics"] == []
+    known = {"model": "smollm2", "corpus": "text sampled from the model", "text_sha256": "sha256:" + "ab" * 32}
+    for name, origin in (("1", known), ("2", {"model": "older"})):
+        Moments({0: torch.eye(3)}, 30_000, origin).save(tmp_path / "moments" / f"{name}.safetensors")
+    (tmp_path / "moments" / "3.safetensors").write_text("damaged")
+    first, second, third = json.loads(betaedit("env", "--json").out)["statistics"]
+    assert first.startswith("smollm2: 30,000 tokens of text sampled from the model; text abababababab, matrices ")
+    assert second.startswith("older: 30,000 tokens of unknown text; text not recorded, matrices ")
+    assert "cannot be read" in third
+    assert f"statistics: {second}" in betaedit("env").out.splitlines()
 
 
 def test_env_says_why_there_are_no_kernels(betaedit, monkeypatch) -> None:

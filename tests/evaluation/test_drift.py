@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from betaedit.errors import ConfigError
-from betaedit.evaluation import UneditedStates, compare, drift, held_out_prose, leakage, perplexity
+from betaedit.evaluation import UneditedStates, compare, drift, held_out_prose, leakage, leakage_on, perplexity
 from betaedit.facts.readers import demo_path
 from betaedit.models import LanguageModel
 from support.tiny import FAMILIES, WORDS, RecordedProgress, count_calls, plain_logs, tiny_gpt2, tiny_llama
@@ -67,6 +68,83 @@ def test_low_precision_arguments_are_measured_in_float64():
     moment = keys @ keys.T / keys.shape[1]
     exact = leakage(change.bfloat16().double(), moment.double())
     assert leakage(change.bfloat16(), moment) == pytest.approx(exact, rel=1e-12)
+
+
+@dataclasses.dataclass
+class GivenMatrix:
+    """A matrix that is given, and its change."""
+
+    first: torch.Tensor
+    difference: torch.Tensor
+
+    def change(self) -> torch.Tensor:
+        return self.difference
+
+    def original(self) -> torch.Tensor:
+        return self.first
+
+
+def given_matrices(width: int, layers: Sequence[int] = (0, 2)) -> dict[int, GivenMatrix]:
+    draw = torch.Generator().manual_seed(5)
+    return {layer: GivenMatrix(*torch.randn(2, 7, width, generator=draw)) for layer in layers}
+
+
+@torch.no_grad()
+def plain_keys(model: LanguageModel, layer: int, given: Sequence[str]) -> torch.Tensor:
+    """Keys ``(n, d_in)`` of every text's tokens but its first, one text a pass."""
+    found: list[torch.Tensor] = []
+    handle = model.anatomy.projection(layer).register_forward_pre_hook(
+        lambda _, args: found.append(args[0].reshape(-1, args[0].shape[-1])[1:].double())
+    )
+    for text in given:
+        model.model(input_ids=torch.tensor([model.tokenizer(text)["input_ids"][:512]]))
+    handle.remove()
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("lengths", [(30, 2, 11, 7), (5,), (600, 3, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leakage_on_texts_is_that_of_the_second_moments_of_their_keys(family: str, lengths: tuple[int, ...]):
+    model, given = FAMILIES[family](), texts(*lengths)
+    given = [text for text in given if len(model.tokenizer(text)["input_ids"]) <= model.max_length]
+    width = plain_keys(model, 0, given).shape[1]
+    matrices = given_matrices(width)
+    found = leakage_on(model, given, matrices, nullcontext)
+    for layer, matrix in matrices.items():
+        keys = plain_keys(model, layer, given)
+        moment = keys.T @ keys / len(keys)
+        assert found[layer].change == pytest.approx(leakage(matrix.difference, moment), rel=1e-4)
+        expected = leakage(matrix.difference, moment) / leakage(matrix.first, moment)
+        assert found[layer].relative == pytest.approx(expected, rel=1e-4)
+
+
+def test_leakage_is_measured_with_the_keys_of_the_unedited_model_which_are_kept():
+    llama, given, states = tiny_llama(), texts(30, 2, 11), UneditedStates()
+    matrices = given_matrices(plain_keys(llama, 0, given).shape[1])
+    expected = leakage_on(llama, given, matrices, nullcontext)
+    weight = llama.anatomy.projection(0).weight
+    first = weight.detach().clone()
+
+    @contextmanager
+    def unedited() -> Iterator[None]:
+        edited = weight.detach().clone()
+        weight.data.copy_(first)
+        yield
+        weight.data.copy_(edited)
+
+    weight.data.add_(1.0)
+    assert leakage_on(llama, given, matrices, nullcontext)[2] != expected[2]
+    assert leakage_on(llama, given, matrices, unedited, keys=states) == expected
+    with count_calls(llama.anatomy.layers[0]) as calls:
+        assert leakage_on(llama, given, matrices, unedited, keys=states) == expected
+    assert len(calls) == 0
+
+
+def test_a_matrix_that_did_not_change_leaks_nothing_on_any_text():
+    llama, given = tiny_llama(), texts(30, 2, 11)
+    matrices = given_matrices(plain_keys(llama, 0, given).shape[1], (1,))
+    matrices[1].difference.zero_()
+    assert dataclasses.astuple(leakage_on(llama, given, matrices, nullcontext)[1]) == (0, 0)
 
 
 # Perplexity

@@ -72,7 +72,7 @@ def test_hidden_states_are_the_output_of_the_last_edited_layer_at_the_lookup_tok
 
 def test_layer_states_are_relative_to_the_original_matrix(edited) -> None:
     editor = edited[0]
-    for layer, state in layer_states(editor).items():
+    for layer, state in layer_states(editor, MEASURES.texts).items():
         matrix = editor.engine.matrices[layer]
         assert state.weight_change == pytest.approx(float(matrix.change().norm()))
         assert state.relative_weight_change == pytest.approx(float(matrix.change().norm() / matrix.original().norm()))

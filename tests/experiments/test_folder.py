@@ -74,6 +74,23 @@ def test_broken_json_is_named_by_file(tmp_path: Path) -> None:
         RunFolder(tmp_path)
 
 
+@pytest.mark.parametrize("edits", [0, 15, 30])
+def test_leakage_of_an_older_version_is_that_on_the_statistics_own_text(tmp_path: Path, edits: int) -> None:
+    folder = fabricate(tmp_path, steps=2, facts=30)
+    file = tmp_path / "checkpoints" / f"{edits:08d}.json"
+    values = json.loads(file.read_text())
+    for state in values["layers"].values():
+        for name in ("leakage", "relative_leakage"):
+            state[name] = state.pop(name.replace("leakage", "statistics_text_leakage"))
+    expected = {layer: state["leakage"] for layer, state in values["layers"].items()}
+    write_json(file, values)
+    layers = folder.checkpoint(edits).layers
+    assert {str(layer): state.statistics_text_leakage for layer, state in layers.items()} == expected
+    assert (
+        {state.leakage for state in layers.values()} == {state.relative_leakage for state in layers.values()} == {None}
+    )
+
+
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
     folder = fabricate(tmp_path, steps=1, facts=30)
     file = tmp_path / "checkpoints" / "00000030.json"

@@ -9,16 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from betaedit.editors import Editor
 from betaedit.errors import CollapseError, ConfigError, RunFolderError, StatisticsError
+from betaedit.evaluation.abilities import PAPERS_TASKS
 from betaedit.experiments import resume
 from betaedit.experiments import run as run_module
-from betaedit.experiments.evaluate import Evaluator
-from betaedit.experiments.figures import Measures
+from betaedit.experiments.evaluate import Evaluator, layer_states
+from betaedit.experiments.figures import Measures, extra_figures
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import EditFigure
 from betaedit.experiments.run import run_edits
 from betaedit.experiments.target import load_target
 from betaedit.facts import EvaluationCase, Fact, Probe, Question
+from betaedit.progress import SilentProgress
+from betaedit.statistics import Moments
+from support.chain import chain_model
 from support.edits import FACTS, editor_for, weights
 from support.families import language_model
 from support.tiny import RecordedProgress
@@ -353,3 +358,139 @@ def test_a_report_is_plain_data() -> None:
     assert plain["efficacy"]["probability"]["count"] == 5
     assert plain["verdict"]["edits"] == 5
     assert len(plain["checkpoints"]) == 3
+
+
+# What figures depend on beside the command
+
+
+def with_statistics(folder: Path, moments: Moments):
+    """The run at ``folder`` called again by an editor with other statistics."""
+    plain = editor_for(language_model("llama"))
+    editor = Editor(plain.language_model, config=plain.config, statistics=moments)
+    return run_edits(editor, CASES, evaluate_at=[2], measures=MEASURES, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def collected() -> Moments:
+    moments = editor_for(language_model("llama")).statistics
+    return Moments(moments.matrices, moments.n_tokens, {**moments.origin, "text_sha256": "sha256:" + "a" * 64})
+
+
+def scaled(moments: Moments, factor: float, **origin: str) -> Moments:
+    matrices = {layer: matrix * factor for layer, matrix in moments.matrices.items()}
+    return Moments(matrices, moments.n_tokens, {**moments.origin, **origin})
+
+
+@pytest.mark.parametrize(
+    "origin", [{"text_sha256": "sha256:" + "b" * 64}, {"weights": "sha256:00"}, {"text_sha256": "not recorded"}]
+)
+def test_a_kept_run_does_not_go_on_with_statistics_of_another_text(tmp_path: Path, collected: Moments, origin) -> None:
+    with_statistics(tmp_path / "run", collected)
+    before = figures(tmp_path / "run")
+    with pytest.raises(StatisticsError, match="other statistics") as caught:
+        with_statistics(tmp_path / "run", scaled(collected, 1.01, **origin))
+    assert "--statistics FILE" in caught.value.mend
+    assert "text aaaaaaaaaaaa" in caught.value.message
+    assert figures(tmp_path / "run") == before
+    with_statistics(tmp_path / "run", collected)
+
+
+def test_a_kept_run_goes_on_with_the_same_text_that_another_number_of_threads_rounds_otherwise(
+    tmp_path: Path, collected: Moments
+) -> None:
+    with_statistics(tmp_path / "run", collected)
+    report = with_statistics(tmp_path / "run", scaled(collected, 1 + 1e-7))
+    assert len(report.results) == len(CASES)
+
+
+@pytest.mark.parametrize("changes", [{"threads": 64}, {"device": "cuda", "processor": "another"}, None])
+def test_the_machine_of_a_run_is_told_and_nothing_is_refused_for_it(tmp_path: Path, changes) -> None:
+    a_run(tmp_path / "run", CASES[:2])
+    file = tmp_path / "run" / "run.json"
+    setup = json.loads(file.read_text())
+    assert setup["machine"]["threads"] == torch.get_num_threads()
+    assert setup["machine"]["device"] == "cpu"
+    if changes is None:  # an older version
+        del setup["machine"]
+    else:
+        setup["machine"] |= changes
+    file.write_text(json.dumps(setup))
+    a_run(tmp_path / "run", CASES[:2])
+
+
+def test_a_report_tells_text_statistics_and_machine() -> None:
+    report = a_run(cases=CASES[:2])[1].to_dict()["setup"]
+    assert {"fingerprint", "text_sha256"} <= set(report["statistics"])
+    assert report["measured"] == {**MEASURES.describe(CASES[:2])}
+    assert report["measured"]["held_out_texts"] == 2
+    assert {"threads", "processor", "device"} <= set(report["machine"])
+    assert report["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("changed", ["sst2", "rte", "mmlu"])
+def test_ability_items_that_are_asked_are_told_by_a_hash(tmp_path: Path, changed: str) -> None:
+    record = {"sentence": "a", "sentence1": "a", "sentence2": "b", "question": "q", "choices": ["a", "b", "c", "d"]}
+    answers = {name: "entailment" if name == "nli" else 0 for name in PAPERS_TASKS}
+
+    def described(**other: str) -> dict[str, object]:
+        for name, label in answers.items():
+            lines = [{**record, "label": label, "answer": label, **other} if name == changed else
+                     {**record, "label": label, "answer": label} for _ in range(12)]  # fmt: skip
+            text = "".join(f"{json.dumps(line)}\n" for line in lines)
+            (tmp_path / f"cap_{name}.jsonl").write_text(text)
+        return Measures(held_out=TEXTS, extras=("abilities",), abilities_folder=tmp_path, n_tests=2).describe(CASES)
+
+    first = described()
+    assert described() == first == described(comment="not asked")
+    other = described(sentence="z", sentence1="z", question="z")
+    assert other["tasks_sha256"] != first["tasks_sha256"]
+    assert {**other, "tasks_sha256": first["tasks_sha256"]} == first
+
+
+def test_a_run_that_says_less_of_how_it_was_measured_goes_on(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", CASES[:2])
+    file = tmp_path / "run" / "run.json"
+    setup = json.loads(file.read_text())
+    measured = dict(setup["measured"])
+    del setup["measured"]["held_out_texts"]
+    file.write_text(json.dumps(setup))
+    a_run(tmp_path / "run", CASES[:2])
+    assert RunFolder(tmp_path / "run").setup.measured == measured
+
+
+def test_leakage_is_told_on_the_held_out_texts_and_on_the_statistics_own() -> None:
+    editor, report = a_run(cases=CASES[:2])
+    told = report.to_dict()
+    states = layer_states(editor, list(TEXTS))
+    for name in ("leakage", "statistics_text_leakage"):
+        shares = [getattr(state, f"relative_{name}") for state in states.values()]
+        assert told[name]["relative"] == pytest.approx(sum(shares) / len(shares))
+    assert told["leakage"]["relative"] != pytest.approx(told["statistics_text_leakage"]["relative"], rel=1e-3)
+
+
+# Token accuracy, by hand
+
+
+def test_token_accuracy_is_over_a_record_s_prompts_then_over_the_records_that_have_any() -> None:
+    """The model says each word of ``king is gold river`` after the one before it."""
+    fact = Fact("{} king", "the", "is gold")
+    cases = [
+        EvaluationCase(fact, ("old king",), (Probe("a king", "is gold"), Probe("a king", "is sea"), Probe("a king"))),
+        EvaluationCase(fact, (), (Probe("a king", "was old"),)),
+        EvaluationCase(fact, ("the sea", "a king"), ()),
+    ]
+    found = extra_figures(chain_model(" king is gold river"), cases, Measures(extras=("tokens",)), SilentProgress())
+    prompts, paraphrases, neighbors = (
+        found[f"token accuracy, {kind}"] for kind in ("prompts", "paraphrases", "neighbors")
+    )
+    assert (prompts.mean, prompts.count) == (1.0, 3)
+    # 1 of the first record, (1/2 + 1) / 2 of the third, where ``is`` does not follow ``sea``.
+    assert (paraphrases.mean, paraphrases.count) == (0.875, 2)
+    # (1 + 1/2) / 2 of the first record, 0 of the second; the third has no neighbor.
+    assert (neighbors.mean, neighbors.count) == (0.375, 2)
+
+
+def test_facts_without_neighbors_have_no_token_accuracy_of_neighbors() -> None:
+    cases = [EvaluationCase(Fact("{} king", "the", "is gold"), (), (Probe("king"),))]
+    found = extra_figures(chain_model(" king is gold"), cases, Measures(extras=("tokens",)), SilentProgress())
+    assert set(found) == {"token accuracy, prompts"}

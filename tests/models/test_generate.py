@@ -43,6 +43,18 @@ def test_the_generators_seed_decides_the_text(llama: LanguageModel):
     assert not torch.equal(sampled(llama, seed=1), sampled(llama, seed=2))
 
 
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_a_row_that_turns_over_changes_no_other_row(llama: LanguageModel, row: int):
+    other = start()
+    other[row] = other[row].flip(0)
+    found, turned = (
+        sample(llama, ids, 9, top_k=5, generator=torch.Generator().manual_seed(0)) for ids in (start(), other)
+    )
+    rest = [at for at in range(3) if at != row]
+    assert torch.equal(found[rest], turned[rest])
+    assert not torch.equal(found[row, 5:], turned[row, 5:])
+
+
 def test_one_generator_goes_on_where_it_stopped(llama: LanguageModel):
     generator = torch.Generator().manual_seed(1)
     first, second = (sample(llama, start(), 7, top_k=5, generator=generator) for _ in range(2))

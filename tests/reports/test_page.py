@@ -19,6 +19,7 @@ from betaedit.reports import charts, figures, render_report
 from betaedit.reports.page import verdicts
 from support.runs import BARE, TASKS, checkpoint, fabricate, figure, setup
 
+DRIFT = ("leakage", "statistics_text_leakage", "weight_change")
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
 
@@ -68,8 +69,8 @@ def test_every_figure_of_three_runs_is_there(page: str) -> None:
         "perplexity", "agreement", "kl",
         *(f"ability-{task}" for task in TASKS),
         "measure-fluency", "measure-portability",
-        *(f"{field}-{kind}" for field in ("leakage", "weight_change") for kind in ("mean", "by-layer")),
-        *(f"{field}-layers-{run}" for field in ("leakage", "weight_change") for run in (1, 2, 3)),
+        *(f"{field}-{kind}" for field in DRIFT for kind in ("mean", "by-layer")),
+        *(f"{field}-layers-{run}" for field in DRIFT for run in (1, 2, 3)),
         *(f"hidden-{run}" for run in (1, 2, 3)),
     }  # fmt: skip
     assert page.count("<figure>") == len(expected)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from betaedit.errors import AnatomyError, StatisticsError
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments, SampledText, TextFiles, collect, collect_moments
 from betaedit.statistics import corpus as corpora
+from betaedit.statistics.moments import same_statistics
 from support.tiny import (
     FAMILIES,
     LAYERS,
@@ -318,6 +321,79 @@ def test_moments_say_where_they_came_from(llama: LanguageModel):
     assert origin["corpus"] == "given rows"
     assert origin["corpus_hash"] == Blocks(mixed_blocks(llama)).fingerprint(llama)
     assert origin["skip_first_token"] == "False"
+
+
+def text_of(model: LanguageModel, blocks: list[Rows], n_tokens: int, layers: Sequence[int] = (0,)) -> str:
+    """The hash of the tokens read, with nothing from the cache."""
+    for file in Path(os.environ["BETAEDIT_CACHE"]).rglob("*.safetensors"):
+        file.unlink()
+    return collect_moments(model, layers, Blocks(blocks), n_tokens=n_tokens).origin["text_sha256"]
+
+
+def test_the_text_is_told_by_a_hash_of_the_blocks_of_token_ids_that_were_read(llama: LanguageModel):
+    blocks = mixed_blocks(llama)
+    digest = ""
+    for block in blocks[:3]:  # of 49 tokens each
+        digest = hashlib.sha256(f"{digest}{json.dumps(block)}".encode()).hexdigest()
+    assert text_of(llama, blocks, 120) == f"sha256:{digest}"
+    assert text_of(llama, [*blocks[:3], []], 120, (1, 2)) == f"sha256:{digest}"
+
+
+@pytest.mark.parametrize(("block", "row"), [(0, 0), (1, 3), (2, 5)])
+def test_one_other_token_is_another_text(llama: LanguageModel, block: int, row: int):
+    blocks = mixed_blocks(llama)
+    changed = copy.deepcopy(blocks)
+    changed[block][row][-1] = changed[block][row][-1] % 20 + 4
+    assert changed != blocks
+    assert text_of(llama, blocks, 120) != text_of(llama, changed, 120)
+
+
+def test_the_same_command_with_another_sampled_text_is_told_apart(
+    llama: LanguageModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As by another number of threads: rounding turns a token over, and all else that decides the text is equal."""
+    monkeypatch.setattr(corpora, "_SAMPLE_ROWS", 8)
+    first = collect_moments(llama, [0], SampledText(), n_tokens=8 * 64)
+    draw = SampledText._draw
+
+    def turned(self: SampledText, model: LanguageModel, index: int) -> Rows:
+        rows = draw(self, model, index)
+        rows[3][-1] = rows[3][-1] % 20 + 4
+        return rows
+
+    monkeypatch.setattr(SampledText, "_draw", turned)
+    monkeypatch.setenv("BETAEDIT_CACHE", str(cache / "elsewhere"))
+    second = collect_moments(llama, [0], SampledText(), n_tokens=8 * 64)
+    assert first.origin["corpus_hash"] == second.origin["corpus_hash"]
+    assert first.origin["text_sha256"] != second.origin["text_sha256"]
+    assert first.fingerprint != second.fingerprint
+    assert not same_statistics(first.to_dict(), second.to_dict())
+
+
+def test_statistics_of_an_older_version_are_read_and_say_that_their_text_is_not_recorded(
+    llama: LanguageModel, cache: Path
+):
+    found = collect_moments(llama, [0], Blocks(mixed_blocks(llama)), n_tokens=100)
+    (file,) = finished(cache)
+    older = {key: value for key, value in found.origin.items() if key != "text_sha256"}
+    Moments(found.matrices, found.n_tokens, older).save(file)
+    with forwards(llama) as calls:
+        again = collect_moments(llama, [0], Blocks(mixed_blocks(llama)), n_tokens=100)
+    assert len(calls) == 0
+    assert again.to_dict()["text_sha256"] == "not recorded"
+    assert same_statistics(again.to_dict(), found.to_dict())
+
+
+def test_a_checkpoint_of_an_older_version_is_made_anew(llama: LanguageModel, cache: Path, caplog):
+    _interrupted(llama, [1], Blocks(mixed_blocks(llama), 2), 120)
+    (partial,) = cache.rglob("*.partial")
+    saved = load_file(partial)
+    save_file({name: tensor for name, tensor in saved.items() if name != "text"}, partial)
+    corpus = Blocks(mixed_blocks(llama))
+    found = collect_moments(llama, [1], corpus, n_tokens=120)
+    assert corpus.handed == [0, 1, 2]
+    assert "older version" in caplog.text
+    assert found.origin["text_sha256"] == text_of(llama, mixed_blocks(llama), 120, (1,))
 
 
 def test_a_second_call_runs_no_forward_pass_and_reads_no_block(model: LanguageModel):

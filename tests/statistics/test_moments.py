@@ -12,6 +12,7 @@ from torch import Tensor
 
 from betaedit.errors import StatisticsError
 from betaedit.statistics import Moments
+from betaedit.statistics.moments import read_origin, same_statistics, statistics_label
 
 ORIGIN = {"model": "tiny-llama", "weights": "sha256:00", "corpus": "the files a.txt, ü.txt", "skip_first_token": "True"}
 Save = Callable[..., Path]
@@ -89,8 +90,9 @@ def test_layers_are_sorted_whatever_the_order_they_came_in():
 
 
 def test_a_report_has_layers_tokens_and_origin():
-    report = Moments({4: moment(), 2: moment()}, 100, ORIGIN).to_dict()
-    assert report == {"layers": [2, 4], "tokens": 100, **ORIGIN}
+    moments = Moments({4: moment(), 2: moment()}, 100, ORIGIN)
+    hashes = {"fingerprint": moments.fingerprint, "text_sha256": "not recorded"}
+    assert moments.to_dict() == {"layers": [2, 4], "tokens": 100, **hashes, **ORIGIN}
 
 
 # Files made by others
@@ -232,3 +234,65 @@ def test_fewer_tokens_than_directions_are_refused_with_a_number_to_collect():
 
 def test_an_unknown_number_of_tokens_passes():
     Moments({2: moment(6)}, 0).require({2: 6})
+
+
+# Which ones they are
+
+
+def told(text: str | None = None, seed: int = 0, **origin: str) -> dict[str, object]:
+    """What statistics of some text, or of a text that was not recorded, tell of themselves."""
+    known = {} if text is None else {"text_sha256": text}
+    return Moments({4: moment(seed=seed)}, 100, {**ORIGIN, **known, **origin}).to_dict()
+
+
+def of_an_older_version(report: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in report.items() if key not in ("fingerprint", "text_sha256")}
+
+
+def test_another_entry_or_layer_is_another_fingerprint(tmp_path: Path):
+    moments = Moments({4: moment()}, 100)
+    changed = moment()
+    changed[0, 0] += 1e-3
+    assert Moments.load(moments.save(tmp_path / "moments.safetensors")).fingerprint == moments.fingerprint
+    assert len({moments.fingerprint, *(Moments(m, 100).fingerprint for m in ({4: changed}, {5: moment()}))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("kept", "found", "same"),
+    [
+        (told("sha256:a"), told("sha256:a"), True),
+        (told("sha256:a"), told("sha256:a", seed=1), True),  # rounding of the same text
+        (told("sha256:a"), told("sha256:b", seed=1), False),
+        (told("sha256:a"), told(), True),  # the same matrices, whose text an older version did not record
+        (told("sha256:a"), told(seed=1), False),
+        (told(), told(seed=1), False),
+        (told(), told(model="/where/it/is/now"), True),
+        (told("sha256:a"), told("sha256:a", seed=1, corpus="the file under another name"), True),
+        (told("sha256:a"), told("sha256:a", seed=1, weights="sha256:01"), False),
+        (of_an_older_version(told()), told("sha256:a"), True),
+        (of_an_older_version(told()), told("sha256:a", skip_first_token="False"), False),
+    ],
+)
+def test_statistics_are_the_same_by_their_matrices_or_the_text_on_the_same_weights(kept, found, same: bool):
+    assert same_statistics(kept, found) == same
+    assert same_statistics(found, kept) == same
+
+
+def test_a_file_tells_its_text_and_matrices_without_being_read_whole(tmp_path: Path):
+    moments = Moments({4: moment()}, 12_345, {**ORIGIN, "text_sha256": "sha256:" + "ab" * 32})
+    label = statistics_label(read_origin(moments.save(tmp_path / "moments.safetensors")))
+    assert label == statistics_label(moments.to_dict())
+    assert label.startswith("12,345 tokens of the files a.txt, ü.txt; text abababababab, matrices ")
+    assert moments.fingerprint.removeprefix("sha256:").startswith(label.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("metadata", [None, {"n_tokens": "50", "corpus": "wikipedia"}, {"n_tokens": "many"}])
+def test_a_file_of_somebody_else_says_that_its_text_is_not_recorded(save: Save, metadata):
+    label = statistics_label(read_origin(save({"layer.1.second_moment": moment()}, metadata)))
+    assert label.endswith("text not recorded, matrices not recorded")
+
+
+def test_a_damaged_file_is_refused_when_asked_what_it_is(tmp_path: Path):
+    (tmp_path / "broken.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(StatisticsError, match="cannot be read"):
+        read_origin(tmp_path / "broken.safetensors")

@@ -77,6 +77,8 @@ def checkpoint(edits: int, damage: float = 0.0, **changes: object) -> Checkpoint
             layer: LayerState(
                 leakage=0.3 * damage * (layer - 4),
                 relative_leakage=0.1 * damage * (layer - 4),
+                statistics_text_leakage=0.2 * damage * (layer - 4),
+                relative_statistics_text_leakage=0.08 * damage * (layer - 4),
                 weight_change=20 * damage * (layer - 4),
                 relative_weight_change=0.2 * damage * (layer - 4),
             )

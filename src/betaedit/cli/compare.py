@@ -95,14 +95,17 @@ def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
     from rich.table import Table
 
     from betaedit.cli.render import both_forms
-    from betaedit.experiments.record import METRICS
+    from betaedit.experiments.record import METRICS, mean_known
     from betaedit.experiments.verdict import judge
 
     # Ten columns in a terminal of 80 characters: what does not fit goes on below, and no name is cut off.
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("method", "edits", *METRICS, "leakage", "weight change", "perplexity", "agreement", "verdict"):
         table.add_column(name, overflow="fold")
-    table.caption = "efficacy, generality, specificity: probability / argmax; leakage and weight change: relative, mean"
+    table.caption = (
+        "efficacy, generality, specificity: probability / argmax; leakage (on held-out text) and weight change: "
+        "relative, mean"
+    )
     for name, report in found.items():
         if isinstance(report, BetaEditError):
             table.add_row(name, "-", f"[red]{report.message}[/]")
@@ -113,7 +116,7 @@ def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
                 name,
                 str(point.edits),
                 *(both_forms(getattr(point, metric)) for metric in METRICS),
-                f"{sum(state.relative_leakage for state in states) / len(states):.1%}",
+                "-" if (leaked := mean_known([s.relative_leakage for s in states])) is None else f"{leaked:.1%}",
                 f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
                 f"{point.perplexity:.2f}",
                 f"{point.agreement:.1%}",

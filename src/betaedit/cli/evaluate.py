@@ -42,6 +42,8 @@ def evaluate(
     from betaedit.experiments.target import load_target
     from betaedit.facts.readers import read_cases
     from betaedit.facts.sources import source_name
+    from betaedit.models.machine import describe_machine
+    from betaedit.versions import library_versions
 
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model, by_harness=bool(harness))
     cases = list(read_cases(source, limit=limit).cases)
@@ -51,9 +53,14 @@ def evaluate(
     found = measure_model(loaded, cases, measures, progress=Bars(console))
     by_harness = _by_harness(loaded, options.names(harness), tasks, n_tests)
     if json_:
-        options.print_json(
-            {"model": model, "source": source_name(source), "records": len(cases), **found, **by_harness}
-        )
+        asked = {
+            "model": model,
+            "source": source_name(source),
+            "records": len(cases),
+            "measured": measures.describe(cases),
+        }
+        machine = {"versions": library_versions(), "machine": describe_machine(loaded)}
+        options.print_json({**asked, **machine, **found, **by_harness})
         return
     plain = {
         f"{task}, {name.partition(',')[0]}": value

@@ -101,13 +101,14 @@ def env(json_: options.JsonOption = False) -> None:
         options.print_json(found)
         return
     for key, value in found.items():
-        typer.echo(f"{key}: {value}")
+        for line in value if isinstance(value, list) else [value]:
+            typer.echo(f"{key}: {line}")
 
 
 def _environment() -> dict[str, Any]:
     versions = {name: _version(name) for name in _LIBRARIES}
     found = {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
-    return {**found, "kernels": _kernels()}
+    return {**found, "threads": _threads(), "kernels": _kernels(), "statistics": _statistics()}
 
 
 def _kernels() -> str:
@@ -118,6 +119,29 @@ def _kernels() -> str:
     if not isinstance(kernels, NoKernelsError):
         return "compiled for this processor"
     return f"none, so searches for values on a CPU take longer ({kernels})"
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _statistics() -> list[str]:
+    """The statistics in the cache, by model and the hashes of their text and matrices; none of them is read whole."""
+    from betaedit.errors import StatisticsError
+    from betaedit.paths import cache_folder
+    from betaedit.statistics.moments import read_origin, statistics_label
+
+    found = []
+    for file in sorted(cache_folder("moments").glob("*.safetensors")):
+        try:
+            told = read_origin(file)
+        except StatisticsError as error:
+            found.append(error.message)
+        else:
+            found.append(f"{told.get('model', 'unnamed model')}: {statistics_label(told)}")
+    return found
 
 
 def _version(name: str) -> str:

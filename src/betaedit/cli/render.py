@@ -163,7 +163,9 @@ def summary_table(report: RunReport) -> Table:
     table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
     table.add_row("agreement", "100%", f"{report.after.agreement:.2%}", "of that text's next tokens are the same")
     drift = report.to_dict()
-    table.add_row("leakage", "0", f"{drift['leakage']['relative']:.2%}", "of ordinary outputs at the edited layers")
+    table.add_row("leakage", "0", _percent(drift["leakage"]["relative"]), "of the edited layers' outputs on that text")
+    own = drift["statistics_text_leakage"]["relative"]
+    table.add_row("leakage, own text", "0", _percent(own), "the same on the statistics' own text")
     table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
@@ -195,6 +197,10 @@ def both_forms(figure: EditFigure) -> str:
 def _add_figure(table: Table, name: str, before: EditFigure, after: EditFigure, meaning: str) -> None:
     table.add_row(f"{name}, probability", _share(before.probability), _share(after.probability), meaning)
     table.add_row(f"{name}, argmax", _share(before.argmax), _share(after.argmax), "every token the most probable one")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _share(value: Mean | None) -> str:

@@ -115,7 +115,9 @@ def _norm_anchor(editor: Editor, facts: Path, limit: int) -> float:
 def _table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{found['tokens']:,} tokens of {found.get('corpus', 'unknown text')}")
+    from betaedit.statistics.moments import statistics_label
+
+    table = Table(title=statistics_label(found))
     for name in ("layer", "width", "trace", "largest direction", f"below {found['threshold']:g}", "their energy"):
         table.add_column(name, justify="right")
     for row in found["spectrum"]:

@@ -2,7 +2,16 @@
 
 from betaedit.evaluation.abilities import AbilityResult, Classification, measure_abilities
 from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
-from betaedit.evaluation.drift import Drift, UneditedStates, compare, held_out_prose, leakage, perplexity
+from betaedit.evaluation.drift import (
+    Drift,
+    Leakage,
+    UneditedStates,
+    compare,
+    held_out_prose,
+    leakage,
+    leakage_on,
+    perplexity,
+)
 from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
@@ -35,6 +44,7 @@ __all__ = [
     "Fluency",
     "Judge",
     "Latency",
+    "Leakage",
     "MatchJudge",
     "PeakMemory",
     "QuestionMeasures",
@@ -54,6 +64,7 @@ __all__ = [
     "greedy_tokens",
     "held_out_prose",
     "leakage",
+    "leakage_on",
     "measure_abilities",
     "measure_edits",
     "measure_fluency",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from betaedit.errors import ConfigError
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
+from betaedit.models.partial import ForwardEnded, hooks
 from betaedit.progress import Progress, SilentProgress
 
 _MAX_LENGTH = 512
@@ -68,9 +69,9 @@ def leakage(change: Tensor, moment: Tensor) -> float:
 
 
 class UneditedStates:
-    """What enters the head of the unedited model at the tokens of some texts, kept from one measurement to the next.
+    """States of the unedited model at the tokens of some texts, kept from one measurement to the next.
 
-    For one model and the same texts each time. What goes beyond ``_KEPT_BYTES`` is computed again.
+    For one model, one function and the same texts each time. What goes beyond ``_KEPT_BYTES`` is computed again.
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,76 @@ class UneditedStates:
         if sum(held.nbytes for held in self._held.values()) + states.nbytes <= _KEPT_BYTES:
             self._held[batch] = states
         return states
+
+
+class Edited(Protocol):
+    """A matrix with its change, both (d_out, d_in)."""
+
+    def change(self) -> Tensor:
+        """``D = W_t - W_0``."""
+
+    def original(self) -> Tensor:
+        """``W_0``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """How far a layer's output moved (metrics.md G.5).
+
+    Args:
+        change: Root mean square of ``D k`` over tokens.
+        relative: The same as a share of that of ``W_0 k``.
+    """
+
+    change: float
+    relative: float
+
+
+def leakage_on(
+    model: LanguageModel,
+    texts: Sequence[str],
+    matrices: Mapping[int, Edited],
+    unedited: Callable[[], AbstractContextManager[object]],
+    *,
+    keys: UneditedStates | None = None,
+    progress: Progress | None = None,
+) -> dict[int, Leakage]:
+    """How far the outputs of edited layers moved, with the unedited model's keys ``k`` at the tokens of ``perplexity``.
+
+    Cost: a pass through the unedited model up to the last edited layer the first time, and two products of
+    (n_tokens, d_in) with (d_in, d_out) per layer.
+
+    Args:
+        model: The edited model.
+        texts: Text that neither the edits nor their statistics saw.
+        matrices: The edited matrices by layer.
+        unedited: As for ``compare``.
+        keys: What is kept of the unedited model's keys from earlier measurements on these texts, and for later ones.
+        progress: Hears of every text.
+
+    Raises:
+        ConfigError: No text has two tokens.
+    """
+    keys = keys or UneditedStates()
+    layers = sorted(matrices)
+    moved, whole = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    n_tokens = 0
+
+    def run_unedited(batch: _Batch) -> Tensor:
+        with unedited():
+            return _keys(model, batch, layers)
+
+    for number, batch in _batches(model, texts, "leakage", progress or SilentProgress()):
+        found = keys.of(number, partial(run_unedited, batch))
+        n_tokens += len(found)
+        widths = [matrices[layer].change().shape[1] for layer in layers]
+        for layer, part in zip(layers, torch.split(found, widths, dim=1), strict=True):
+            matrix = matrices[layer]
+            for sums, factor in ((moved, matrix.change()), (whole, matrix.original())):
+                sums[layer] += float((part.to(factor) @ factor.T).double().square().sum())
+    return {
+        layer: Leakage(math.sqrt(moved[layer] / n_tokens), math.sqrt(moved[layer] / whole[layer])) for layer in layers
+    }
 
 
 def perplexity(
@@ -206,6 +277,32 @@ def _states(model: LanguageModel, batch: _Batch) -> Tensor:
     hidden = model.anatomy.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
     states: Tensor = hidden[:, :-1][batch.predicted.to(hidden.device)]
     return states
+
+
+@torch.inference_mode()
+def _keys(model: LanguageModel, batch: _Batch, layers: Sequence[int]) -> Tensor:
+    """``(n_tokens, sum of d_in)`` what enters the MLP projections of ``layers``, side by side, at each predicted token.
+
+    A text's first token is left out: in many models its keys are far longer than all others, and texts of another
+    length would give another figure.
+    """
+    counted = batch.mask.bool()
+    counted[:, 0] = False
+    chosen = counted.flatten()
+    found: dict[int, Tensor] = {}
+
+    def hook(layer: int) -> Any:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[layer] = args[0].flatten(0, -2)[chosen.to(args[0].device)].to(model.device)
+            if layer == layers[-1]:
+                raise ForwardEnded
+
+        return keep
+
+    handles = [model.anatomy.projection(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+    with hooks(handles), suppress(ForwardEnded):
+        model.anatomy.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+    return torch.cat([found[layer] for layer in layers], dim=1)
 
 
 @torch.inference_mode()

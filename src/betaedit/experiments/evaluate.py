@@ -11,7 +11,7 @@ from torch import Tensor
 from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
 from betaedit.evaluation.continuing import complete_greedily
-from betaedit.evaluation.drift import UneditedStates, compare, leakage, perplexity
+from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_on, perplexity
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
     Figures,
@@ -43,7 +43,7 @@ class Evaluator:
     def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
         self._editor, self._cases, self._measures = editor, list(cases), measures
         self._answers_before: list[list[str]] | None = None
-        self._unedited = UneditedStates()
+        self._unedited, self._unedited_keys = UneditedStates(), UneditedStates()
 
     def checkpoint(
         self, edits: int, before: Sequence[Outcome], seconds_editing: float
@@ -70,7 +70,7 @@ class Evaluator:
             perplexity=prose,
             agreement=agreement,
             kl=kl,
-            layers=layer_states(self._editor),
+            layers=layer_states(self._editor, self._measures.texts, self._unedited_keys),
             abilities=measure_task_abilities(model, self._measures, progress),
             measures=self._extras(cases),
             worst=self._worst(before, outcomes),
@@ -81,7 +81,8 @@ class Evaluator:
 
     def taken_over(self, unedited: Checkpoint) -> Checkpoint:
         """``unedited``, measured for another method on the same cases; only the edited layers are this editor's own."""
-        return unedited.model_copy(update={"layers": layer_states(self._editor), "seconds_evaluating": 0.0})
+        layers = layer_states(self._editor, self._measures.texts, self._unedited_keys)
+        return unedited.model_copy(update={"layers": layers, "seconds_evaluating": 0.0})
 
     def _drift(self, edits: int) -> tuple[float, float, float]:
         """Perplexity, agreement and divergence; the unedited model is not compared with itself."""
@@ -157,16 +158,21 @@ class Evaluator:
         return hidden[rows, encoded.lookup.to(hidden.device)].float().cpu()
 
 
-def layer_states(editor: Editor) -> dict[int, LayerState]:
-    """How far every edited layer has moved since the first edit (metrics.md G.5)."""
-    moments = editor.statistics.matrices
+def layer_states(
+    editor: Editor, texts: Sequence[str], unedited_keys: UneditedStates | None = None
+) -> dict[int, LayerState]:
+    """How far every edited layer has moved since the first edit, on ``texts`` and by itself (metrics.md G.5)."""
+    model, engine, moments = editor.language_model, editor.engine, editor.statistics.matrices
+    held_out = leakage_on(model, texts, engine.matrices, engine.unedited, keys=unedited_keys, progress=editor.progress)
     states = {}
-    for layer, matrix in editor.engine.matrices.items():
+    for layer, matrix in engine.matrices.items():
         change, original, moment = matrix.change(), matrix.original(), moments[layer].to(matrix.change())
         leaked, length = leakage(change, moment), float(change.norm())
         states[layer] = LayerState(
-            leakage=leaked,
-            relative_leakage=leaked / leakage(original, moment),
+            leakage=held_out[layer].change,
+            relative_leakage=held_out[layer].relative,
+            statistics_text_leakage=leaked,
+            relative_statistics_text_leakage=leaked / leakage(original, moment),
             weight_change=length,
             relative_weight_change=length / float(original.norm()),
         )

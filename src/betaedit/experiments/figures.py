@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from betaedit.evaluation.abilities import measure_abilities
+from betaedit.evaluation.abilities import PAPERS_TASKS, TASKS, measure_abilities, read_ability_items
 from betaedit.evaluation.answers import greedy_answers
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.fluency import measure_fluency, sample_texts
@@ -61,9 +62,19 @@ class Measures:
             "prompts_sha256": _digest([asdict(case) for case in cases]),
             "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
-            **({"n_tests": self.n_tests} if "abilities" in self.extras else {}),
+            "held_out_texts": len(self.texts),
+            **(self._of_tasks() if "abilities" in self.extras else {}),
+            **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
         }
+
+    def _of_tasks(self) -> dict[str, Any]:
+        """How many items of each ability task, and a hash of them."""
+        folder = self.abilities_folder
+        if folder is None:
+            return {"n_tests": self.n_tests}
+        items = [item for name in PAPERS_TASKS for item in read_ability_items(TASKS[name], folder, self.n_tests)]
+        return {"n_tests": self.n_tests, "tasks_sha256": _digest([[item.prompt, item.label] for item in items])}
 
 
 def measure_model(
@@ -151,13 +162,20 @@ def mean_of(found: Estimate) -> Mean:
 
 
 def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
-    """ZsRE token accuracy of the new target (metrics.md G.2)."""
-    rewrite = choose_tokens(model, [(case.fact.text, case.fact.target_new) for case in cases])
-    rephrased = choose_tokens(model, [(p, case.fact.target_new) for case in cases for p in case.paraphrases])
-    return {
-        "token accuracy, prompts": _optional(estimate([outcome.accuracy for outcome in rewrite])),
-        "token accuracy, paraphrases": _optional(estimate([outcome.accuracy for outcome in rephrased])),
+    """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
+    asked = {
+        "prompts": [[(case.fact.text, case.fact.target_new)] for case in cases],
+        "paraphrases": [[(text, case.fact.target_new) for text in case.paraphrases] for case in cases],
+        "neighbors": [[(probe.prompt, probe.target) for probe in case.neighbors if probe.target] for case in cases],
     }
+    return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
+
+
+def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[tuple[str, str]]]) -> Mean | None:
+    """The mean over a record's pairs of prompt and target, then over the records that have any."""
+    outcomes = iter(choose_tokens(model, [pair for record in records for pair in record]))
+    shares = [[next(outcomes).accuracy for _ in record] for record in records if record]
+    return _optional(estimate([math.fsum(record) / len(record) for record in shares]))
 
 
 def _questions(
@@ -182,8 +200,13 @@ def _questions(
 
 
 def _fluency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:
-    prompts = [prompt for case in cases for prompt in case.generation_prompts][:_FLUENCY_PROMPTS]
+    prompts = _openings(cases)
     return {"fluency": measure_fluency(sample_texts(model, prompts)).printed} if prompts else {}
+
+
+def _openings(cases: Sequence[EvaluationCase]) -> list[str]:
+    """The openings for free text whose continuations are measured."""
+    return [prompt for case in cases for prompt in case.generation_prompts][:_FLUENCY_PROMPTS]
 
 
 def _latency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from betaedit.facts.fact import EvaluationCase
 
@@ -43,12 +43,32 @@ class EditFigure(Kept):
 
 
 class LayerState(Kept):
-    """How far one edited layer has moved (metrics.md G.5)."""
+    """How far one edited layer has moved (metrics.md G.5).
 
-    leakage: float
-    relative_leakage: float
+    Args:
+        leakage: On the held-out texts; ``None`` in runs of older versions, which did not measure it.
+        relative_leakage: The same as a share of the layer's output.
+        statistics_text_leakage: On the text of the statistics that the edits were made with.
+        relative_statistics_text_leakage: The same as a share.
+        weight_change: Length of the change.
+        relative_weight_change: The same as a share of the original matrix' length.
+    """
+
+    leakage: float | None
+    relative_leakage: float | None
+    statistics_text_leakage: float
+    relative_statistics_text_leakage: float
     weight_change: float
     relative_weight_change: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, values: Any) -> Any:
+        """Older runs called ``leakage`` what they measured on the text of the statistics."""
+        if not isinstance(values, dict) or "statistics_text_leakage" in values:
+            return values
+        own = {f"{form}statistics_text_leakage": values.get(f"{form}leakage") for form in ("", "relative_")}
+        return {**values, **own, "leakage": None, "relative_leakage": None}
 
 
 class Ability(Kept):
@@ -150,6 +170,7 @@ class RunSetup(Kept):
         measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
         evaluate_at: Edit counts.
         versions: betaedit, torch, transformers, python.
+        machine: Where the run began: device, processor, threads; empty in older runs. Nothing is compared with it.
         details: Statistics, contexts, command line.
     """
 
@@ -163,7 +184,14 @@ class RunSetup(Kept):
     evaluate_at: list[int]
     batch_size: int
     versions: dict[str, str]
+    machine: dict[str, Any] = {}
     details: dict[str, Any] = {}
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of a figure over layers; ``None`` without layers, or where one of them was not measured."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def case_name(index: int, case: EvaluationCase) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from betaedit.errors import RunFolderError
+from betaedit.errors import RunFolderError, StatisticsError
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import RunSetup, describe_cases
 from betaedit.facts.fact import EvaluationCase
-from betaedit.statistics.moments import deciding
-
-_OTHER = {"statistics": "other statistics", "contexts": "other contexts"}
+from betaedit.statistics.moments import same_statistics, statistics_label
 
 
 def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:
@@ -23,6 +21,7 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
 
     Raises:
         RunFolderError: Something else is there.
+        StatisticsError: The run was made with other statistics.
     """
     if not (path / "run.json").exists():
         if path.is_dir() and any(path.iterdir()):
@@ -34,11 +33,13 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     before, now = _deciding(found.setup), _deciding(setup)
     for name, value in now.items():
         if before[name] != value:
-            raise _another_run(path, _OTHER.get(name, f"another {name}"))
+            raise _another_run(path, f"another {name.removesuffix('s')}")
+    check_statistics(path, found.setup.details["statistics"], setup.details["statistics"])
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
         _check_extension(found, setup, cases)
-    # Runs of older versions do not say how they were measured.
-    if found.setup.measured not in ({}, measures.describe(cases[: found.setup.data["records"]])):
+    # Runs of older versions say less of how they were measured, or nothing.
+    measured = measures.describe(cases[: found.setup.data["records"]])
+    if any(measured.get(name) != value for name, value in found.setup.measured.items()):
         raise _another_run(path, "figures measured otherwise: other prompts, held-out texts or further figures")
     if found.setup.data["records"] < len(cases):
         found.remove_checkpoint(0)
@@ -64,15 +65,28 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
 
 
 def _deciding(setup: RunSetup) -> dict[str, Any]:
-    """What decides how its facts are written: what statistics, preset and files are called does not."""
+    """What decides, beside the statistics, how its facts are written: what preset and files are called does not."""
     config = {name: value for name, value in setup.config.items() if not name.startswith("statistics_")}
     return {
         "method": setup.method,
         "config": config,
         "batch_size": setup.batch_size,
-        "statistics": deciding(setup.details["statistics"]),
         "contexts": setup.details["contexts"],
     }
+
+
+def check_statistics(path: Path, kept: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse statistics other than those that the run at ``path`` was made with, as ``Moments.to_dict`` tells of both.
+
+    Raises:
+        StatisticsError: They are others.
+    """
+    if not same_statistics(kept, found):
+        raise StatisticsError(
+            f"{path} was made with other statistics ({statistics_label(kept)}, not {statistics_label(found)}).",
+            mend="Give those it was made with: --statistics FILE, which `betaedit statistics --save FILE` writes where "
+            "they were collected.",
+        )
 
 
 def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:

@@ -15,11 +15,20 @@ from betaedit.errors import CollapseError, ConfigError
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder
-from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, Outcome, RunSetup, describe_cases
+from betaedit.experiments.record import (
+    METRICS,
+    Checkpoint,
+    EditFigure,
+    Outcome,
+    RunSetup,
+    describe_cases,
+    mean_known,
+)
 from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.fact import EvaluationCase
+from betaedit.models.machine import describe_machine
 from betaedit.progress import Progress
 from betaedit.statistics.corpus import placed_corpus
 from betaedit.versions import library_versions
@@ -69,6 +78,7 @@ class RunReport:
             "seconds_per_edit": self.seconds_per_edit,
             **{name: _both_forms(getattr(self.before, name), getattr(self.after, name)) for name in METRICS},
             "leakage": self._layers("leakage"),
+            "statistics_text_leakage": self._layers("statistics_text_leakage"),
             "weight_change": self._layers("weight_change"),
             "perplexity": {"before": self.before.perplexity, "after": self.after.perplexity},
             "agreement": self.after.agreement,
@@ -84,8 +94,8 @@ class RunReport:
         layers = {str(layer): getattr(state, name) for layer, state in self.after.layers.items()}
         relative = {str(layer): getattr(state, f"relative_{name}") for layer, state in self.after.layers.items()}
         return {
-            "mean": sum(layers.values()) / len(layers),
-            "relative": sum(relative.values()) / len(relative),
+            "mean": mean_known(list(layers.values())),
+            "relative": mean_known(list(relative.values())),
             "layers": layers,
             "relative_layers": relative,
         }
@@ -140,6 +150,7 @@ def run_edits(
     Raises:
         ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
         RunFolderError: The folder holds another run, or is damaged.
+        StatisticsError: The kept run was made with other statistics.
         CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
     """
     if editor.results:
@@ -159,6 +170,7 @@ def run_edits(
         _measure(evaluator, kept, point, done, unedited)
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
+    plain |= {name: getattr(setup, name) for name in ("dtype", "measured", "versions", "machine")}
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
 
 
@@ -277,6 +289,7 @@ def _setup(
         evaluate_at=list(points),
         batch_size=batch_size,
         versions=library_versions(),
+        machine=describe_machine(model),
         details=_as_stored({name: plain[name] for name in ("preset", "contexts", "statistics")}),
     )
 

@@ -14,6 +14,7 @@ from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import Mean
+from betaedit.experiments.resume import check_statistics
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
 from betaedit.facts.fact import Fact
@@ -22,7 +23,7 @@ from betaedit.ledger.place import LEDGER
 from betaedit.ledger.store import Store
 from betaedit.ledger.workspace import Workspace
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
-from betaedit.statistics.moments import Moments, deciding
+from betaedit.statistics.moments import Moments
 
 
 def load_target(
@@ -163,14 +164,12 @@ def _check_weights(run: RunFolder, model: LanguageModel) -> None:
 
 
 def _check_statistics(run: RunFolder, editor: Editor) -> None:
-    mend = "Give those it was made with (--statistics)."
     try:
         found = editor.statistics.to_dict()
     except StatisticsError as error:
-        raise StatisticsError(error.message, mend=f"{error.mend} {mend}") from error
-    told = run.setup.details["statistics"]
-    if deciding(found) != deciding(told):
-        raise StatisticsError(f"{run.path} was made with other statistics ({told}, not {found}).", mend=mend)
+        mend = f"{error.mend} Give those it was made with (--statistics)."
+        raise StatisticsError(error.message, mend=mend) from error
+    check_statistics(run.path, run.setup.details["statistics"], found)
 
 
 def _workspace_editor(

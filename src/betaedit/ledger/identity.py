@@ -16,7 +16,7 @@ from betaedit.errors import IdentityError, LedgerError, ModelNotFoundError
 from betaedit.files import file_errors, written_whole
 from betaedit.ledger.place import MODEL_PLACE
 from betaedit.ledger.store import Identity, Storage
-from betaedit.models.load import DtypeName, LanguageModel, fingerprint_weights, load_language_model
+from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.progress import Progress
 from betaedit.statistics.moments import Moments
 from betaedit.versions import library_versions
@@ -36,7 +36,7 @@ def identify(editor: Editor, storage: Storage | None) -> Identity:
         method=editor.recipe.name,
         recipe=_recipe(editor),
         config=json.loads(config.model_dump_json()),
-        statistics=_fingerprint(editor.statistics),
+        statistics=editor.statistics.fingerprint,
         origin=editor.statistics.to_dict(),
         shapes={layer: matrix.shape for layer, matrix in matrices.items()},
         storage=storage or exact,
@@ -89,7 +89,7 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
         IdentityError: The statistics in the folder, or what the recipe does, are others.
     """
     moments = Moments.load(folder / STATISTICS)
-    _same(folder, "statistics", identity.statistics, _fingerprint(moments))
+    _same(folder, "statistics", identity.statistics, moments.fingerprint)
     config = make_config(identity.config)
     editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=progress)
     _same(folder, f"recipe {identity.method}", identity.recipe, _recipe(editor))
@@ -102,10 +102,6 @@ def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -
         raise IdentityError(
             f"{folder} was made with another {what}: {wanted}, not {found}.", mend=f"{mend} {further}".strip()
         )
-
-
-def _fingerprint(moments: Moments) -> str:
-    return fingerprint_weights((str(layer), moments.matrices[layer]) for layer in moments.layers)
 
 
 def _recipe(editor: Editor) -> str:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from betaedit.experiments.folder import RunFolder
-from betaedit.experiments.record import METRICS, Checkpoint, EditFigure, HiddenView, LayerState, Mean, RunSetup
+from betaedit.experiments.record import (
+    METRICS,
+    Checkpoint,
+    EditFigure,
+    HiddenView,
+    LayerState,
+    Mean,
+    RunSetup,
+    mean_known,
+)
 
 Scale = Literal["share", "percent", "plain", "wide"]
 Cell = str | int | float | None
@@ -207,9 +216,11 @@ def clouds(runs: Sequence[Run]) -> list[Cloud]:
 
 
 _DRIFT = (
-    ("leakage", "Leakage", "How far the layer's output moved on ordinary tokens, as a share of the output."),
+    ("leakage", "Leakage", "How far the layer's output moved on held-out text, as a share of the output."),
+    ("statistics_text_leakage", "Leakage on the statistics' own text",
+     "The same on the text of the statistics that the edits were made with, which they hold down most."),
     ("weight_change", "Weight change", "How far the weights moved, as a share of their length."),
-)
+)  # fmt: skip
 _Figure = Callable[[Checkpoint], Mean | float | None]
 
 
@@ -217,17 +228,16 @@ def _over_edits(runs: Sequence[Run], key: str, title: str, note: str, scale: Sca
     lines = []
     for place, run in enumerate(runs):
         values = [(c.edits, figure(c)) for c in run.checkpoints]
-        points = tuple(_point(x, value) for x, value in values if value is not None)
-        if points:
+        if points := _known(values):
             lines.append(Line(run.name, points, place))
     return Chart(key, title, note, tuple(lines), scale)
 
 
 def _last_by_layer(runs: Sequence[Run], field: str, title: str) -> Chart:
     lines = [
-        Line(run.name, tuple(Point(layer, _relative(state, field)) for layer, state in sorted(last.items())), place)
+        Line(run.name, points, place)
         for place, run in enumerate(runs)
-        if (last := run.checkpoints[-1].layers if run.checkpoints else {})
+        if (points := _known((layer, _relative(state, field)) for layer, state in _last_layers(run)))
     ]
     note = "At each run's last checkpoint."
     return Chart(f"{field}-by-layer", f"{title} by layer", note, tuple(lines), "percent", x="layer")
@@ -238,14 +248,23 @@ def _layers_over_edits(run: Run, place: int, field: str, title: str) -> Chart:
     lines = []
     for rank, layer in enumerate(layers):
         seen = [c for c in run.checkpoints if layer in c.layers]
-        points = tuple(Point(c.edits, _relative(c.layers[layer], field)) for c in seen)
-        lines.append(Line(f"layer {layer}", points, place, 0.4 + 0.6 * (rank + 1) / len(layers)))
+        if points := _known((c.edits, _relative(c.layers[layer], field)) for c in seen):
+            lines.append(Line(f"layer {layer}", points, place, 0.4 + 0.6 * (rank + 1) / len(layers)))
     key = f"{field}-layers-{place + 1}"
     return Chart(key, f"{title}: {run.name}", "", tuple(lines), "percent", by="layer", labels=True)
 
 
 def _present(charts: Iterable[Chart]) -> list[Chart]:
     return [chart for chart in charts if chart.lines]
+
+
+def _last_layers(run: Run) -> list[tuple[int, LayerState]]:
+    return sorted(run.checkpoints[-1].layers.items()) if run.checkpoints else []
+
+
+def _known(values: Iterable[tuple[int, Mean | float | None]]) -> tuple[Point, ...]:
+    """The points whose figure was measured."""
+    return tuple(_point(x, value) for x, value in values if value is not None)
 
 
 def _point(x: int, value: Mean | float) -> Point:
@@ -273,14 +292,14 @@ def _measure(name: str) -> _Figure:
 
 def _layer_mean(field: str) -> _Figure:
     def figure(checkpoint: Checkpoint) -> float | None:
-        values = [_relative(state, field) for state in checkpoint.layers.values()]
-        return sum(values) / len(values) if values else None
+        return mean_known([_relative(state, field) for state in checkpoint.layers.values()])
 
     return figure
 
 
-def _relative(state: LayerState, field: str) -> float:
-    return float(getattr(state, f"relative_{field}"))
+def _relative(state: LayerState, field: str) -> float | None:
+    found: float | None = getattr(state, f"relative_{field}")
+    return found
 
 
 def _names(found: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -26,7 +26,7 @@ from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
 from betaedit.statistics.lock import one_at_a_time
-from betaedit.statistics.moments import FORMAT, Moments, deciding
+from betaedit.statistics.moments import FORMAT, TEXT, Moments, deciding
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def collect_moments(
     Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
     layer, the corpus, the token count and the layers, whatever model and files are called; a run that was interrupted
     continues at its last checkpoint. Of processes that want the same statistics one collects, and the others wait for
-    it.
+    it. The origin tells the tokens that were read by their hash: text that a model samples differs between machines,
+    and between numbers of threads.
 
     Args:
         model: The unedited model.
@@ -89,7 +90,7 @@ def collect_moments(
                     clear_unfinished(path)  # the lock is held, so nobody writes now
                 sums = Sums(partial, widths)
                 _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
-                moments = _means(sums, origin)
+                moments = _means(sums, {**origin, TEXT: f"sha256:{sums.text}"})
                 moments.save(file)
                 sums.discard()
                 return moments
@@ -126,6 +127,7 @@ def _gather(
     with progress.task("second moments", n_tokens, "tokens", done=sums.n_tokens) as task:
         for block in corpus.blocks(model, sums.n_blocks):
             before = sums.n_tokens
+            sums.note(block)
             add_rows(model, sums, block, n_tokens, skip_first_token)
             task.advance(sums.n_tokens - before)
             if sums.n_tokens >= n_tokens:
@@ -140,16 +142,22 @@ class Sums:
         self._file = file
         self.n_blocks = 0
         self.n_tokens = 0
+        self.text = ""
         self._written_at = self._write_seconds = 0.0
         self.total = {layer: torch.zeros(width, width, dtype=torch.float64) for layer, width in widths.items()}
         if file.exists():
             try:
                 saved = load_file(file)
-            except (OSError, SafetensorError):
-                logger.warning("the checkpoint %s is damaged; starting again", file)
+                self.text = bytes(saved.pop("text").tolist()).hex()
+            except (OSError, SafetensorError, KeyError):
+                logger.warning("the checkpoint %s is damaged, or of an older version; starting again", file)
                 return
             self.n_blocks, self.n_tokens = (int(value) for value in saved.pop("counts"))
             self.total = {int(layer): tensor for layer, tensor in saved.items()}
+
+    def note(self, block: Rows) -> None:
+        """Hash a block of token ids onto those before it: ``text`` is then the hash of all, in hexadecimal digits."""
+        self.text = hashlib.sha256(f"{self.text}{json.dumps(block)}".encode()).hexdigest()
 
     def add(self, layer: int, keys: Tensor) -> None:
         """Count the keys ``(n, d_in)`` of one forward pass."""
@@ -169,8 +177,9 @@ class Sums:
         if self._write_seconds > _SLOW_WRITE and started < self._written_at + _WRITES_PER_TIME * self._write_seconds:
             return
         tensors = {str(layer): tensor for layer, tensor in self.total.items()}
+        text = torch.tensor(list(bytes.fromhex(self.text)), dtype=torch.uint8)
         with file_errors(self._file, OutputError), written_whole(self._file) as scratch:
-            save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens])}, scratch)
+            save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens]), "text": text}, scratch)
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - started
 
