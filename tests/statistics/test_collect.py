@@ -427,7 +427,7 @@ def settings(llama: LanguageModel, **changes: object) -> dict[str, object]:
     return usual | changes
 
 
-@pytest.mark.parametrize("what", ["layers", "tokens", "content", "skip", "embedding", "weights below", "name"])
+@pytest.mark.parametrize("what", ["layers", "tokens", "content", "skip", "embedding", "weights below"])
 def test_whatever_decides_the_moments_makes_them_be_computed_again(llama: LanguageModel, cache: Path, what: str):
     collect_moments(llama, **settings(llama))
     changes: dict[str, object] = {}
