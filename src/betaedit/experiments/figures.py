@@ -152,8 +152,10 @@ def mean_of(found: Estimate) -> Mean:
 
 def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
     """ZsRE token accuracy of the new target (metrics.md G.2)."""
-    rewrite = choose_tokens(model, [(case.fact.text, case.fact.target_new) for case in cases])
-    rephrased = choose_tokens(model, [(p, case.fact.target_new) for case in cases for p in case.paraphrases])
+    rewrite = choose_tokens(model, [(case.fact.text, case.fact.target_new, case.fact.joint) for case in cases])
+    rephrased = choose_tokens(
+        model, [(text, case.fact.target_new, case.fact.joint) for case in cases for text in case.paraphrases]
+    )
     return {
         "token accuracy, prompts": _optional(estimate([outcome.accuracy for outcome in rewrite])),
         "token accuracy, paraphrases": _optional(estimate([outcome.accuracy for outcome in rephrased])),

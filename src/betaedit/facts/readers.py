@@ -28,6 +28,7 @@ from betaedit.facts.json_array import array_items, shown
 
 _BLOCK = 1 << 16
 _CSV_LISTS = ("paraphrases", "neighbors", "generation_prompts")
+_NOTHING = '""'  # in a cell of ``joint``, where an empty one says nothing
 _DATASET = "dataset:"
 _JSON_SHAPES = (
     "Correct this place or take the record out. A .jsonl file holds one record {...} a line, a .json file one array "
@@ -351,7 +352,7 @@ def _read_json(path: Path) -> _Entries:
 
 
 def _read_csv(path: Path) -> _Entries:
-    rows = csv.reader(_text_lines(path), strict=True)
+    rows = csv.reader(_text_lines(path), strict=True, skipinitialspace=True)
     try:
         names = [cell.strip() for cell in next(rows, [])]
         if any(name and names.count(name) > 1 for name in names):
@@ -438,14 +439,18 @@ def _text_lines(path: Path) -> Iterator[str]:
 def _csv_record(names: list[str], cells: list[str]) -> Record | FactError:
     """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty.
 
-    A question is a JSON object, as in the other kinds of file.
+    A question is a JSON object, as in the other kinds of file; ``""`` in a cell of ``joint`` is an empty text.
     """
     record: Record = {name: cell for name, cell in zip_longest(names, cells, fillvalue="") if name or cell}
     if "" in record:
         return FactError(
             f"the cell {record['']!r} stands under no header.", mend="Put quotes round a cell that holds a comma."
         )
-    lists = {name: record[name].split("\n") for name in _CSV_LISTS if name in record}
+    if not record.get("joint"):
+        record.pop("joint", None)
+    elif record["joint"] == _NOTHING:
+        record["joint"] = ""
+    lists = {name: record[name].replace("\r\n", "\n").split("\n") for name in _CSV_LISTS if name in record}
     try:
         questions = [_parsed(line.encode()) for line in record.get("questions", "").split("\n") if line.strip()]
     except FactError as error:
