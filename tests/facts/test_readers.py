@@ -1047,7 +1047,8 @@ def test_a_published_file_without_edits_is_refused_in_its_first_line(name: str, 
 def test_own_prompts_end_as_they_were_typed_and_those_of_published_formats_are_cleaned(write: Write):
     own = {
         "subject": "Rome", "prompt": "user\n{}?\n", "target_new": " Oslo ", "joint": "",
-        "paraphrases": ["Where is {}? "], "neighbors": [{"prompt": "Paris:\t", "target": "France"}], "generation_prompts": ["{}\n", " "],
+        "paraphrases": ["Where is {}? "],
+        "neighbors": [{"prompt": "Paris:\t", "target": "France"}], "generation_prompts": ["{}\n", " "],
         "questions": [{"prompt": "And {}?\n", "answers": ["there"], "group": "reasoning"}],
     }  # fmt: skip
     (case,) = read_cases(write(own)).cases
