@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,21 @@ def test_a_plan_marks_the_lookup_token_and_changes_nothing(betaedit, tiny) -> No
     assert "".join(plan["tokens"][: plan["lookup"] + 1]).endswith("Bob")
     shown = betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny)
     assert "nothing changed" in shown.out
+    assert re.search(r"\|>[^|]*b<\|", shown.out), shown.out
+
+
+def test_a_plan_shows_what_can_be_written_before_it_asks_about_the_rest(betaedit, tiny, tmp_path) -> None:
+    file = tmp_path / "f.jsonl"
+    prompts = ("The art at the Bartlett is", "The Bartlett is", "{}, said Bob, is", "Art is art, and so is art:")
+    lines = [{"subject": "art", "prompt": prompt, "target_new": "glass"} for prompt in prompts]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = betaedit("edit", "--from", file, "--plan", *tiny)
+    assert ran.code == 3
+    assert ran.out.count("->") == 2
+    assert "f.jsonl:2: [subject] the subject 'art' stands only inside other words" in ran.err
+    assert "f.jsonl:4: [subject] the subject 'art' stands at 2 places of the prompt" in ran.err
+    assert betaedit("edit", "--from", file, "--plan", "--skip-invalid", *tiny).code == 0
+    assert betaedit("edit", "--from", file, *tiny).code == 3
 
 
 def test_settings_that_nobody_measured_are_named_as_such_with_the_command_that_finds_others(

@@ -21,6 +21,7 @@ from betaedit.evaluation.abilities import (
     read_ability_items,
 )
 from betaedit.evaluation.continuing import complete_greedily
+from betaedit.evaluation.scoring import Continuation, Pair, Score
 from betaedit.models import LanguageModel
 from support.data import data_file
 from support.tiny import FAMILIES, RecordedProgress, count_calls, plain_score, tiny_llama
@@ -276,6 +277,25 @@ def test_a_model_that_says_an_answer_is_found_saying_it(tmp_path: Path, monkeypa
         assert found.predictions == (1, 1, 1, 1)
         assert found.accuracy.mean == 0.75
         assert found.weighted_f1 == pytest.approx(3 / 4 * 6 / 7)
+
+
+@pytest.mark.parametrize("ending", ["Answer:", "Answer: ", "Answer:\n"])
+def test_every_answer_is_scored_after_a_space_as_published(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task = AbilityTask("ends", "cap_sst2", lambda _: ending, ("blue", "red"), "label", {0: 0, 1: 1})
+    monkeypatch.setitem(TASKS, "ends", task)
+    write(tmp_path, "sst2", sentences(1))
+    model = tiny_llama()
+    first: list[str] = []
+
+    def scores(model: LanguageModel, pairs: Sequence[Pair], **_: object) -> list[Score]:
+        first.extend(model.tokenizer.decode(Continuation.encode(model.tokenizer, *pair).target) for pair in pairs)
+        return [Score(1.0, True) for _ in pairs]
+
+    monkeypatch.setattr(abilities, "score_targets", scores)
+    measure_abilities(model, tmp_path, tasks=["ends"], generate=False)
+    assert first == [" blue", " red"]
 
 
 def test_answers_of_one_token_share_the_pass_of_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from betaedit.evaluation import EditMeasures, Figure, Score, before_and_after, measure_edits, metrics, summarize
+from betaedit.evaluation.scoring import Pair
 from betaedit.facts import EvaluationCase, Fact, Probe, read_cases
 from betaedit.models import LanguageModel
 from support.data import data_file
@@ -23,6 +25,7 @@ class Oracle:
     def __init__(self) -> None:
         self.scores: dict[tuple[str, str], Score] = {}
         self.asked: list[tuple[str, str]] = []
+        self.joints: list[str | None] = []
 
     def says(self, prompt: str, **targets: float | tuple[float, bool]) -> None:
         """The nll of each target, and whether all its tokens are the most probable (by default they are not)."""
@@ -30,9 +33,10 @@ class Oracle:
             nll, argmax = value if isinstance(value, tuple) else (value, NO)
             self.scores[prompt, target] = Score(nll, argmax)
 
-    def score_targets(self, model: LanguageModel, pairs: Sequence[tuple[str, str]], **_: Any) -> list[Score]:
-        self.asked.extend(pairs)
-        return [self.scores[pair] for pair in pairs]
+    def score_targets(self, model: LanguageModel, pairs: Sequence[Pair], **_: Any) -> list[Score]:
+        self.asked.extend(pair[:2] for pair in pairs)
+        self.joints.extend(pair[2] for pair in pairs if len(pair) > 2)
+        return [self.scores[pair[:2]] for pair in pairs]
 
 
 @pytest.fixture
@@ -228,10 +232,20 @@ def test_outcomes_alone_give_the_same_figures_again(oracle: Oracle):
     assert summarize(iter(found.outcomes)) == found
 
 
+@pytest.mark.parametrize("joint", [None, "", ": "])
+def test_all_prompts_of_a_record_are_joined_to_their_answers_as_its_fact_says(oracle: Oracle, joint: str | None):
+    oracle.says("King is", new=1.0, old=2.0)
+    oracle.says("A king is", new=1.0, old=2.0)
+    oracle.says("Bob is", new=1.0, big=2.0)
+    plain = case(paraphrases=["A king is"], neighbors=[("Bob is", "big")])
+    measured(replace(plain, fact=replace(plain.fact, joint=joint)))
+    assert oracle.joints == [joint] * 6
+
+
 def test_every_prompt_of_every_record_is_scored_in_one_go(oracle: Oracle, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
 
-    def once(model: LanguageModel, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Score]:
+    def once(model: LanguageModel, pairs: Sequence[Pair], **options: Any) -> list[Score]:
         calls.append(len(pairs))
         assert options["label"] == "after the edits"
         return oracle.score_targets(model, pairs)

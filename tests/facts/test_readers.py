@@ -1164,3 +1164,40 @@ def test_a_published_file_without_edits_is_refused_in_its_first_line(name: str, 
     error = error_of(data_file(f"{name}.jsonl.gz"))
     assert error.line == 1
     assert message in error.message
+
+
+def test_own_prompts_end_as_they_were_typed_and_those_of_published_formats_are_cleaned(write: Write):
+    own = {
+        "subject": "Rome", "prompt": "user\n{}?\n", "target_new": " Oslo ", "joint": "",
+        "paraphrases": ["Where is {}? "],
+        "neighbors": [{"prompt": "Paris:\t", "target": "France"}], "generation_prompts": ["{}\n", " "],
+        "questions": [{"prompt": "And {}?\n", "answers": ["there"], "group": "reasoning"}],
+    }  # fmt: skip
+    (case,) = read_cases(write(own)).cases
+    assert (case.fact.prompt, case.fact.target_new, case.fact.joint) == ("user\n{}?\n", "Oslo", "")
+    assert (case.paraphrases, case.generation_prompts) == (("Where is Rome? ",), ("Rome\n",))
+    assert (case.neighbors[0].prompt, case.questions[0].prompt) == ("Paris:\t", "And Rome?\n")
+    rome = {"prompt": "{} is ", "subject": "Rome", "target_new": {"str": "Oslo"}}
+    assert read_cases(write(rome, name="rome.jsonl")).cases[0].fact.prompt == "{} is"
+
+
+def test_cells_of_csv_keep_the_end_of_a_prompt_and_say_what_joins(tmp_path: Path):
+    file = tmp_path / "f.csv"
+    file.write_text(
+        'subject,prompt,target_new,joint,paraphrases\r\nRome,"{} is ",Oslo,,"{}:\r\n{}? "\r\n'
+        'Oslo, "{}-",Rome,"""""",\r\nBonn,{} is,Rome,": ",\r\n',
+        newline="",
+    )
+    facts = [case.fact for case in read_cases(file).cases]
+    assert [fact.prompt for fact in facts] == ["{} is ", "{}-", "{} is"]
+    assert [fact.joint for fact in facts] == [None, "", ": "]
+    assert read_cases(file).cases[0].paraphrases == ("Rome:", "Rome? ")
+
+
+def test_a_subject_at_several_places_is_asked_about_in_own_records_and_the_last_in_published_ones(write: Write):
+    prompt = "Rome was not built in a day, but Rome is in"
+    with pytest.raises(FactError, match="at 2 places") as caught:
+        read_cases(write({"subject": "Rome", "prompt": prompt, "target_new": "France"}))
+    assert caught.value.line == 1
+    published = {"subject": "Rome", "prompt": prompt, "target_new": "France", "ground_truth": "Italy"}
+    assert read_cases(write(published)).cases[0].fact.prompt == "Rome was not built in a day, but {} is in"

@@ -24,6 +24,15 @@ def test_what_is_written_is_read_back_whole(tmp_path: Path):
     assert read_cases(file).cases == (CASE, EvaluationCase(Fact("{} is in", "Rome", "Spain", id="2")))
 
 
+@pytest.mark.parametrize("joint", ["", " ", "\u00a0"])
+@pytest.mark.parametrize("prompt", ["{} is in", "Where is {}?\n", "It is said: «{} "])
+def test_the_end_of_a_prompt_and_its_joint_are_read_back(joint: str, prompt: str, tmp_path: Path):
+    fact = Fact(prompt, "Rome", "Spain", id="2", joint=joint)
+    case = EvaluationCase(fact, ("Rome? ", "\tRome\n"), (Probe("Oslo is \n", "Norway"),), generation_prompts=("Rome ",))
+    save_facts([case], tmp_path / "f.jsonl")
+    assert read_cases(tmp_path / "f.jsonl").cases == (case,)
+
+
 def test_what_is_not_known_is_not_written(tmp_path: Path):
     save_facts([Fact("{} is in", "Rome", "Spain")], tmp_path / "f.jsonl")
     assert (tmp_path / "f.jsonl").read_text() == '{"subject": "Rome", "prompt": "{} is in", "target_new": "Spain"}\n'

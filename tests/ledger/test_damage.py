@@ -52,6 +52,7 @@ def altered(folder: Path, statement: str) -> Path:
 
 
 ALTERATIONS = {
+    "a fact's joint": "UPDATE writings SET joint = ' ' WHERE id = 2",
     "a fact's answer": "UPDATE writings SET target_new = 'Berlin' WHERE id = 2",
     "a time": "UPDATE events SET at = '2001-01-01' WHERE id = 2",
     "a key": "UPDATE asked SET key = zeroblob(length(key)) WHERE writing = 1 AND layer = 1",

@@ -258,8 +258,44 @@ def test_characters_that_the_tokenizer_drops_move_no_index():
 def test_a_target_continues_its_prompt_as_the_whole_text_does(kind: str):
     tokenizer = shared_tokenizer(kind)
     for text in (prompt_of(case).text for case in PROMPTS):
-        target = encode_target(tokenizer, text, "French")
+        target = encode_target(tokenizer, text, "French", " ")
         assert tokenize(tokenizer, text) + target == tokenize(tokenizer, text + " French")
+
+
+# a prompt that its answer follows at once, and the answer
+AT_ONCE = {
+    "a line end": ("The language is\n", "French"),
+    "a space": ("The language is ", "French"),
+    "a tab": ("The language\t", "French"),
+    "an opening quote": ('She said: "', "French"),
+    "an opening bracket": ("The language (", "French"),
+    "Chinese": ("東京は日本の首都", "中国"),
+    "a foreign name in Chinese": ("東京は", "French"),
+}
+
+
+@every_tokenizer
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_a_target_that_follows_at_once_has_no_space_before_it(kind: str, case: str):
+    tokenizer, (text, target) = shared_tokenizer(kind), AT_ONCE[case]
+    ids = encode_target(tokenizer, text, target)
+    assert read(tokenizer, tokenize(tokenizer, text) + ids) == read(tokenizer, tokenize(tokenizer, text + target))
+    assert read(tokenizer, ids) == target
+
+
+@every_tokenizer
+@pytest.mark.parametrize("joint", ["", " ", ": ", "\n"])
+def test_what_joins_prompt_and_target_can_be_said(kind: str, joint: str):
+    tokenizer, text = shared_tokenizer(kind), "The mother tongue of Danielle Darrieux is"
+    ids = encode_target(tokenizer, text, "French", joint)
+    assert read(tokenizer, tokenize(tokenizer, text) + ids) == f"{text}{joint}French"
+
+
+def test_the_prompt_is_asked_as_it_stands_where_its_end_would_merge_into_the_target():
+    merging = Tokenizer(models.BPE(vocab={"i": 0, "s": 1, " ": 2, "n": 3, "o": 4, " n": 5}, merges=[(" ", "n")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging)
+    assert tokenize(tokenizer, "is no") == [0, 1, 5, 4]
+    assert encode_target(tokenizer, "is ", "no") == [3, 4]
 
 
 TARGETS = ("French", "Danielle Darrieux", "Émile", "東京", "🚀", "the city of Berlin", "1984", "'s")

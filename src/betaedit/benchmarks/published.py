@@ -55,7 +55,7 @@ class PublishedEditor:
     def value(self, fact: Fact) -> tuple[Tensor, int]:
         """The target hidden state by Adam, every step a whole pass over all contexts; and how many steps there were."""
         config, model = self.config, self.model
-        target = encode_target(model.tokenizer, fact.text, fact.target_new)
+        target = encode_target(model.tokenizer, fact.text, fact.target_new, fact.joint)
         batch = self._encode(fact, target)
         rows, length = torch.arange(len(batch.lookup)), torch.tensor(0.0)
         delta: Tensor | None = None

@@ -10,7 +10,7 @@ import typer
 
 from betaedit.cli import options
 from betaedit.cli.plan import show_plan
-from betaedit.errors import ConfigError
+from betaedit.errors import ConfigError, FactError
 
 _SHOWN = 10
 _OF_THE_FACTS = {"prompt", "target", "source", "true", "limit", "skip_invalid", "zsre_target"}
@@ -83,12 +83,13 @@ def edit(
     if (place := _workspace(ctx, workspace, out)) is not None:
         from betaedit.cli.edit_workspace import edit_workspace
 
-        cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
+        cases, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
         options.check_new("--save", save)
         edit_workspace(place, cases, source, batch_size=batch_size, plan=plan, save=save, device=device, json_=json_)
+        _refuse(refused)
         return
     values = options.overrides(config, set_, seed)
-    cases = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target)
+    cases, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model)
     counts = options.numbers("--evaluate-at", evaluate_at)
@@ -113,6 +114,7 @@ def edit(
     )
     if plan:
         show_plan(editor, cases, console, json_=json_)
+        _refuse(refused)
         return
     run = partial(
         run_edits,
@@ -155,7 +157,9 @@ def _cases(
     limit: int | None,
     skip_invalid: bool,
     zsre_target: Literal["alt", "answers"],
-) -> list[EvaluationCase]:
+    plan: bool,
+) -> tuple[list[EvaluationCase], list[FactError]]:
+    """The facts to write, and what is wrong with records that cannot be: a plan shows the others before it says so."""
     from betaedit.facts.fact import EvaluationCase, Fact
     from betaedit.facts.hints import refuse_placeholder
     from betaedit.facts.readers import read_cases
@@ -168,13 +172,24 @@ def _cases(
             )
         refuse_placeholder(target, "target_new")
         refuse_placeholder(true or "", "target_true")
-        return [EvaluationCase(Fact.from_bracketed(prompt, target, true))]
+        return [EvaluationCase(Fact.from_bracketed(prompt, target, true))], []
     if prompt is not None or true is not None:
         raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")
-    facts = read_cases(source, limit=limit, skip_invalid=skip_invalid, zsre_target=zsre_target)
-    for rejected in facts.rejected:
-        typer.echo(f"left out: {rejected.error}", err=True)
-    return list(facts.cases)
+    facts = read_cases(source, limit=limit, skip_invalid=skip_invalid or plan, zsre_target=zsre_target)
+    errors = [rejected.error for rejected in facts.rejected]
+    if not skip_invalid:
+        return list(facts.cases), errors
+    for error in errors:
+        typer.echo(f"left out: {error}", err=True)
+    return list(facts.cases), []
+
+
+def _refuse(errors: list[FactError]) -> None:
+    """Say what is wrong with all records that cannot be used, the last as the error of the command."""
+    for error in errors[:-1]:
+        typer.echo(f"error: {error}", err=True)
+    if errors:
+        raise errors[-1]
 
 
 def _show_run(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *, json_: bool) -> None:
     """Each prompt as tokens with its lookup token, and what would be written after it."""
-    from betaedit.cli.render import highlighted
+    from betaedit.cli.render import counted, highlighted
 
     plans = editor.plan(cases)
     if json_:
@@ -24,7 +24,8 @@ def show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *, 
         )
         return
     for plan in plans:
-        console.print(highlighted(plan))
+        console.print(highlighted(plan), soft_wrap=True)
     console.print(
-        f"{len(plans)} facts, layers {list(editor.config.layers)}, method {editor.recipe.name}; nothing changed"
+        f"{counted(len(plans), 'fact')}, layers {list(editor.config.layers)}, method {editor.recipe.name}; "
+        "nothing changed"
     )

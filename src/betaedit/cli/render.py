@@ -83,16 +83,27 @@ class Bars:
 
 
 def highlighted(plan: PlannedEdit) -> Text:
-    """The prompt as tokens, its lookup token marked, and the new target after an arrow."""
+    """The prompt as tokens, its lookup token between ``>`` and ``<``, and the new target after an arrow.
+
+    Signs say which token it is, so that a pipe, a log and a screen reader do; colors only help to find it.
+    """
     text = Text()
     for index, token in enumerate(plan.tokens):
-        text.append(token.replace("\n", "\\n"), style="bold black on yellow" if index == plan.lookup else "")
+        if index == plan.lookup:
+            text.append(f">{_on_one_line(token)}<", style="bold black on yellow")
+        else:
+            text.append(_on_one_line(token))
         text.append("|", style="dim")
     text.append(" -> ", style="dim")
     for token in plan.target_tokens:
-        text.append(token, style="bold green")
+        text.append(_on_one_line(token), style="bold green")
         text.append("|", style="dim")
     return text
+
+
+def _on_one_line(token: str) -> str:
+    """A token with its line ends and tabs as one types them."""
+    return token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def answers_table(facts: Sequence[Fact], before: Sequence[str], after: Sequence[str]) -> Table:

@@ -347,7 +347,7 @@ class Editor:
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)
         lookup = find_lookup_token(self.tokenizer, prompt, self.config.lookup)
-        target = encode_target(self.tokenizer, fact.text, fact.target_new)
+        target = encode_target(self.tokenizer, fact.text, fact.target_new, fact.joint)
         tokens = tokenize(self.tokenizer, prompt.text)
         return PlannedEdit(fact, self._texts(tokens), lookup, self._texts(target))
 

@@ -67,6 +67,7 @@ class EditResult:
             "prompt": self.fact.text,
             "subject": self.fact.subject,
             "target_new": self.fact.target_new,
+            "joint": self.fact.joint,
             "target_probability": self.target_probability,
             "value_length": self.value_length,
             "evaluations": self.n_evaluations,

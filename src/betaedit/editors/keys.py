@@ -101,7 +101,7 @@ def token_keys(model: LanguageModel, facts: Sequence[Fact], config: EditConfig) 
     encoded = encode_prompts(
         tokenizer,
         [Prompt.fill(SLOT, fact.prompt, fact.subject) for fact in facts],
-        continuations=[tuple(encode_target(tokenizer, fact.text, fact.target_new)) for fact in facts],
+        continuations=[tuple(encode_target(tokenizer, fact.text, fact.target_new, fact.joint)) for fact in facts],
         strategy=config.lookup,
         device=model.device,
     )

@@ -68,7 +68,8 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
     Raises:
         LookupTokenError: A subject covers no token.
     """
-    target_ids = tuple(tuple(encode_target(model.tokenizer, fact.text, fact.target_new)) for fact in facts)
+    tokenizer = model.tokenizer
+    target_ids = tuple(tuple(encode_target(tokenizer, fact.text, fact.target_new, fact.joint)) for fact in facts)
     prompts: list[Prompt] = []
     continuations: list[tuple[int, ...]] = []
     for fact, ids in zip(facts, target_ids, strict=True):
@@ -76,7 +77,7 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
         prompts.append(Prompt.fill(SLOT, config.kl_template, fact.subject))
         continuations += [*[ids[:-1]] * len(contexts), ()]
     encoded = encode_prompts(
-        model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
+        tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
     number = torch.arange(1, len(prompts) + 1, device=model.device)
     encoded = encoded.cut_after_lookup(number % (len(contexts) + 1) == 0)

@@ -331,7 +331,8 @@ def _most_probable(
     model: LanguageModel, task: AbilityTask, prompts: Sequence[str], progress: Progress | None
 ) -> list[int]:
     """The answer with the lowest mean negative log-likelihood per token, if it is strictly the lowest."""
-    pairs = [(prompt, answer) for prompt in prompts for answer in task.answers]
+    # The published templates join with a space, that of CoLA, which ends in one, too.
+    pairs = [(prompt, answer, " ") for prompt in prompts for answer in task.answers]
     scores = score_targets(model, pairs, progress=progress, label=f"{task.name}, scoring")
     width = len(task.answers)
     rows = [[score.nll for score in scores[at : at + width]] for at in range(0, len(scores), width)]

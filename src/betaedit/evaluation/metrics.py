@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from betaedit.evaluation.interval import Estimate, estimate
-from betaedit.evaluation.scoring import Score, score_targets
+from betaedit.evaluation.scoring import Pair, Score, score_targets
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
@@ -106,6 +106,7 @@ class _Plan:
     rewrite: tuple[tuple[str, str, str | None], ...]
     paraphrases: tuple[tuple[str, str, str | None], ...]
     neighbors: tuple[tuple[str, str, str | None], ...]
+    joint: str | None
 
     @classmethod
     def of(cls, case: EvaluationCase) -> _Plan:
@@ -115,14 +116,17 @@ class _Plan:
             rewrite=((fact.text, fact.target_new, fact.target_true),),
             paraphrases=tuple((text, fact.target_new, fact.target_true) for text in case.paraphrases),
             neighbors=tuple(known),
+            joint=fact.joint,
         )
 
     def _all(self) -> tuple[tuple[str, str, str | None], ...]:
         return (*self.rewrite, *self.paraphrases, *self.neighbors)
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[Pair]:
         """The pairs to be scored, wanted before other."""
-        return [(prompt, t) for prompt, wanted, other in self._all() for t in (wanted, other) if t is not None]
+        return [
+            (prompt, t, self.joint) for prompt, wanted, other in self._all() for t in (wanted, other) if t is not None
+        ]
 
     def outcome(self, take: Callable[[], Score]) -> CaseOutcome:
         """The record's outcome, taking scores in the order of ``pairs``."""

@@ -17,6 +17,8 @@ from betaedit.progress import Progress, SilentProgress
 _TOKENS_PER_FORWARD = 1024
 
 T = TypeVar("T")
+Pair = tuple[str, str] | tuple[str, str, str | None]
+"""A prompt and a target; and what stands between them, where that is not ``None``: as ``joint_between`` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,15 @@ class Continuation:
     target: tuple[int, ...]
 
     @classmethod
-    def encode(cls, tokenizer: PreTrainedTokenizerBase, prompt: str, target: str) -> Continuation:
-        """``target`` after ``prompt`` and one space.
+    def encode(
+        cls, tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, joint: str | None = None
+    ) -> Continuation:
+        """``target`` after ``prompt``, with ``joint`` between them as ``encode_target`` takes it.
 
         Raises:
             LookupTokenError: The target has no tokens.
         """
-        return cls(tuple(tokenize(tokenizer, prompt)), tuple(encode_target(tokenizer, prompt, target)))
+        return cls(tuple(tokenize(tokenizer, prompt)), tuple(encode_target(tokenizer, prompt, target, joint)))
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,17 @@ class _Row:
 
 def score_targets(
     model: LanguageModel,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     *,
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> list[Score]:
-    """The score of each ``(prompt, target)`` pair, in order (metrics.md G.1).
+    """The score of each pair of prompt and target, in order (metrics.md G.1).
 
-    Targets follow their prompt after one space. Pairs whose input is the same (one-token targets of one prompt) share
-    one row; rows of similar length share one forward pass. Neither changes a result.
+    Pairs whose input is the same (one-token targets of one prompt) share one row; rows of similar length share one
+    forward pass. Neither changes a result.
     """
-    continuations = [Continuation.encode(model.tokenizer, prompt, target) for prompt, target in pairs]
+    continuations = [Continuation.encode(model.tokenizer, *pair) for pair in pairs]
     return read_targets(model, continuations, _score, progress=progress, label=label)
 
 

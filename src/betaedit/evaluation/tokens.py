@@ -11,7 +11,7 @@ from torch import Tensor
 
 from betaedit.evaluation.continuing import BATCH_SIZE, continue_greedily
 from betaedit.evaluation.interval import Estimate, estimate
-from betaedit.evaluation.scoring import Continuation, read_targets
+from betaedit.evaluation.scoring import Continuation, Pair, read_targets
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
@@ -67,17 +67,17 @@ class TokenAgreement:
 
 def choose_tokens(
     model: LanguageModel,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     *,
     bos_bug: bool = False,
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> list[TokenOutcome]:
-    """The most probable token at every place of each ``(prompt, target)`` pair's target, in order.
+    """The most probable token at every place of each pair's target, in order.
 
     Args:
         model: The model as it is now.
-        pairs: Prompts as they stand, with targets that follow after one space.
+        pairs: Prompts as they stand, with targets, as ``score_targets`` takes them.
         bos_bug: For comparison with published figures only. The official scripts tokenize the *neighbor's* answer
             together with the BOS token of Llama's tokenizers: one more position, whose target BOS the model never
             says, and BOS in the middle of the input to the later ones. Give it for neighbors alone; tokenizers
@@ -88,7 +88,7 @@ def choose_tokens(
     Raises:
         LookupTokenError: A target has no tokens.
     """
-    continuations = [Continuation.encode(model.tokenizer, prompt, target) for prompt, target in pairs]
+    continuations = [Continuation.encode(model.tokenizer, *pair) for pair in pairs]
     if bos_bug:
         opening = _opening(model)
         continuations = [Continuation(each.prompt, opening + each.target) for each in continuations]

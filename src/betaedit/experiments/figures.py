@@ -19,6 +19,7 @@ from betaedit.evaluation.judge import Judge, MatchJudge
 from betaedit.evaluation.latency import measure_latency, peak_memory
 from betaedit.evaluation.metrics import EditMeasures, measure_edits
 from betaedit.evaluation.questions import measure_questions
+from betaedit.evaluation.scoring import Pair
 from betaedit.evaluation.tokens import choose_tokens
 from betaedit.experiments.record import Ability, EditFigure, Mean
 from betaedit.facts.fact import EvaluationCase
@@ -163,15 +164,16 @@ def mean_of(found: Estimate) -> Mean:
 
 def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
     """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
-    asked = {
-        "prompts": [[(case.fact.text, case.fact.target_new)] for case in cases],
-        "paraphrases": [[(text, case.fact.target_new) for text in case.paraphrases] for case in cases],
-        "neighbors": [[(probe.prompt, probe.target) for probe in case.neighbors if probe.target] for case in cases],
-    }
+    asked: dict[str, list[list[Pair]]] = {"prompts": [], "paraphrases": [], "neighbors": []}
+    for case in cases:
+        new, joint = case.fact.target_new, case.fact.joint
+        asked["prompts"].append([(case.fact.text, new, joint)])
+        asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
+        asked["neighbors"].append([(probe.prompt, probe.target, joint) for probe in case.neighbors if probe.target])
     return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
 
 
-def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[tuple[str, str]]]) -> Mean | None:
+def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[Pair]]) -> Mean | None:
     """The mean over a record's pairs of prompt and target, then over the records that have any."""
     outcomes = iter(choose_tokens(model, [pair for record in records for pair in record]))
     shares = [[next(outcomes).accuracy for _ in record] for record in records if record]

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
+from betaedit.writing import joint_between
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
 METRICS = ("efficacy", "generality", "specificity")
@@ -201,6 +202,12 @@ def case_name(index: int, case: EvaluationCase) -> str:
 
 def describe_cases(cases: Sequence[EvaluationCase], source: str | None) -> dict[str, Any]:
     """Which facts were written, for the record: where they come from, how many, and a hash over them."""
-    facts = [[case_name(index, case), case.fact.text, case.fact.target_new] for index, case in enumerate(cases)]
+    facts = [[case_name(index, case), *_written(case.fact)] for index, case in enumerate(cases)]
     digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
     return {"source": source, "facts_sha256": digest, "records": len(cases)}
+
+
+def _written(fact: Fact) -> tuple[str, ...]:
+    """The text that a fact writes; what joins it is told where it is no space, which older versions always put."""
+    joint = joint_between(fact.text, fact.target_new) if fact.joint is None else fact.joint
+    return (fact.text, fact.target_new) if joint == EARLIER_JOINT else (fact.text, fact.target_new, joint)

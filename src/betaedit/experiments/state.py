@@ -13,7 +13,7 @@ from torch import Tensor
 
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import RunFolderError
-from betaedit.facts.fact import Fact
+from betaedit.facts.fact import EARLIER_JOINT, Fact
 from betaedit.files import file_errors, written_whole
 from betaedit.memory.update import Update
 
@@ -82,8 +82,10 @@ def _load(file: Path) -> WrittenBatch:
 
 def _plain(result: EditResult) -> dict[str, Any]:
     fact = result.fact
-    return {**result.figures(), "fact": [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id]}
+    words = [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, fact.joint]
+    return {**result.figures(), "fact": words}
 
 
 def _result(values: dict[str, Any]) -> EditResult:
-    return EditResult.from_figures(Fact(*values.pop("fact")), values)
+    prompt, subject, new, true, name, *joint = values.pop("fact")  # older versions kept no joint
+    return EditResult.from_figures(Fact(prompt, subject, new, true, name, *(joint or [EARLIER_JOINT])), values)

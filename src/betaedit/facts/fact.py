@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from betaedit.errors import FactError, UnchangedError
-from betaedit.facts.hints import absent_subject, not_text
+from betaedit.facts.hints import not_text
+from betaedit.facts.subject import find_subject
 
 Group = Literal[
     "subject_aliasing",
@@ -26,6 +27,8 @@ SLOT = "{}"
 GROUPS: tuple[Group, ...] = get_args(Group)
 PORTABILITY: tuple[Group, ...] = ("subject_aliasing", "reasoning", "logical_generalization", "multi_hop")
 LOCALITY: tuple[Group, ...] = ("relation_specificity", "forgetfulness")
+EARLIER_JOINT = " "
+"""What earlier versions put between every prompt and answer."""
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -34,11 +37,14 @@ class Fact:
     """One thing a model should say: ``prompt`` with the subject in its slot continues with ``target_new``.
 
     Args:
-        prompt: Text with exactly one ``{}`` where the subject goes.
+        prompt: Text with exactly one ``{}`` where the subject goes, taken as it is, white space at its end included.
         subject: What the fact is about, as it is written in running text.
         target_new: The continuation to write, without its leading space.
         target_true: What the model is expected to say today; ``None`` when nobody knows.
         id: A name that is unique within a run; readers fill it from the file.
+        joint: The text between a prompt and its answer, here and in the other prompts that the fact is measured on
+            (paraphrases, neighbors). ``None``: a space or nothing, as the language has it
+            (``betaedit.writing.joint_between``).
 
     Raises:
         FactError: A slot is missing or doubled, or the subject or a target is empty.
@@ -50,16 +56,18 @@ class Fact:
     target_new: str
     target_true: str | None = None
     id: str | None = None
+    joint: str | None = None
 
     def __post_init__(self) -> None:
-        """Clean surrounding white space, then refuse what no method could write."""
-        for name in ("prompt", "subject", "target_new", "target_true", "id"):
+        """Take white space off subject, targets and id, then refuse what no method could write."""
+        for name in ("prompt", "subject", "target_new", "target_true", "id", "joint"):
             value = getattr(self, name)
-            if value is None and name in ("target_true", "id"):
+            if value is None and name in ("target_true", "id", "joint"):
                 continue
             if not isinstance(value, str):
                 raise not_text(value, name)
-            object.__setattr__(self, name, value.strip())
+            if name not in ("prompt", "joint"):
+                object.__setattr__(self, name, value.strip())
         self._check()
 
     def _check(self) -> None:
@@ -94,10 +102,8 @@ class Fact:
     def from_text(cls, prompt: str, subject: str, target_new: str, target_true: str | None = None) -> Fact:
         """A fact from a prompt that holds either ``{}`` or the subject itself.
 
-        A subject that occurs several times is taken at its last place, nearest to the answer.
-
         Raises:
-            FactError: The prompt has neither a slot nor the subject in it.
+            FactError: The prompt has no slot, and the subject stands in it at no place as a word, or at several.
         """
         return cls(slotted(prompt, subject), subject, target_new, target_true)
 
@@ -119,18 +125,15 @@ class Fact:
 
 
 def slotted(prompt: str, subject: str) -> str:
-    """``prompt`` with a slot for ``subject``: as it is when it has one, else the subject's last place becomes it.
+    """``prompt`` with a slot for ``subject``: as it is when it has one, else where the subject stands as a word.
 
     Raises:
-        FactError: There is neither a slot nor the subject.
+        FactError: There is neither a slot nor one place where the subject stands as a word.
     """
     if SLOT in prompt:
         return prompt
-    subject = subject.strip()
-    if not subject or subject not in prompt:
-        raise absent_subject(prompt, subject)
-    before, _, after = prompt.rpartition(subject)
-    return before + SLOT + after
+    start, end = find_subject(prompt, subject.strip())
+    return prompt[:start] + SLOT + prompt[end:]
 
 
 @dataclass(frozen=True, slots=True)

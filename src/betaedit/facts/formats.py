@@ -7,7 +7,6 @@ compression) is the business of ``readers``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any, Literal, NoReturn
 
 from betaedit.errors import FactError
 from betaedit.facts import schemas
-from betaedit.facts.fact import GROUPS, SLOT, EvaluationCase, Fact, Group, Probe, Question, slotted
+from betaedit.facts.fact import GROUPS, SLOT, EvaluationCase, Fact, Group, Probe, Question
 from betaedit.facts.hints import refuse_placeholder
 from betaedit.facts.schemas import validated
+from betaedit.facts.subject import find_subject
 
 Record = dict[str, Any]
 ZsreTarget = Literal["alt", "answers"]
@@ -95,7 +95,8 @@ def _holds(value: object, path: str) -> bool:
 def _own(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """The case of a record in the package's own format; ``{}`` in its prompts stands for the subject too."""
     own = validated(schemas.Own, record, reading.format)
-    fact = _fact(own.prompt, own.subject, own.target_new, _given(own.target_true), own.id or reading.fact_id())
+    prompt, subject = _slotted(own.prompt, own.subject)
+    fact = Fact(prompt, subject, own.target_new, own.target_true, own.id or reading.fact_id(), own.joint)
 
     def filled(text: str) -> str:
         return text.replace(SLOT, fact.subject)
@@ -267,14 +268,20 @@ def _fact(prompt: str, subject: str, target_new: str, answers: Sequence[str], fa
     """The fact, expected to be answered with the first of ``answers`` today.
 
     A new target that is among the answers becomes the true target as well, so that ``Fact`` refuses it: such an edit
-    would change nothing. A subject that the prompt spells in other case is taken as it stands in the prompt.
+    would change nothing.
     """
-    if SLOT not in prompt and subject not in prompt:
-        written = re.findall(re.escape(subject), prompt, re.IGNORECASE)
-        subject = written[-1] if written else subject
+    prompt, subject = _slotted(prompt, subject, last=True)
     refuse_placeholder(target_new, "target_new")
     target_true = target_new if target_new in answers else next(iter(answers), None)
-    return Fact(slotted(prompt, subject), subject, target_new, target_true, fact_id)
+    return Fact(prompt, subject, target_new, target_true, fact_id)
+
+
+def _slotted(prompt: str, subject: str, *, last: bool = False) -> tuple[str, str]:
+    """The prompt with a slot, and the subject as it is spelled there; ``last`` as in ``find_subject``."""
+    if SLOT in prompt:
+        return prompt, subject
+    start, end = find_subject(prompt, subject, any_case=True, last=last)
+    return prompt[:start] + SLOT + prompt[end:], prompt[start:end]
 
 
 def _given(answer: str | None) -> tuple[str, ...]:

@@ -17,9 +17,18 @@ from betaedit.facts.fact import Group
 from betaedit.facts.hints import is_placeholder, kind_of, not_text
 
 
-def _clean(text: str) -> str:
+def _encodable(text: str) -> str:
     text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, on which tokenizers crash much later
-    return text.strip()
+    return text
+
+
+def _clean(text: str) -> str:
+    return _encodable(text).strip()
+
+
+def _as_typed(text: str) -> str:
+    """A prompt as it is: white space at its end is what the model is asked with."""
+    return text if _clean(text) else ""
 
 
 def _clean_or_none(text: str | None) -> str | None:
@@ -83,9 +92,12 @@ _Text = Annotated[str, BeforeValidator(_only_entry), AfterValidator(_clean)]
 _MaybeText = Annotated[str | None, BeforeValidator(_null_as_none), AfterValidator(_clean_or_none)]
 _MaybeAnswer = Annotated[_MaybeText, AfterValidator(_answer_or_none)]
 _Name = Annotated[_MaybeText, BeforeValidator(_number_as_text)]
+_Prompt = Annotated[str, BeforeValidator(_only_entry), AfterValidator(_as_typed)]
+_Joint = Annotated[str, AfterValidator(_encodable)]
 _Many = Annotated[tuple[_T, ...], BeforeValidator(_flat)]
 _Texts = Annotated[_Many[_Text], AfterValidator(_filled)]
 _Answers = Annotated[_Texts, AfterValidator(_known)]
+_Prompts = Annotated[_Many[_Prompt], AfterValidator(_filled)]
 
 
 class _Schema(BaseModel):
@@ -99,14 +111,14 @@ class _OwnSchema(BaseModel):
 class OwnNeighbor(_OwnSchema):
     """A prompt that should keep its answer."""
 
-    prompt: _Text
+    prompt: _Prompt
     target: _MaybeAnswer = None
 
 
 class OwnQuestion(_OwnSchema):
     """A question with its right answers."""
 
-    prompt: _Text
+    prompt: _Prompt
     answers: Annotated[_Answers, Field(min_length=1)]
     group: Group
 
@@ -115,14 +127,15 @@ class Own(_OwnSchema):
     """A record of the package's own format."""
 
     subject: _Text
-    prompt: _Text
+    prompt: _Prompt
     target_new: _Text = Field(validation_alias=AliasChoices("target_new", "target"))
     target_true: _MaybeAnswer = None
+    joint: _Joint | None = None
     id: _Name = None
-    paraphrases: _Texts = ()
+    paraphrases: _Prompts = ()
     neighbors: _Many[Annotated[OwnNeighbor, BeforeValidator(_open_neighbor)]] = ()
     questions: _Many[OwnQuestion] = ()
-    generation_prompts: _Texts = ()
+    generation_prompts: _Prompts = ()
     record: _Name = None
     source: Any = None
     time: Any = None

@@ -16,6 +16,7 @@ from betaedit.facts.formats import Record
 from betaedit.facts.json_text import decoded, parsed
 from betaedit.facts.sources import Source
 
+_NOTHING = '""'  # in a cell of ``joint``, where an empty one says nothing
 _SEPARATORS = ",;\t"
 _LISTS = ("paraphrases", "neighbors", "generation_prompts")
 _UNNAMED = re.compile(r"^Unnamed: \d+(?:\.\d+)?$")  # so pandas reads a column without a header, and writes it back
@@ -34,7 +35,7 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     lines = _text_lines(source)
     headers, first, separator = _headers(lines)
-    rows = csv.reader(chain([headers], lines), delimiter=separator, strict=True)
+    rows = csv.reader(chain([headers], lines), delimiter=separator, strict=True, skipinitialspace=True)
     try:
         names = [_UNNAMED.sub("", cell.strip()) for cell in next(rows, [])]
         if any(name and names.count(name) > 1 for name in names):
@@ -72,7 +73,7 @@ def _text_lines(source: Source) -> Iterator[str]:
 def _record(names: list[str], cells: list[str]) -> Record | FactError:
     """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty.
 
-    A question is a JSON object, as in the other kinds of file.
+    A question is a JSON object, as in the other kinds of file; ``""`` in a cell of ``joint`` is an empty text.
     """
     while names and not names[0] and cells and cells[0].isdecimal():
         names, cells = names[1:], cells[1:]
@@ -87,7 +88,11 @@ def _record(names: list[str], cells: list[str]) -> Record | FactError:
             f"the column of the cell {record['']!r} has no header.",
             mend="Name or drop that column (in pandas: to_csv(..., index=False)).",
         )
-    lists = {name: record[name].split("\n") for name in _LISTS if name in record}
+    if not record.get("joint"):
+        record.pop("joint", None)
+    elif record["joint"] == _NOTHING:
+        record["joint"] = ""
+    lists = {name: record[name].replace("\r\n", "\n").split("\n") for name in _LISTS if name in record}
     try:
         questions = [parsed(line) for line in record.get("questions", "").split("\n") if line.strip()]
     except FactError as error:

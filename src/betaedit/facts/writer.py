@@ -60,4 +60,5 @@ def _record(item: Fact | EvaluationCase, fact: Fact) -> dict[str, Any]:
         values |= asdict(item)
         del values["fact"]
     order = ("id", "subject", "prompt", "target_new", "target_true")
-    return {name: values[name] for name in (*order, *values) if values[name]}
+    kept = {name: values[name] for name in (*order, *values) if values[name]}
+    return kept if fact.joint is None else kept | {"joint": fact.joint}

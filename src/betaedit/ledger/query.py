@@ -171,6 +171,7 @@ def to_dict(writing: Writing) -> dict[str, Any]:
         "subject": fact.subject,
         "target_new": fact.target_new,
         "target_true": fact.target_true,
+        "joint": fact.joint,
         "figures": writing.figures,
     }
 

@@ -27,14 +27,14 @@ from typing import Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from betaedit.errors import LedgerError
-from betaedit.facts.fact import Fact
+from betaedit.facts.fact import EARLIER_JOINT, Fact
 
 Storage = Literal["float32", "float64", "bfloat16"]
 Kind = Literal["init", "edit", "forget", "restore"]
 Reason = Literal["replaced", "rewritten", "forgotten", "undone"]
 State = Literal["live", "replaced", "forgotten", "undone"]
 
-FORMAT = 1
+FORMAT = 2
 FIRST = 1
 _APPLICATION = 0x62657461  # "beta", so that another SQLite file is not taken for a ledger
 _BUSY_SECONDS = 5.0
@@ -48,7 +48,7 @@ CREATE TABLE events (
 CREATE TABLE writings (
     id INTEGER PRIMARY KEY, number INTEGER NOT NULL, event INTEGER NOT NULL REFERENCES events (id),
     batch INTEGER NOT NULL, prompt TEXT NOT NULL, subject TEXT NOT NULL, target_new TEXT NOT NULL, target_true TEXT,
-    name TEXT, figures TEXT NOT NULL, asked TEXT NOT NULL
+    name TEXT, figures TEXT NOT NULL, asked TEXT NOT NULL, joint TEXT
 );
 CREATE INDEX writings_number ON writings (number);
 CREATE INDEX writings_subject ON writings (subject);
@@ -228,6 +228,7 @@ class Store:
                 if write:
                     self._open.execute("PRAGMA journal_mode = WAL")
                     self._open.execute("PRAGMA synchronous = FULL")
+                    self._migrate()
                 self.identity = self._identity()
         except LedgerError:
             self._open.close()
@@ -323,7 +324,7 @@ class Store:
     def facts(self, last: int | None = None) -> list[Writing]:
         """Every fact, or those with the ``last`` numbers, as it came into the model last, in order of its number."""
         numbers = "SELECT DISTINCT number FROM writings ORDER BY number DESC LIMIT ?"
-        rows = self._rows(f"{_WRITINGS} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
+        rows = self._rows(f"{self._writings} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
         newest = {row[1]: row for row in rows}
         return [_writing(row) for row in newest.values()]
 
@@ -342,21 +343,23 @@ class Store:
 
     def writings(self, number: int) -> list[Writing]:
         """Every time the fact of that number was written, in order."""
-        rows = [_writing(row) for row in self._rows(f"{_WRITINGS} WHERE w.number = ? ORDER BY w.id, s.since", number)]
+        rows = [
+            _writing(row) for row in self._rows(f"{self._writings} WHERE w.number = ? ORDER BY w.id, s.since", number)
+        ]
         return list({writing.id: writing for writing in rows}.values())
 
     def written(self, event: int) -> list[Writing]:
         """What one event wrote, in order."""
         return [
             _writing(row)
-            for row in self._rows(f"{_WRITINGS} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
+            for row in self._rows(f"{self._writings} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
         ]
 
     def live(self, event: int | None = None) -> list[Writing]:
         """What the model holds after ``event`` (the last one), in the order in which it was written."""
         at = event or self.head
         alive = "WHERE s.since <= ? AND (s.until IS NULL OR s.until > ?) ORDER BY w.id"
-        return [_writing(row) for row in self._rows(f"{_WRITINGS} {alive}", at, at)]
+        return [_writing(row) for row in self._rows(f"{self._writings} {alive}", at, at)]
 
     def asked(self, writing: int, layer: int) -> tuple[bytes, bytes]:
         """Key and wanted value of one writing in one layer."""
@@ -514,8 +517,8 @@ class Store:
         fact, arrays = new.fact, [new.asked[layer] for layer in sorted(new.asked)]
         columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _plain(new.figures))
         written = self._open.execute(
-            "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, event, new.batch, *columns, _hash_arrays(arrays)),
+            "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, event, new.batch, *columns, _hash_arrays(arrays), fact.joint),
         ).lastrowid
         self._open.execute("INSERT INTO spans VALUES (?, ?, NULL, NULL)", (written, event))
         self._open.executemany(
@@ -535,10 +538,15 @@ class Store:
             before = self._one("SELECT value FROM identity")
         else:
             before = self._one("SELECT hash FROM events WHERE id = ?", event - 1)
+        joint = self._joint
         parts = [
             before,
             *self._rows("SELECT id, kind, parent, at, note, factors FROM events WHERE id = ?", event),
-            *self._rows("SELECT * FROM writings WHERE event = ? ORDER BY id", event),
+            *self._rows(f"SELECT {_HASHED} FROM writings WHERE event = ? ORDER BY id", event),
+            # Only what format 1 could not say, so that the hashes of its ledgers hold.
+            *self._rows(
+                f"SELECT id, {joint} FROM writings WHERE event = ? AND {joint} IS NOT {_EARLIER} ORDER BY id", event
+            ),
             *self._rows("SELECT writing FROM spans WHERE since = ? ORDER BY writing", event),
             *self._rows("SELECT writing, why FROM spans WHERE until = ? ORDER BY writing", event),
         ]
@@ -558,6 +566,26 @@ class Store:
                 f"{self.path} has format {version}, this version reads up to {FORMAT}.",
                 mend="Install a newer betaedit.",
             )
+
+    def _migrate(self) -> None:
+        """Bring a ledger of format 1 to this one: it gets the column ``joint``, which is what was put without one."""
+        with self._transaction():
+            if self._one("PRAGMA user_version") < FORMAT:
+                self._open.execute(f"ALTER TABLE writings ADD COLUMN joint TEXT DEFAULT {_EARLIER}")
+                self._open.execute(f"PRAGMA user_version = {FORMAT}")
+
+    @property
+    def _joint(self) -> str:
+        """SQL for what joins a writing's prompt and answer; ledgers of format 1, open for reading, lack the column."""
+        return "joint" if self._one("PRAGMA user_version") >= FORMAT else _EARLIER
+
+    @property
+    def _writings(self) -> str:
+        return (
+            "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
+            f"{self._joint}, w.figures, s.until, s.why "
+            "FROM writings w JOIN spans s ON s.writing = w.id JOIN events e ON e.id = w.event"
+        )
 
     @contextmanager
     def view(self) -> Iterator[None]:
@@ -604,11 +632,9 @@ def scratch_files(path: Path) -> list[Path]:
 
 
 _WHOLE = "whole"
+_EARLIER = f"'{EARLIER_JOINT}'"
+_HASHED = "id, number, event, batch, prompt, subject, target_new, target_true, name, figures, asked"
 _DAMAGED = "The file is damaged: take the last copy of it."
-_WRITINGS = (
-    "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
-    "w.figures, s.until, s.why FROM writings w JOIN spans s ON s.writing = w.id JOIN events e ON e.id = w.event"
-)
 _ERRORS = {
     "full": "Free some space: nothing is lost, the event was not committed.",
     "readonly": "Make the file and its folder writable.",
@@ -646,8 +672,8 @@ def _event(row: tuple[Any, ...]) -> Event:
 
 
 def _writing(row: tuple[Any, ...]) -> Writing:
-    written, number, event, batch, at, prompt, subject, new, true, name, figures, until, why = row
-    fact = Fact(prompt, subject, new, true, name)
+    written, number, event, batch, at, prompt, subject, new, true, name, joint, figures, until, why = row
+    fact = Fact(prompt, subject, new, true, name, joint)
     return Writing(written, number, event, batch, at, fact, figures, _state(until is None, why), until)
 
 

@@ -22,7 +22,7 @@ from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, recording
 from betaedit.errors import ConfigError, LedgerError, MethodError, OutputError
-from betaedit.facts.fact import EvaluationCase, Fact
+from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
 from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept
@@ -261,11 +261,14 @@ class Workspace:
         return written
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
-        """Those that were not written yet: neither live nor replaced by a later answer that is, whatever their ids."""
+        """Those that were not written yet: neither live nor replaced by a later answer that is, whatever their ids.
+
+        A fact that an earlier version wrote counts as written, though this one may ask or join it otherwise.
+        """
         told = [(held.state, _words(held.fact)) for held in self.store.facts()]
-        answered = {(prompt, subject) for state, (prompt, subject, _) in told if state == "live"}
+        answered = {words[:2] for state, words in told if state == "live"}
         known = {words for state, words in told if state in ("live", "replaced") and words[:2] in answered}
-        return [case for case in cases if _words(case.fact) not in known]
+        return [case for case in cases if known.isdisjoint((_words(case.fact), _words_of_earlier(case.fact)))]
 
     def forget(self, *names: str, last: int = 0, all_matching: bool = False) -> list[Writing]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
@@ -581,9 +584,14 @@ def _any(changes: Mapping[int, Changes]) -> bool:
     return any(noted.restarted or noted.updates for noted in changes.values())
 
 
-def _words(fact: Fact) -> tuple[str, str, str]:
+def _words(fact: Fact) -> tuple[str, str, str, str | None]:
     """What writing a fact depends on."""
-    return fact.prompt, fact.subject, fact.target_new
+    return fact.prompt, fact.subject, fact.target_new, fact.joint
+
+
+def _words_of_earlier(fact: Fact) -> tuple[str, str, str, str | None]:
+    """The same as a version wrote it that knew no joint: it took white space off the prompt and put a space behind."""
+    return fact.prompt.strip(), fact.subject, fact.target_new, EARLIER_JOINT
 
 
 def _keep_statistics(editor: Editor, file: Path) -> None:

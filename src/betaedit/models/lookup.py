@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from betaedit.errors import LookupTokenError
+from betaedit.writing import joint_between
 
 SLOT = "{}"
 LookupStrategy = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
@@ -179,24 +180,43 @@ def encode_prompts(
     return EncodedPrompts(ids.to(device), mask.to(device), lookup.to(device))
 
 
-def encode_target(tokenizer: PreTrainedTokenizerBase, prompt_text: str, target: str) -> list[int]:
-    """Token ids with which ``target`` continues ``prompt_text``, after exactly one space.
+def encode_target(
+    tokenizer: PreTrainedTokenizerBase, prompt_text: str, target: str, joint: str | None = None
+) -> list[int]:
+    """Token ids with which ``target`` continues ``prompt_text``.
 
     Read off the tokens of the whole text where these begin with the prompt's own tokens: SentencePiece tokenizers
     split the lone target differently (an underline token of its own). Otherwise the target is tokenized alone.
 
+    Args:
+        tokenizer: The model's.
+        prompt_text: The prompt as the model is asked it.
+        target: The answer; white space before it is dropped.
+        joint: What stands between the two; by the rule of ``joint_between`` when not given.
+
     Raises:
         LookupTokenError: The target has no tokens.
     """
-    spaced = " " + target.lstrip()
+    target = target.lstrip()
+    following = (joint_between(prompt_text, target) if joint is None else joint) + target
     prompt_ids = tokenize(tokenizer, prompt_text)
-    ids = tokenize(tokenizer, prompt_text + spaced)
-    if ids[: len(prompt_ids)] == prompt_ids:
-        target_ids = ids[len(prompt_ids) :]
-    else:
-        target_ids = list(tokenizer(spaced, add_special_tokens=False)["input_ids"])
+    ids = tokenize(tokenizer, prompt_text + following)
+    target_ids = ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else _alone(tokenizer, following)
     if not target_ids:
         raise LookupTokenError(
             f"the target {target!r} has no tokens.", mend="Check it for characters that are dropped."
         )
     return target_ids
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of ``text`` without what stands before it.
+
+    SentencePiece tokenizers put a space before a lone text, so one that begins without is read off behind a line end.
+    """
+    if not text[:1].isspace():
+        line_end = tokenize(tokenizer, "\n")
+        ids = tokenize(tokenizer, "\n" + text)
+        if ids[: len(line_end)] == line_end:
+            return ids[len(line_end) :]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
