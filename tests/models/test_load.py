@@ -105,10 +105,6 @@ def test_the_model_is_put_where_asked_and_runs_there(saved: Path, place: dict[st
     assert loaded.model(input_ids=ids).logits.shape == (1, ids.shape[1], VOCABULARY)
 
 
-def test_the_device_asked_for_is_the_one_used(saved: Path):
-    assert load_language_model(str(saved), device="meta").device.type == "meta"
-
-
 # --- what is refused ---
 
 
@@ -257,6 +253,10 @@ def test_a_gpu_that_is_not_there_is_refused(saved: Path):
 
 def test_a_device_that_nobody_knows_is_refused(saved: Path):
     refused(saved, ModelError, "device 'toaster' cannot be used", "--device cpu", device="toaster")
+
+
+def test_the_device_asked_for_is_the_one_used_so_one_that_holds_no_weights_is_refused(saved: Path):
+    refused(saved, ModelError, "not in memory", "device_map", device="meta")
 
 
 def test_device_and_device_map_exclude_each_other(saved: Path):

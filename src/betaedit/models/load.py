@@ -19,6 +19,7 @@ from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixErr
 from betaedit.models.anatomy import Anatomy, find_anatomy
 from betaedit.models.bundled import BUNDLES, DEFAULT_MODEL
 from betaedit.models.gguf import gguf_folder
+from betaedit.models.support import MERGE, refuse_unsuitable
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 DTYPES: dict[str, torch.dtype | str] = {
@@ -51,8 +52,10 @@ class LanguageModel:
         """A live model and its tokenizer; the model is put into evaluation mode and its parameters are frozen.
 
         Raises:
+            ModelError: It carries an adapter, is wrapped, or its weights cannot be changed (``models/support.py``).
             AnatomyError: Its parts are not found.
         """
+        refuse_unsuitable(model)
         model.train(False)
         model.requires_grad_(False)
         return cls(model, tokenizer, find_anatomy(model), name or str(getattr(model.config, "_name_or_path", "model")))
@@ -147,6 +150,8 @@ def _resolve(name: str) -> str:
         raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
     if place.is_file():
         return str(gguf_folder([place], place.stem, damaged="Get the file again."))
+    if (place / "adapter_config.json").exists():  # transformers would put it into the model without a word
+        raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json).", mend=MERGE)
     if not (place / "config.json").exists():
         raise ModelNotFoundError(
             f"{place} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
