@@ -28,6 +28,7 @@ from betaedit.models.diagnosis import (
     why_no_weights,
 )
 from betaedit.models.gguf import gguf_folder
+from betaedit.models.gradients import usual_gradients
 from betaedit.models.support import MERGE, refuse_unsuitable
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -84,6 +85,12 @@ class LanguageModel:
         """The longest input in tokens that the model has positions for."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
+    @property
+    def n_tokens(self) -> int:
+        """How many token ids the model can both read and say."""
+        rows = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        return min(rows, self.anatomy.head.get_parameter("weight").shape[0])
+
     def fingerprint(self, until: int | None = None) -> str:
         """``sha256:...`` of all weights, or of all but the decoder layers above ``until``."""
         return fingerprint_weights(self._weights(until))
@@ -104,6 +111,7 @@ def fingerprint_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+@usual_gradients
 def load_language_model(
     name: str,
     *,

@@ -49,7 +49,7 @@ def refuse_unsuitable(model: Any) -> None:
             )
         if tensor.is_inference():
             raise ModelError(
-                f"the weights of the model cannot change: {name} was made within torch.inference_mode.",
+                f"the model was made within torch.inference_mode ({name} was), so nothing can be sought with it.",
                 mend="Load the model outside of torch.inference_mode.",
             )
 

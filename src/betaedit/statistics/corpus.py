@@ -93,8 +93,8 @@ class SampledText:
             if not file.exists():
                 text = json.dumps(self._draw(model, index))
                 with written_whole(file) as scratch:
-                    scratch.write_text(text)
-            yield json.loads(file.read_text())
+                    scratch.write_text(text, encoding="utf-8")
+            yield json.loads(file.read_text(encoding="utf-8"))
             index += 1
 
     def _draw(self, model: LanguageModel, index: int) -> Rows:
