@@ -27,7 +27,7 @@ def cache_at(root: Path) -> Iterator[None]:
 def cache_folder(*parts: str) -> Path:
     """A folder below the cache, made when absent; ``BETAEDIT_CACHE`` moves the whole cache."""
     root = os.environ.get(_ROOT)
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "betaedit"
-    folder = base.joinpath(*parts)
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "betaedit"
+    folder = base.expanduser().joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

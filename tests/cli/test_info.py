@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from betaedit import __version__
 from betaedit.cli.main import app
@@ -15,7 +18,20 @@ from betaedit.editors import PRESETS, RECIPES, EditConfig
 from betaedit.models.native import kernels
 from betaedit.native.library import NoKernelsError
 from betaedit.statistics import Moments
+from support.tiny_tokenizers import tiny_tokenizer
 
+UNREPLAYED: dict[str, dict[str, Any]] = {
+    "gpt-neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+        "max_position_embeddings": 64,
+    },
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+}
 COMMANDS = [
     *("edit", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench", "methods"),
     *("models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore", "import"),
@@ -169,3 +185,29 @@ def test_unreadable_layers_are_refused(betaedit, tiny_folder) -> None:
     ran = betaedit("statistics", "--model", tiny_folder, "--layers", "one,two")
     assert ran.code == 2
     assert "--layers" in ran.err
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "mpt", "bloom"])
+def test_a_model_whose_layers_cannot_be_replayed_is_refused_where_its_anatomy_is_asked_for(
+    betaedit, name: str, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model(name.replace("-", "_"), **UNREPLAYED[name])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ran = betaedit("models", str(tmp_path))
+    assert ran.code != 0
+    assert "cannot be run on a part of the positions" in ran.err
+
+
+def test_a_current_folder_that_was_deleted_is_one_error(
+    betaedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (["methods"], ["status"], ["edit", "--from", "facts.jsonl"]):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        ran = betaedit(*command)
+        monkeypatch.chdir(tmp_path)
+        assert ran.code == 1
+        assert "the current folder no longer exists" in ran.err

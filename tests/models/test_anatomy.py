@@ -54,6 +54,7 @@ EXPECTED: dict[str, tuple[str, str, type[nn.Module], str, bool]] = {
     "phi3": ("model.layers", "mlp.down_proj", nn.Linear, "model.norm", False),
     "olmo2": ("model.layers", "mlp.down_proj", nn.Linear, "model.norm", False),
     "phi": ("model.layers", "mlp.fc2", nn.Linear, "model.final_layernorm", False),
+    "opt": ("model.decoder.layers", "fc2", nn.Linear, "model.decoder.final_layer_norm", True),
 }
 
 FACT = Fact("The mother tongue of {} is", "Danielle Darrieux", "English")

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
-from betaedit.models import LanguageModel, load_language_model
+from betaedit.models import LanguageModel, diagnosis, load_language_model
 from betaedit.models.bundled import BUNDLES
 from betaedit.models.generate import complete
 from betaedit.models.gguf import gguf_folder
@@ -105,10 +106,6 @@ def test_the_model_is_put_where_asked_and_runs_there(saved: Path, place: dict[st
     assert loaded.model(input_ids=ids).logits.shape == (1, ids.shape[1], VOCABULARY)
 
 
-def test_the_device_asked_for_is_the_one_used(saved: Path):
-    assert load_language_model(str(saved), device="meta").device.type == "meta"
-
-
 # --- what is refused ---
 
 
@@ -155,18 +152,60 @@ def test_an_unknown_hub_name_is_refused_by_name_when_offline(name: str):
     refused(name, ModelNotFoundError, f"no model '{name}'", "local folder")
 
 
+KEEP = "keep the rest of the folder"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_folder_whose_configuration_is_broken_is_refused_as_damaged(folder: Path, text: str):
     """It is there, so it is not that nothing was found."""
     (folder / "config.json").write_text(text)
-    refused(folder, ModelError, "copy", "damaged")
+    refused(folder, ModelError, "configuration of .*copy", "config.json is incomplete or damaged: get that file again")
 
 
-def test_a_family_that_transformers_does_not_know_is_refused_by_name(folder: Path):
-    edit_json(folder / "config.json", model_type="no-such-family")
-    with pytest.raises(ModelError, match="no-such-family") as caught:
-        load_language_model(str(folder))
-    assert caught.value.mend
+@pytest.mark.parametrize("saved_with", [None, "99.1.0"])
+def test_a_family_that_transformers_does_not_know_is_refused_by_name_with_both_versions(
+    folder: Path, saved_with: str | None
+):
+    edit_json(folder / "config.json", model_type="no-such-family", transformers_version=saved_with)
+    known = rf"'no-such-family' is not known to transformers {transformers.__version__}"
+    said = known + (rf" \(.*copy' was saved with {saved_with}\)" if saved_with else r"\.")
+    refused(folder, ModelError, said, "Update transformers")
+
+
+CODE = "open('RAN', 'w').close()\nfrom transformers import LlamaConfig as Own, LlamaForCausalLM as OwnModel\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}),
+        (
+            "config.json",
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}},
+        ),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}),
+    ],
+)
+def test_code_in_a_folder_is_neither_run_nor_asked_about(
+    folder: Path, file: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    (folder / "own.py").write_text(CODE)
+    edit_json(folder / file, **changes)
+    refused(folder, ModelError, r"code of its own \(auto_map\), which is not run", "family that it knows")
+    assert not (folder / "RAN").exists()
+
+
+def test_a_family_that_transformers_knows_is_loaded_by_its_own_classes_beside_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    (folder / "own.py").write_text(CODE)
+    edit_json(folder / "config.json", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"})
+    assert type(load_language_model(str(folder)).model).__module__ == "transformers.models.llama.modeling_llama"
+    assert not (folder / "RAN").exists()
 
 
 def tiny_t5() -> PreTrainedModel:
@@ -208,17 +247,46 @@ def test_a_quantized_checkpoint_is_refused(folder: Path):
     refused(folder, UnsupportedMatrixError, "is quantized", "unquantized")
 
 
-def test_weights_that_are_cut_short_are_refused(folder: Path):
-    path = folder / "model.safetensors"
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
 
 
-def test_weights_that_are_empty_or_absent_are_refused(folder: Path):
-    (folder / "model.safetensors").write_bytes(b"")
-    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
+def to_shards(folder: Path) -> list[Path]:
     (folder / "model.safetensors").unlink()
-    refused(folder, ModelError, "weights of .* cannot be read", "damaged")
+    tiny_model("llama").save_pretrained(folder, max_shard_size="20KB")
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def to_pickle(folder: Path) -> Path:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+WRONG_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut short": (lambda folder: cut(folder / "model.safetensors"), r"model\.safetensors is incomplete or damaged"),
+    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model\.safetensors is incomplete"),
+    "absent": (lambda folder: (folder / "model.safetensors").unlink(), "no file of them"),
+    "a pointer": (lambda folder: (folder / "model.safetensors").write_text(POINTER), "git lfs pull"),
+    "a shard absent": (
+        lambda folder: to_shards(folder)[1].unlink(),
+        r"model-00002-of-\d+\.safetensors is missing \(1 of",
+    ),
+    "a shard cut": (lambda folder: cut(to_shards(folder)[2]), r"model-00003-of-\d+\.safetensors is incomplete"),
+    "an index cut": (
+        lambda folder: (to_shards(folder), cut(folder / "model.safetensors.index.json")),
+        r"model\.safetensors\.index\.json is incomplete",
+    ),
+    "a pickle cut": (lambda folder: cut(to_pickle(folder)), r"pytorch_model\.bin is incomplete or damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", WRONG_WEIGHTS)
+def test_weights_that_cannot_be_read_are_refused_and_the_file_is_named(folder: Path, damage: str):
+    do, said = WRONG_WEIGHTS[damage]
+    do(folder)
+    refused(folder, ModelError, f"weights of .* cannot be read: .*{said}", KEEP)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -230,24 +298,64 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
 def test_missing_weights_are_refused_and_one_is_named(folder: Path):
     """transformers fills them with random numbers and only logs it."""
     rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.down_proj.weight"))
-    refused(folder, ModelError, r"lacks 1 of its weights, model\.layers\.2\.mlp\.down_proj\.weight", "incomplete")
+    refused(folder, ModelError, r"lacks 1 of its weights, model\.layers\.2\.mlp\.down_proj\.weight", KEEP)
 
 
 def test_weights_of_another_shape_are_refused(folder: Path):
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(HIDDEN + 1)}))
-    with pytest.raises(ModelError) as caught:
-        load_language_model(str(folder))
-    assert "damaged" in caught.value.mend
+    refused(folder, ModelError, r"other shapes than config\.json says", KEEP)
 
 
-@pytest.mark.parametrize("damage", ["absent", "broken"])
-def test_a_tokenizer_that_cannot_be_read_is_refused(folder: Path, damage: str):
-    if damage == "absent":
-        for path in folder.glob("*token*"):
-            path.unlink()
-    else:
-        (folder / "tokenizer.json").write_text('{"version": "1.0"')
-    refused(folder, ModelError, "tokenizer of .* cannot be read", "damaged")
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("settings_stay", [True, False])
+def test_a_folder_without_a_tokenizer_is_told_to_get_one(family: str, settings_stay: bool, tmp_path: Path):
+    """Of some families transformers makes up an empty one."""
+    save(tmp_path, tiny_model(family))
+    (tmp_path / "tokenizer.json").unlink()
+    if not settings_stay:
+        without_tokenizer(tmp_path)
+    refused(tmp_path, ModelError, f"{tmp_path.name} has no tokenizer", "tokenizer.save_pretrained(folder)")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_cut_short_is_refused_and_the_file_is_named(folder: Path, file: str):
+    cut(folder / file)
+    refused(folder, ModelError, "tokenizer of .* cannot be read", f"{file} is incomplete or damaged: get that file")
+
+
+@pytest.mark.parametrize("library", ["sentencepiece", "tiktoken", "protobuf"])
+def test_a_library_that_a_tokenizer_needs_is_named(folder: Path, library: str, monkeypatch: pytest.MonkeyPatch):
+    def needing(*_: Any, **__: Any) -> None:
+        raise ImportError(f"OwnTokenizer requires the {library} library but it was not found in your environment.")
+
+    monkeypatch.setattr("betaedit.models.load.AutoTokenizer.from_pretrained", needing)
+    monkeypatch.setattr("betaedit.models.diagnosis._is_installed", lambda module: library not in module)
+    monkeypatch.setitem(diagnosis._TOKENIZER_LIBRARIES, "protobuf", "protobuf")
+    refused(folder, ModelError, "tokenizer of .* cannot be read", f"-m pip install {library}.")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_only_a_folder_that_was_converted_into_the_cache_may_be_removed(
+    file: str, tmp_path: Path, converted: Callable[[str, bytes], Path]
+):
+    place, own = converted("own", b"GGUF of my own"), tmp_path / "own.gguf"
+    cut(place / file)
+    own.write_bytes(b"GGUF of my own")
+    refused(own, ModelError, "cannot be read", f"Remove only this folder of the cache, {place}")
+    copy = shutil.copytree(place, tmp_path / "folder.gguf")
+    refused(copy, ModelError, "cannot be read", KEEP)
+
+
+def test_a_model_of_the_hub_whose_rest_is_out_of_reach_asks_for_the_network():
+    for why in (diagnosis.why_no_tokenizer, diagnosis.why_no_weights):
+        error = why("nobody/has-this-model", "nobody/has-this-model", OSError("We couldn't connect"))
+        assert "We couldn't connect" in error.message
+        assert "network" in error.mend
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -257,6 +365,10 @@ def test_a_gpu_that_is_not_there_is_refused(saved: Path):
 
 def test_a_device_that_nobody_knows_is_refused(saved: Path):
     refused(saved, ModelError, "device 'toaster' cannot be used", "--device cpu", device="toaster")
+
+
+def test_the_device_asked_for_is_the_one_used_so_one_that_holds_no_weights_is_refused(saved: Path):
+    refused(saved, ModelError, "not in memory", "device_map", device="meta")
 
 
 def test_device_and_device_map_exclude_each_other(saved: Path):

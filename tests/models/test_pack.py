@@ -13,7 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import BloomConfig, CohereConfig, FalconConfig, GPTNeoConfig, GraniteConfig, MptConfig
+from transformers import (
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    GPTNeoConfig,
+    GraniteConfig,
+    LlamaForCausalLM,
+    MptConfig,
+)
 
 from betaedit import Editor, Fact
 from betaedit.errors import ModelError
@@ -432,6 +440,48 @@ def test_a_model_in_half_precision_passes_the_check():
 @pytest.mark.real_model
 def test_thirty_layers_of_rounding_to_half_precision_do_not_fail_the_check(smollm2: LanguageModel):
     check_packs(find_anatomy(copy.deepcopy(smollm2.model).bfloat16()))
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "mpt", "bloom"])
+def test_a_family_that_cannot_be_replayed_is_refused_by_its_class_when_the_editor_is_made(name: str):
+    """Before statistics, which may take minutes, are collected."""
+    model = model_of(OWN_MASKS[name]())
+    with pytest.raises(ModelError, match=rf"layers of {type(model).__name__} cannot be run on a part"):
+        Editor.from_pretrained(model, tokenizer=tiny_tokenizer(), layers=(1,))
+
+
+def test_whatever_layers_trip_over_is_the_same_refusal(monkeypatch: pytest.MonkeyPatch):
+    for error in (IndexError("index 64"), TypeError("no argument"), AttributeError("no such part")):
+        anatomy = find_anatomy(model_of(family("llama").config(**family("llama").settings)))
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(anatomy.layers[2], "forward", fail)
+        with pytest.raises(ModelError, match="layers of LlamaForCausalLM cannot be run"):
+            check_packs(anatomy)
+
+
+def test_a_model_that_scales_its_logits_in_a_way_unknown_here_is_refused(monkeypatch: pytest.MonkeyPatch):
+    model = model_of(family("llama").config(**family("llama").settings))
+    forward = type(model).forward
+
+    def scaled(self: LlamaForCausalLM, *args: object, **kwargs: object) -> object:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * 1.5
+        return output
+
+    monkeypatch.setattr(type(model), "forward", scaled)
+    with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not what its norm and head make"):
+        check_packs(find_anatomy(model))
+
+
+def test_a_model_without_finite_logits_is_refused_as_such():
+    model = model_of(family("gpt2").config(**family("gpt2").settings))
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"logits of GPT2LMHeadModel are not finite in torch\.float32"):
+        check_packs(find_anatomy(model))
 
 
 OWN_MASKS = {

@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    OPTConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
@@ -51,6 +52,7 @@ _GPT: dict[str, Any] = {
     "n_positions": 64,
 }
 _NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+_OPT = {key: value for key, value in _NEOX.items() if key != "intermediate_size"}
 _SLIDING_AND_FULL = ["sliding_attention", "full_attention"] * (N_LAYERS // 2)
 
 
@@ -73,7 +75,7 @@ class Family:
     @property
     def mlp_setting(self) -> str:
         """What its configuration calls the width of the MLP."""
-        return "n_inner" if "n_inner" in self.settings else "intermediate_size"
+        return next(name for name in ("n_inner", "ffn_dim", "intermediate_size") if name in self.settings)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -104,6 +106,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("phi3", Phi3Config, _LLAMA),
     Family("olmo2", Olmo2Config, _LLAMA),
     Family("phi", PhiConfig, {**_LLAMA, "num_key_value_heads": 4}),
+    Family("opt", OPTConfig, {**_OPT, "ffn_dim": MLP, "word_embed_proj_dim": HIDDEN}),
 )
 FAMILY_NAMES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 FAMILIES_AND_ATTENTION: tuple[tuple[str, str], ...] = tuple(

@@ -213,10 +213,12 @@ def _anatomy(name: str) -> dict[str, Any]:
     from betaedit.editors.presets import preset_for
     from betaedit.models.anatomy import projection_shape
     from betaedit.models.load import load_language_model
+    from betaedit.models.pack import check_packs
 
     options.quiet_libraries()
     model = load_language_model(name, dtype="auto", device="cpu")
     anatomy = model.anatomy
+    check_packs(anatomy)
     preset = preset_for(model.place, anatomy.n_layers)
     d_out, d_in = projection_shape(anatomy.projection(0))
     return {

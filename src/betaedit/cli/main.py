@@ -81,6 +81,15 @@ def _root(
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, stream=sys.stderr, format="%(message)s")
     if debug:
         os.environ["BETAEDIT_DEBUG"] = "1"
+    _check_current_folder()
+
+
+def _check_current_folder() -> None:
+    """Refuse to work in a folder that was deleted: libraries that torch loads there end the process without a word."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise BetaEditError("the current folder no longer exists.", mend="Change to another one (cd).") from error
 
 
 def main() -> None:

@@ -9,10 +9,12 @@ import torch
 
 from betaedit.editors.config import SLOT, EditConfig
 from betaedit.models.generate import sample
+from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
 
 
+@usual_gradients
 def context_templates(model: LanguageModel, config: EditConfig) -> tuple[str, ...]:
     """The bare ``{}`` and one sampled opening sentence each per ``context_openings``, or those given explicitly.
 

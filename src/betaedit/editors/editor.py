@@ -19,6 +19,7 @@ from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import UNTUNED, Preset
+from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError, OutputError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
@@ -27,6 +28,7 @@ from betaedit.models.anatomy import projection_shape
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.models.lookup import Prompt, encode_target, find_lookup_token, tokenize
+from betaedit.models.pack import check_packs
 from betaedit.models.save import check_can_be_saved, save_language_model
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.collect import collect_moments
@@ -84,6 +86,7 @@ class Editor:
 
     Raises:
         MethodError: The method is unknown.
+        ModelError: The model's layers cannot be run on a part of the positions.
         AnatomyError: A layer to be edited does not exist.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
         StatisticsError: The statistics do not fit the model.
@@ -113,6 +116,7 @@ class Editor:
         self._moments = _as_moments(statistics)
         if self._moments is not None:
             self._check_moments(self._moments)
+        check_packs(model.anatomy)
 
     @classmethod
     def from_pretrained(
@@ -201,8 +205,9 @@ class Editor:
         """What ``edit`` would write, with lookup and target tokens; changes nothing.
 
         Raises:
-            FactError: Something is no fact, or two facts share an id.
+            FactError: Something is no fact, two facts share an id, or one is longer than the model's positions.
             LookupTokenError: A subject or target has no tokens.
+            ModelError: The model has no embedding for a token.
         """
         return [self._plan_one(fact) for fact in _as_facts(facts)]
 
@@ -218,8 +223,9 @@ class Editor:
         All facts are checked before the first weight changes.
 
         Raises:
-            FactError: Something is no fact, or two facts share an id.
+            FactError: Something is no fact, two facts share an id, or one is longer than the model's positions.
             LookupTokenError: A subject or target has no tokens.
+            ModelError: The model has no embedding for a token.
             NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
         """
         written: list[EditResult] = []
@@ -348,6 +354,8 @@ class Editor:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)
         lookup = find_lookup_token(self.tokenizer, prompt, self.config.lookup)
         target = encode_target(self.tokenizer, fact.text, fact.target_new, fact.joint)
+        contexts = None if self._engine is None else self._engine.contexts
+        check_readable(self.language_model, fact, self.config, contexts)
         tokens = tokenize(self.tokenizer, prompt.text)
         return PlannedEdit(fact, self._texts(tokens), lookup, self._texts(target))
 

@@ -31,8 +31,8 @@ from betaedit.memory.postprocess import Postprocessor
 from betaedit.memory.random_keys import RandomKeys
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import projection_shape
+from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
-from betaedit.models.pack import check_packs
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
 
@@ -133,6 +133,7 @@ class Engine:
         NumericalError: A projector or system cannot be built from them.
     """
 
+    @usual_gradients
     def __init__(
         self,
         model: LanguageModel,
@@ -146,7 +147,6 @@ class Engine:
         self.model, self.recipe, self.contexts = model, recipe, contexts
         self._progress: Progress = progress or SilentProgress()
         self.config = config = recipe.settings(config)
-        check_packs(model.anatomy)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
@@ -168,6 +168,7 @@ class Engine:
         self._known = known
         self._n_batches = 0
 
+    @usual_gradients
     def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
 
@@ -183,6 +184,7 @@ class Engine:
         for window in windows(in_batches(facts, batch_size, self.config), self.live, self.config):
             yield from self._write_window(window)
 
+    @usual_gradients
     def replay(self, batch: WrittenBatch) -> None:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
         leaving = in_the_way(self.live, (result.fact for result in batch.results), self.config)
@@ -203,6 +205,7 @@ class Engine:
             undo.pop_all()
         self._hold(leaving, batch.again + batch.results, written)
 
+    @usual_gradients
     def forget(self, facts: Sequence[LiveFact]) -> None:
         """Take live facts out: the weights that the others, with the keys and values they have, make of the original.
 
@@ -234,6 +237,7 @@ class Engine:
                 self._write_rows(sought, range(len(batch)), len(batch), ())
             undo.pop_all()
 
+    @usual_gradients
     def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:
         """Take up a sequence where it was left; its weights are in ``matrices`` already.
 
@@ -249,6 +253,7 @@ class Engine:
             device = self.matrices[layer].device
             memory.recall(batch.to(device) for batch in keys[layer])
 
+    @usual_gradients
     def rewrite(self) -> None:
         """Write the live facts again, from the original weights, with the keys and values they have."""
         self.memories = self._new_memories()
@@ -258,6 +263,7 @@ class Engine:
         """A context in which the model has its original weights."""
         return set_aside(self.matrices)
 
+    @usual_gradients
     def restore(self) -> None:
         """The original weights, bit for bit."""
         for matrix in self.matrices.values():

@@ -109,7 +109,8 @@ def token_keys(model: LanguageModel, facts: Sequence[Fact], config: EditConfig) 
 
     def collect(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[layer] = args[0][encoded.attention_mask.bool().to(args[0].device)].float().T
+            real = encoded.attention_mask.flatten().bool()
+            found[layer] = args[0].flatten(0, -2)[real.to(args[0].device)].float().T
             if layer == config.layers[-1]:
                 raise ForwardEnded
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import SLOT, EditConfig
+from betaedit.editors.readable import check_length
 from betaedit.facts.fact import Fact
 from betaedit.models.lean import run_lean_layers
 from betaedit.models.load import LanguageModel
@@ -67,6 +68,7 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
 
     Raises:
         LookupTokenError: A subject covers no token.
+        FactError: A prompt is longer than the model's positions.
     """
     tokenizer = model.tokenizer
     target_ids = tuple(tuple(encode_target(tokenizer, fact.text, fact.target_new, fact.joint)) for fact in facts)
@@ -79,6 +81,8 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
     encoded = encode_prompts(
         tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
+    for fact, lengths in zip(facts, encoded.lengths.view(len(facts), -1).tolist(), strict=True):
+        check_length(model, fact, max(lengths))  # exact, where contexts were not sampled yet when facts were checked
     number = torch.arange(1, len(prompts) + 1, device=model.device)
     encoded = encoded.cut_after_lookup(number % (len(contexts) + 1) == 0)
     keep = config.layers[0], config.layers[-1] + 1

@@ -70,6 +70,7 @@ def run_harness(
             tokenizer=copy.deepcopy(model.tokenizer),
             batch_size=batch_size,
             max_length=_bounded_length(model),
+            trust_remote_code=False,
         )
         found = lm_eval.simple_evaluate(
             model=wrapped, tasks=list(tasks), limit=limit, task_manager=known, log_samples=False, bootstrap_iters=1000

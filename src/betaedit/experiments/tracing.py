@@ -87,7 +87,8 @@ def _blur(
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            outputs[layer] = output[torch.arange(len(prompts)), encoded.lookup.to(output.device)]
+            rows = output.view(*encoded.input_ids.shape, -1)  # some families lay all positions in one row (OPT)
+            outputs[layer] = rows[torch.arange(len(prompts)), encoded.lookup.to(output.device)]
 
         return hook
 
@@ -123,7 +124,8 @@ def _answer_probabilities(model: LanguageModel, traced: _Traced, restored: int |
     def restore(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         assert restored is not None
         output = output.clone()
-        output[rows, traced.prompts.lookup.to(output.device)] = traced.outputs[restored].to(output)
+        at_positions = output.view(*traced.prompts.input_ids.shape, -1)
+        at_positions[rows, traced.prompts.lookup.to(output.device)] = traced.outputs[restored].to(output)
         return output
 
     handles = [model.model.get_input_embeddings().register_forward_hook(blur)]

@@ -89,7 +89,11 @@ def _joined(parts: Sequence[Path], folder: Path) -> Path:
 
 def _rewrite(source: Path, folder: Path) -> None:
     """Read a GGUF file and save its model and tokenizer."""
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(source.parent),
+        "gguf_file": source.name,
+        "trust_remote_code": False,
+    }
     tokenizer = AutoTokenizer.from_pretrained(**place)
     quantized = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     settings = quantized.config.to_dict()

@@ -94,7 +94,8 @@ def pass_projection(
     """
     plain = _read_plain(anatomy, calls, hidden, range(layer, layer + 1))
     if plain is None:
-        handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0]))
+        shape = *hidden.shape[:2], -1  # some families lay all positions in one row (OPT)
+        handle = anatomy.projection(layer).register_forward_pre_hook(lambda _, args: pause(args[0].view(shape)))
         with hooks([handle]):
             return run_layers(anatomy, calls, hidden, layer, layer)
     (one,), places = plain

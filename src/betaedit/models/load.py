@@ -17,8 +17,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
 from betaedit.models.anatomy import Anatomy, find_anatomy
-from betaedit.models.bundled import BUNDLES, DEFAULT_MODEL
+from betaedit.models.bundled import BUNDLES
+from betaedit.models.diagnosis import (
+    first_line,
+    lacks_tokenizer,
+    missing_weights,
+    no_tokenizer,
+    why_no_configuration,
+    why_no_tokenizer,
+    why_no_weights,
+)
 from betaedit.models.gguf import gguf_folder
+from betaedit.models.gradients import usual_gradients
+from betaedit.models.support import MERGE, refuse_unsuitable
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 DTYPES: dict[str, torch.dtype | str] = {
@@ -51,8 +62,10 @@ class LanguageModel:
         """A live model and its tokenizer; the model is put into evaluation mode and its parameters are frozen.
 
         Raises:
+            ModelError: It carries an adapter, is wrapped, or its weights cannot be changed (``models/support.py``).
             AnatomyError: Its parts are not found.
         """
+        refuse_unsuitable(model)
         model.train(False)
         model.requires_grad_(False)
         return cls(model, tokenizer, find_anatomy(model), name or str(getattr(model.config, "_name_or_path", "model")))
@@ -71,6 +84,12 @@ class LanguageModel:
     def max_length(self) -> int:
         """The longest input in tokens that the model has positions for."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many token ids the model can both read and say."""
+        rows = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        return min(rows, self.anatomy.head.get_parameter("weight").shape[0])
 
     def fingerprint(self, until: int | None = None) -> str:
         """``sha256:...`` of all weights, or of all but the decoder layers above ``until``."""
@@ -92,6 +111,7 @@ def fingerprint_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+@usual_gradients
 def load_language_model(
     name: str,
     *,
@@ -116,10 +136,7 @@ def load_language_model(
         raise ModelError("device and device_map exclude each other.", mend="Give one of them.")
     place = _resolve(name)
     _check_config(name, place)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:
-        raise ModelError(f"the tokenizer of {name!r} cannot be read: {error}", mend=_damaged(place)) from error
+    tokenizer = _load_tokenizer(name, place)
     model = _load_weights(name, place, DTYPES[dtype], device_map)
     if device_map is None:
         torch.nn.Module.to(model, usable_device(device))
@@ -150,6 +167,8 @@ def _resolve(name: str) -> str:
         raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
     if place.is_file():
         return str(gguf_folder([place], place.stem, damaged="Get the file again."))
+    if (place / "adapter_config.json").exists():  # transformers would put it into the model without a word
+        raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json).", mend=MERGE)
     if not (place / "config.json").exists():
         raise ModelNotFoundError(
             f"{place} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
@@ -159,17 +178,9 @@ def _resolve(name: str) -> str:
 
 def _check_config(name: str, place: str) -> None:
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
-        if Path(place).is_dir():
-            raise ModelError(
-                f"the configuration of {name!r} cannot be read: {_first_line(error)}", mend=_damaged(place)
-            ) from error
-        raise ModelNotFoundError(
-            f"no model {name!r}: {_first_line(error)}",
-            mend=f"There is no such folder here. Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this "
-            "machine can reach.",
-        ) from error
+        raise why_no_configuration(name, place, error) from error
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = list(getattr(config, "architectures", None) or [])
     causal = (expected, "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -185,20 +196,26 @@ def _check_config(name: str, place: str) -> None:
         )
 
 
+def _load_tokenizer(name: str, place: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
+        raise why_no_tokenizer(name, place, error) from error
+    if tokenizer.is_fast and lacks_tokenizer(place):
+        raise no_tokenizer(name, place)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
 def _load_weights(name: str, place: str, dtype: torch.dtype | str, device_map: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, device_map=device_map, output_loading_info=True
+            place, dtype=dtype, device_map=device_map, output_loading_info=True, trust_remote_code=False
         )
         model, report = loaded
     except Exception as error:
-        raise ModelError(
-            f"the weights of {name!r} cannot be read: {_first_line(error)}", mend=_damaged(place)
-        ) from error
+        raise why_no_weights(name, place, error) from error
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{name!r} lacks {len(missing)} of its weights, {missing[0]} among them.", mend=_damaged(place)
-        )
+        raise missing_weights(name, place, missing)
     return cast(PreTrainedModel, model)
 
 
@@ -212,14 +229,4 @@ def usable_device(device: str | None) -> torch.device:
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {wanted!r} cannot be used: {_first_line(error)}", mend="Try --device cpu.") from error
-
-
-def _damaged(place: str) -> str:
-    if Path(place).is_dir():
-        return f"The files in {place} are incomplete or damaged: delete the folder and get the model again."
-    return "Download the model again."
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"device {wanted!r} cannot be used: {first_line(error)}", mend="Try --device cpu.") from error

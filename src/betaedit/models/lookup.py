@@ -153,9 +153,12 @@ def pad_rows(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to pad with; masked everywhere, so any will do where the tokenizer names none."""
+    """An id to pad with; masked everywhere, so any will do where the tokenizer names none.
+
+    None that was added to the vocabulary: the model may have no embedding for it.
+    """
     for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(value, int):
+        if isinstance(value, int) and value < tokenizer.vocab_size:
             return value
     return 0
 

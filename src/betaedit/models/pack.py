@@ -223,32 +223,63 @@ _ROUNDINGS = 4.0
 
 @torch.no_grad()
 def check_packs(anatomy: Anatomy) -> None:
-    """Refuse a model whose layers know more of positions than their arguments say (ALiBi, masks built inside).
+    """Refuse a model of which layers run on a part of the positions, or logits, are not what its whole pass gives.
 
-    Layer by layer from the states that enter it in a whole pass: rounding in half precision has no layers to grow over.
+    So it is with ALiBi, masks built inside the layers, and whatever stands between the last layer and the head unknown
+    to ``Anatomy``.
+
+    Raises:
+        ModelError: The model is such a one, or its logits are not finite.
     """
     device = anatomy.model.get_input_embeddings().get_parameter("weight").device
     ids = torch.arange(16, device=device).view(2, 8) % anatomy.model.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     prompts = EncodedPrompts(ids, mask, torch.tensor([5, 1], device=device))
-    recording = record(anatomy, prompts, run=anatomy.n_layers, keep=tuple(range(anatomy.n_layers + 1)))
-    both = torch.arange(2, device=device)[None]
+    try:
+        recording = record(anatomy, prompts, run=anatomy.n_layers, keep=tuple(range(anatomy.n_layers + 1)))
+        _check_logits(anatomy, recording)
+        _check_layers(anatomy, recording)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a family's layers trip over when they are called by themselves
+        raise _refused(anatomy) from error
+
+
+def _check_layers(anatomy: Anatomy, recording: Recording) -> None:
+    """Layer by layer from the states that enter it in a whole pass: so rounding has no layers to grow over."""
+    prompts = recording.prompts
+    both = torch.arange(2, device=prompts.lookup.device)[None]
     prefix = Pack.of(both, torch.zeros_like(prompts.lookup), prompts.lookup)
     suffix = Pack.of(both, prompts.lookup, prompts.lengths)
     for layer in range(anatomy.n_layers):
         entering, leaving = (suffix.gather(recording.inputs[at]) for at in (layer, layer + 1))
         one = range(layer, layer + 1)
-        try:
-            calls = suffix.calls(recording, one, keep_state(anatomy, recording, prefix, one), prefix)
-            found = run_layers(anatomy, calls, entering, layer, layer)
-        except RuntimeError as error:
-            raise _refused(anatomy) from error
+        calls = suffix.calls(recording, one, keep_state(anatomy, recording, prefix, one), prefix)
+        found = run_layers(anatomy, calls, entering, layer, layer)
         added = (leaving - entering.to(leaving.device)).float().norm(dim=2)
         rounded = _ROUNDINGS * torch.finfo(leaving.dtype).eps * leaving.float().norm(dim=2)
         wrong = (found.to(leaving.device) - leaving).float().norm(dim=2) > _TOLERANCE * added + rounded
         if bool(wrong.any()) or not bool(torch.isfinite(found).all()):
             raise _refused(anatomy)
+
+
+def _check_logits(anatomy: Anatomy, recording: Recording) -> None:
+    prompts, last = recording.prompts, recording.inputs[anatomy.n_layers]
+    real = prompts.attention_mask.bool()
+    logits = anatomy.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask).logits
+    theirs = logits[real.to(logits.device)].float()
+    if not bool(torch.isfinite(theirs).all()):
+        raise ModelError(
+            f"the logits of {type(anatomy.model).__name__} are not finite in {last.dtype}.",
+            mend="Load it with another --dtype (bfloat16, float32), or check its weights.",
+        )
+    ours = anatomy.logits(last)[real.to(logits.device)].to(theirs)
+    if bool(((ours - theirs).norm(dim=1) > _TOLERANCE * theirs.norm(dim=1)).any()):
+        raise ModelError(
+            f"the logits of {type(anatomy.model).__name__} are not what its norm and head make of its last layer.",
+            mend="This family is not supported; report its name with `betaedit env`.",
+        )
 
 
 def _refused(anatomy: Anatomy) -> ModelError:

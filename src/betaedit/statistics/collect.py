@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from betaedit.errors import OutputError, StatisticsError
 from betaedit.files import clear_unfinished, file_errors, written_whole
 from betaedit.models.anatomy import projection_shape
+from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
 from betaedit.models.partial import ForwardEnded, hooks
@@ -36,6 +37,7 @@ _WRITES_PER_TIME = 20  # a slow checkpoint may take a twentieth of the time
 _BANDS = 4  # of five eighths of the products that a whole k k^T takes
 
 
+@usual_gradients
 def collect_moments(
     model: LanguageModel,
     layers: Sequence[int],

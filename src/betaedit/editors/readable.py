@@ -1,0 +1,69 @@
+"""Whether a model can read a fact: token ids inside its embedding, and no more tokens than it has positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from betaedit.editors.config import SLOT, EditConfig
+from betaedit.errors import FactError, ModelError
+from betaedit.facts.fact import Fact
+from betaedit.models.load import LanguageModel
+from betaedit.models.lookup import Prompt, encode_target, tokenize
+
+
+def check_readable(model: LanguageModel, fact: Fact, config: EditConfig, contexts: Sequence[str] | None) -> None:
+    """Refuse a fact that the model cannot read in its longest context.
+
+    Args:
+        model: The model.
+        fact: The fact.
+        config: Contexts, and the prompt whose answer is kept (KL).
+        contexts: Templates of the contexts; those of ``config``, or the length that sampled ones have, without them.
+
+    Raises:
+        ModelError: The tokenizer gives ids that the model has no embedding for.
+        FactError: Prompt and target are longer than the model's positions.
+    """
+    templates = contexts or config.context_templates or (SLOT,)
+    prompts = [Prompt.fill(template, fact.prompt, fact.subject) for template in templates]
+    *rows, kept = (
+        tokenize(model.tokenizer, prompt.text)
+        for prompt in (*prompts, Prompt.fill(SLOT, config.kl_template, fact.subject))
+    )
+    target = encode_target(model.tokenizer, fact.text, fact.target_new)
+    for row in (*rows, kept, target):
+        _check_ids(model, row)
+    sampled = contexts is None and config.context_templates is None
+    before = _sampled_length(model, config) if sampled else 0
+    check_length(model, fact, max(before + max(map(len, rows)) + len(target) - 1, len(kept)))
+
+
+def check_length(model: LanguageModel, fact: Fact, n_tokens: int) -> None:
+    """Refuse a fact of which a prompt with context and target has ``n_tokens``, more than the model has positions.
+
+    Raises:
+        FactError: It has more.
+    """
+    if n_tokens > model.max_length:
+        raise FactError(
+            f"the prompt about {fact.subject[:40]!r} has {n_tokens} tokens with its longest context and its target, "
+            f"and the model has {model.max_length} positions.",
+            mend="Shorten the prompt or the target, or context_length.",
+            field="prompt",
+        )
+
+
+def _check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
+    known = model.n_tokens
+    if ids and max(ids) >= known:
+        raise ModelError(
+            f"the token {model.tokenizer.decode([max(ids)])!r} has the id {max(ids)}, and the model has embeddings for "
+            f"{known} tokens: its tokenizer is another model's, or was added to.",
+            mend="Give the model its own tokenizer, or resize it first: model.resize_token_embeddings(len(tokenizer)).",
+        )
+
+
+def _sampled_length(model: LanguageModel, config: EditConfig) -> int:
+    """The most tokens that a sampled context puts before a prompt (``editors/contexts.py``), its full stop included."""
+    openings = [len(tokenize(model.tokenizer, opening)) for opening in config.context_openings]
+    return max(config.context_length, *openings) + 1 if openings else 0
