@@ -156,7 +156,7 @@ def test_a_layer_first_met_with_nothing_in_its_padding_is_judged_by_the_rest(dty
     anatomy = find_anatomy(tiny_model("qwen3").to(dtype).requires_grad_(False))
     calls, hidden = problem(anatomy)
     lean_layers(anatomy, calls, hidden.masked_fill(~calls[LAYERS.start].real[:, :, None], 0), LAYERS)
-    assert [lean._trusted.get(anatomy.layers[layer]) for layer in LAYERS] == [True] * len(LAYERS)
+    assert [lean._trusted.get(anatomy.layers[layer]) for layer in LAYERS] == [{hidden.dtype: True}] * len(LAYERS)
 
 
 def hook(model: PreTrainedModel) -> None:

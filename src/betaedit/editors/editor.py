@@ -16,10 +16,11 @@ from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key
+from betaedit.editors.matrix import check_unedited
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.errors import ConfigError, FactError
+from betaedit.errors import ConfigError, FactError, ModelError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.generate import complete
@@ -83,6 +84,7 @@ class Editor:
         MethodError: The method is unknown.
         AnatomyError: A layer to be edited does not exist.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
+        ModelError: It holds edits of another editor that is still there.
         StatisticsError: The statistics do not fit the model.
         ConfigError: There is no such preset, or its file is broken.
     """
@@ -107,6 +109,7 @@ class Editor:
         self._engine: Engine | None = None
         self._check_layers()
         self.recipe.check(self.config)
+        check_unedited(model.anatomy, self.config.layers)
         self._moments = _as_moments(statistics)
         if self._moments is not None:
             self._check_moments(self._moments)
@@ -165,6 +168,7 @@ class Editor:
     def engine(self) -> Engine:
         """The engine, made ready on first use."""
         if self._engine is None:
+            check_unedited(self.language_model.anatomy, self.config.layers)
             self._engine = self._new_engine(context_templates(self.language_model, self.config))
         return self._engine
 
@@ -215,6 +219,8 @@ class Editor:
         Raises:
             FactError: Something is no fact, or two facts share an id.
             LookupTokenError: A subject or target has no tokens.
+            ModelError: The model is in training mode.
+            WeightsChangedError: It has not the weights that were written last.
             NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
         """
         written: list[EditResult] = []
@@ -246,6 +252,7 @@ class Editor:
 
         Raises:
             FactError: There is none; the nearest names are suggested.
+            WeightsChangedError: The model has not the weights that were written last.
             NumericalError: The other facts cannot be written again; nothing has changed then.
         """
         chosen = find([] if self._engine is None else self._engine.live, name)
@@ -253,7 +260,11 @@ class Editor:
         return [held.result for held in chosen]
 
     def reset(self) -> None:
-        """The model as it was before the first edit, bit for bit, with nothing remembered."""
+        """The model as it was before the first edit, bit for bit, with nothing remembered.
+
+        Raises:
+            WeightsChangedError: The model has neither the weights of then nor those that were written last.
+        """
         if self._engine is not None:
             contexts = self._engine.contexts
             self._engine.restore()
@@ -264,7 +275,13 @@ class Editor:
         return complete(self.language_model, prompt, n_tokens)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how."""
+        """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how.
+
+        Raises:
+            WeightsChangedError: The model has not the weights that were written last.
+        """
+        for matrix in [] if self._engine is None else self._engine.matrices.values():
+            matrix.check()
         folder = Path(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -287,6 +304,11 @@ class Editor:
     def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+        if self.model.training:
+            raise ModelError(
+                "the model is in training mode, where dropout makes its answers random.",
+                mend="Call model.eval() first.",
+            )
         self.recipe.check(self.config, batch_size)
         chosen = [planned.fact for planned in self.plan(facts)]
         if sharing := sharing_a_key((result.fact for result in self.results), chosen, self.config):
