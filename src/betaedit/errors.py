@@ -7,7 +7,8 @@
     │   ├── ModelNotFoundError       nothing under that name
     │   ├── AnatomyError             layers, projection, norm or head not found
     │   ├── UnsupportedMatrixError   quantized or mixture-of-experts projection
-    │   └── LookupTokenError         the subject's token cannot be located
+    │   ├── LookupTokenError         the subject's token cannot be located
+    │   └── WeightsChangedError      the model's weights are not those that its editor wrote
     ├── ShapeError           tensors that do not fit together
     ├── StatisticsError      moments that are missing, too small, or of another model
     ├── NumericalError       a system that is not positive definite, or a non-finite result
@@ -98,6 +99,10 @@ class UnsupportedMatrixError(ModelError):
 
 class LookupTokenError(ModelError):
     """The last token of the subject cannot be located in the tokenized prompt."""
+
+
+class WeightsChangedError(ModelError):
+    """The model does not compute with the weights that its editor wrote: somebody changed or replaced them."""
 
 
 class ShapeError(BetaEditError):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.matrix import EditedMatrix
+from betaedit.errors import WeightsChangedError
 from betaedit.ledger.replica import Replica
 from betaedit.ledger.workspace import Workspace
 from betaedit.memory.update import Update
@@ -118,4 +119,22 @@ def test_threads_that_sync_at_once_apply_each_update_once(tmp_path: Path):
                 done.set()
         assert [follower.result() for follower in followers] == [workspace.store.head] * n_threads
         assert unchanged(weights(replica), workspace.language_model.model.state_dict())
+        replica.close()
+
+
+def test_a_served_model_that_somebody_else_changed_is_refused_and_not_written_over(tmp_path: Path):
+    with Workspace.create(tmp_path / "w", editor_for(tiny_llama(), value_steps=2)) as workspace:
+        workspace.edit(FACTS[0])
+        model = tiny_llama()
+        replica = Replica(tmp_path / "w", model=model)
+        weight = model.anatomy.projection(1).weight
+        with torch.no_grad():
+            weight.add_(0.01)
+        trained = weight.clone()
+        workspace.edit(FACTS[1])
+        with pytest.raises(WeightsChangedError):
+            replica.sync()
+        with pytest.raises(WeightsChangedError), replica.model():
+            pass
+        assert torch.equal(weight, trained)
         replica.close()

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from betaedit import Editor, EvaluationCase, Fact
-from betaedit.errors import ConfigError, FactError, IdentityError, LedgerError, MethodError, NumericalError
+from betaedit.errors import (
+    ConfigError,
+    FactError,
+    IdentityError,
+    LedgerError,
+    MethodError,
+    ModelError,
+    NumericalError,
+    WeightsChangedError,
+)
 from betaedit.ledger.health import check, reapply
 from betaedit.ledger.identity import STATISTICS
 from betaedit.ledger.query import compare, find, find_one, history, live_cases, select, status
@@ -348,6 +357,55 @@ def test_a_models_half_precision_weights_come_back_with_their_masters(tmp_path: 
     with Workspace.open(tmp_path / "w", write=True, model=model()) as again:
         assert same(state(again), left)
         assert unchanged(held, weights(again.language_model))
+
+
+@pytest.mark.parametrize("looked_at_before", [False, True])
+def test_the_model_of_a_workspace_has_one_editor(tmp_path: Path, looked_at_before: bool):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+    with reopened(tmp_path, write=True) as workspace:
+        model = workspace.editor.language_model if looked_at_before else workspace.language_model
+        with pytest.raises(ModelError, match="holds the edits of another editor or workspace"):
+            quick(model)
+        workspace.edit(FACTS[1])
+        kept = state(workspace)
+    assert same(kept, state(reopened(tmp_path)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_is_written_after_the_model_was_given_another_type_is_in_it_and_in_the_ledger(
+    tmp_path: Path, dtype: torch.dtype
+):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        workspace.language_model.model.to(dtype)
+        workspace.edit(FACTS[1])
+        for layer, matrix in workspace.matrices.items():
+            weight = workspace.language_model.anatomy.projection(layer).weight
+            assert torch.equal(weight, (matrix.original() + matrix.change()).to(dtype))
+        kept = state(workspace)
+    assert same(kept, state(reopened(tmp_path)))
+
+
+@pytest.mark.parametrize("work", ["edit", "forget", "replace", "restore", "save"])
+def test_a_workspace_does_not_write_over_what_somebody_else_changed(tmp_path: Path, work: str):
+    with made(tmp_path) as workspace:
+        workspace.edit(FACTS[0])
+        model, head = workspace.language_model, workspace.store.head
+        with torch.no_grad():
+            model.anatomy.projection(2).weight.mul_(1.01)
+        before = weights(model)
+        with pytest.raises(WeightsChangedError):
+            {
+                "edit": lambda: workspace.edit(FACTS[1]),
+                "forget": lambda: workspace.forget("#1"),
+                "replace": lambda: workspace.replace("#1", "Dutch"),
+                "restore": lambda: workspace.restore(1),
+                "save": lambda: workspace.language_model.model.save_pretrained(tmp_path / "saved"),
+            }[work]()
+        assert unchanged(before, weights(model))
+        assert not (tmp_path / "saved").exists()
+        assert workspace.store.head == head
 
 
 def test_the_transposed_matrices_of_gpt2_come_back_too(tmp_path: Path):

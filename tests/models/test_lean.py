@@ -156,7 +156,7 @@ def test_a_layer_first_met_with_nothing_in_its_padding_is_judged_by_the_rest(dty
     anatomy = find_anatomy(tiny_model("qwen3").to(dtype).requires_grad_(False))
     calls, hidden = problem(anatomy)
     lean_layers(anatomy, calls, hidden.masked_fill(~calls[LAYERS.start].real[:, :, None], 0), LAYERS)
-    assert [lean._trusted.get(anatomy.layers[layer]) for layer in LAYERS] == [True] * len(LAYERS)
+    assert [lean._trusted.get(anatomy.layers[layer]) for layer in LAYERS] == [{hidden.dtype: True}] * len(LAYERS)
 
 
 def hook(model: PreTrainedModel) -> None:
@@ -269,3 +269,12 @@ def test_no_layers_leave_the_states_as_they_are():
     anatomy = find_anatomy(shared_model("llama"))
     calls, hidden = problem(anatomy)
     assert lean_layers(anatomy, calls, hidden, range(2, 2))(hidden) is hidden
+
+
+def test_a_layer_that_was_given_another_type_is_judged_again():
+    model = tiny_model("llama").requires_grad_(False)
+    for dtype in (torch.float32, torch.float64):
+        anatomy = find_anatomy(model.to(dtype))
+        calls, hidden = problem(anatomy)
+        lean_layers(anatomy, calls, hidden, LAYERS)
+    assert lean._trusted[anatomy.layers[LAYERS.start]] == {torch.float32: True, torch.float64: True}

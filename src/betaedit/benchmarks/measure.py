@@ -192,11 +192,12 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     ):
         engine = Engine(model, editor.recipe, config, moments, contexts if config is plain else own)
         step = batch * config.value_look_ahead
-        contestants.append(Contestant(name, partial(ours, engine, batch), step, weights))
+        contestants.append(Contestant(name, partial(ours, engine, batch), step, weights, engine.check_weights))
     optimize_values(model, pose(model, facts[:1], contexts, plain), plain)  # what is made once is made before
     before = [weight.clone() for weight in weights]
     take_turns(contestants, facts, model.device)
-    editor.reset()
+    for weight, original in zip(weights, before, strict=True):
+        weight.copy_(original)
     dense, same, *_ = contestants
     errors = [relative_error(a - w, b - w) for a, b, w in zip(same.left, dense.left, before, strict=True)]
     return [

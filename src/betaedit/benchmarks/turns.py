@@ -21,12 +21,14 @@ class Contestant:
         work: Does it for some facts.
         step: For how many facts at once.
         weights: The frozen weights that it changes, of the model; each contestant finds them as it left them.
+        ready: Called when they are in the model, before its time begins.
     """
 
     name: str
     work: Callable[[Sequence[Fact]], object]
     step: int = 1
     weights: Sequence[Tensor] = ()
+    ready: Callable[[], object] | None = None
     taken: float = field(default=0.0, init=False)
     """Seconds so far."""
     left: list[Tensor] = field(init=False)
@@ -39,6 +41,8 @@ class Contestant:
         """Work on the next facts, with its own weights in the model."""
         for weight, mine in zip(self.weights, self.left, strict=True):
             weight.copy_(mine)
+        if self.ready is not None:
+            self.ready()
         self.taken += seconds(lambda: self.work(facts), device=device)
         self.left = [weight.clone() for weight in self.weights]
 

@@ -99,7 +99,6 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
     try:
-        _check_current_folder()
         app()
     except BetaEditError as error:
         if os.environ.get("BETAEDIT_DEBUG"):
@@ -132,14 +131,6 @@ def _of_the_system(error: OSError) -> BetaEditError | None:
     return OutputError(
         f"the output cannot be written: {error.strerror}.", mend="Make room on the disk, then repeat the command."
     )
-
-
-def _check_current_folder() -> None:
-    """Refuse to start in a folder that has been deleted: transformers asks for it, and MKL ends the program there."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise BetaEditError("the current folder is no longer there.", mend="Change to one that is.") from error
 
 
 def _report(error: BetaEditError) -> None:

@@ -17,11 +17,12 @@ from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key, sharing_an_id
+from betaedit.editors.matrix import check_unedited
 from betaedit.editors.preset_file import choose_preset, named_preset
 from betaedit.editors.presets import UNTUNED, Preset
 from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.errors import ConfigError, FactError, OutputError, StatisticsError
+from betaedit.errors import ConfigError, FactError, ModelError, OutputError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import file_errors, folder_written_whole
 from betaedit.models.anatomy import projection_shape
@@ -89,6 +90,7 @@ class Editor:
         ModelError: The model's layers cannot be run on a part of the positions.
         AnatomyError: A layer to be edited does not exist.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
+        ModelError: It holds edits of another editor that is still there.
         StatisticsError: The statistics do not fit the model.
         ConfigError: There is no such preset, or its file is broken.
     """
@@ -113,6 +115,7 @@ class Editor:
         self._engine: Engine | None = None
         self._check_layers()
         self.recipe.check(self.config)
+        check_unedited(model.anatomy, self.config.layers)
         self._moments = _as_moments(statistics)
         if self._moments is not None:
             self._check_moments(self._moments)
@@ -174,6 +177,7 @@ class Editor:
     def engine(self) -> Engine:
         """The engine, made ready on first use."""
         if self._engine is None:
+            check_unedited(self.language_model.anatomy, self.config.layers)
             self._engine = self._new_engine(context_templates(self.language_model, self.config))
         return self._engine
 
@@ -225,7 +229,8 @@ class Editor:
         Raises:
             FactError: Something is no fact, two facts share an id, or one is longer than the model's positions.
             LookupTokenError: A subject or target has no tokens.
-            ModelError: The model has no embedding for a token.
+            ModelError: The model has no embedding for a token, or is in training mode.
+            WeightsChangedError: It has not the weights that were written last.
             NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
         """
         written: list[EditResult] = []
@@ -262,6 +267,7 @@ class Editor:
 
         Raises:
             FactError: There is none, and the nearest names are suggested; or several, and ``all_matching`` is not set.
+            WeightsChangedError: The model has not the weights that were written last.
             NumericalError: The other facts cannot be written again; nothing has changed then.
         """
         chosen = find([] if self._engine is None else self._engine.live, name, all_matching=all_matching)
@@ -269,7 +275,11 @@ class Editor:
         return [held.result for held in chosen]
 
     def reset(self) -> None:
-        """The model as it was before the first edit, bit for bit, with nothing remembered."""
+        """The model as it was before the first edit, bit for bit, with nothing remembered.
+
+        Raises:
+            WeightsChangedError: The model has neither the weights of then nor those that were written last.
+        """
         if self._engine is not None:
             contexts = self._engine.contexts
             self._engine.restore()
@@ -288,6 +298,7 @@ class Editor:
         Raises:
             ModelError: An adapter or the like is attached to the model, or lies in the folder: a reload would give
                 another model.
+            WeightsChangedError: The model has not the weights that were written last.
             OutputError: The folder cannot be written.
         """
         folder = Path(folder)
@@ -297,6 +308,8 @@ class Editor:
     @contextmanager
     def saved_into(self, folder: Path) -> Iterator[Path]:
         """``save_pretrained`` with other files: a context for putting them beside the model's before all appear."""
+        for matrix in [] if self._engine is None else self._engine.matrices.values():
+            matrix.check()
         check_can_be_saved(self.language_model, folder)
         with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
             save_language_model(self.language_model, scratch, self.config.layers)
@@ -320,6 +333,11 @@ class Editor:
     def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+        if self.model.training:
+            raise ModelError(
+                "the model is in training mode, where dropout makes its answers random.",
+                mend="Call model.eval() first.",
+            )
         self.recipe.check(self.config, batch_size)
         chosen = [planned.fact for planned in self.plan(facts)]
         if sharing := sharing_a_key((result.fact for result in self.results), chosen, self.config):

@@ -17,13 +17,13 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.keys import LayerWalk, token_keys
 from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import LiveFact, holding_traces, in_batches, in_the_way, to_be_kept, windows
-from betaedit.editors.matrix import EditedMatrix, set_aside
+from betaedit.editors.matrix import edited_matrices, set_aside, weight_state
 from betaedit.editors.norms import before_norm
 from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.spectra import spectra
 from betaedit.editors.values import Value, optimize_values
-from betaedit.errors import MethodError, NumericalError
+from betaedit.errors import MethodError, NumericalError, WeightsChangedError
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, segments
@@ -149,7 +149,7 @@ class Engine:
         self.config = config = recipe.settings(config)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
-        self.matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
+        self.matrices = edited_matrices(model.anatomy, config.layers)
         self._moments = {layer: moments.matrices[layer].to(matrix.device) for layer, matrix in self.matrices.items()}
         self.memories = self._new_memories()
         processing = recipe.postprocessing(config)
@@ -178,6 +178,8 @@ class Engine:
 
         Raises:
             NumericalError: An update is not finite or longer than allowed.
+            WeightsChangedError: As ``check_weights``, or the model was changed between two batches whose values were
+                sought together.
 
         Whatever ends a batch early, an interrupt too: weights, memories and live facts are as they were before it.
         """
@@ -187,6 +189,7 @@ class Engine:
     @usual_gradients
     def replay(self, batch: WrittenBatch) -> None:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
+        self.check_weights()
         leaving = in_the_way(self.live, (result.fact for result in batch.results), self.config)
         with ExitStack() as undo:
             self._take_out(leaving, undo)
@@ -224,6 +227,7 @@ class Engine:
                 f"{self.recipe.name} cannot forget: its updates do not follow from the facts written alone.",
                 mend="Edit with memit-h, alphaedit or betaedit.",
             )
+        self.check_weights()
         again = holding_traces(self.live, facts, self.config)
         leaving = [*facts, *chain.from_iterable(again)]
         with ExitStack() as undo:
@@ -256,6 +260,7 @@ class Engine:
     @usual_gradients
     def rewrite(self) -> None:
         """Write the live facts again, from the original weights, with the keys and values they have."""
+        self.check_weights()
         self.memories = self._new_memories()
         self._write_again(self.live)
 
@@ -265,9 +270,28 @@ class Engine:
 
     @usual_gradients
     def restore(self) -> None:
-        """The original weights, bit for bit."""
+        """The original weights, bit for bit, wherever the model was moved.
+
+        Raises:
+            WeightsChangedError: The model has neither them nor those that were written; nothing has changed then.
+        """
+        for matrix in self.matrices.values():
+            matrix.check(or_original=True)
         for matrix in self.matrices.values():
             matrix.restore()
+
+    def check_weights(self) -> None:
+        """Make sure that the model computes with what was written last (``EditedMatrix.check``), where that was.
+
+        Raises:
+            WeightsChangedError: It does not, or is on another device.
+        """
+        for layer, matrix in self.matrices.items():
+            if (now := matrix.check().device) != matrix.device:
+                raise WeightsChangedError(
+                    f"layer {layer} is on {now} now, and what the editor remembers is on {matrix.device}.",
+                    mend="Move the model back, or call reset() and write the facts again.",
+                )
 
     def _new_memories(self) -> dict[int, AssociativeMemory]:
         rule = self.recipe.rule(self.config)
@@ -322,6 +346,7 @@ class Engine:
 
     def _write_window(self, window: list[list[Fact]]) -> Iterator[WrittenBatch]:
         """Write batches whose values are sought together; only a batch of its own concerns live facts."""
+        self.check_weights()
         started = time.perf_counter()
         new = [fact for batch in window for fact in batch]
         leaving = in_the_way(self.live, new, self.config)
@@ -331,13 +356,24 @@ class Engine:
             sought = self._seek(again + new)
             share = (time.perf_counter() - started) / len(new)
             at = 0
-            for batch in window:
+            for number, batch in enumerate(window, start=1):
                 rows = range(at, at + len(again) + len(batch))
                 results, written, updates = self._write_rows(sought, rows, len(batch), leaving, share)
                 undo.pop_all()
                 at += len(batch)
                 keys = {layer: facts.keys for layer, facts in written.items()}
+                before = self._other_weights() if number < len(window) else []
                 yield WrittenBatch(results[len(again) :], keys, updates, results[: len(again)])
+                if before and self._other_weights() != before:
+                    raise WeightsChangedError(
+                        "the model was changed between facts whose values had been sought together.",
+                        mend="Write those again that were not reported as written.",
+                    )
+
+    def _other_weights(self) -> list[tuple[object, ...]]:
+        """The state of all weights but the edited ones, which the matrices look after."""
+        edited = {id(self.model.anatomy.projection(layer).get_parameter("weight")) for layer in self.matrices}
+        return [weight_state(weight) for weight in self.model.model.parameters() if id(weight) not in edited]
 
     def _seek(self, facts: list[Fact]) -> _Sought:
         posed = pose(self.model, facts, self.contexts, self.config)
@@ -359,6 +395,7 @@ class Engine:
             values = [sought.values[row] for row in rows]
             written, updates, norms = self._write_values(sought.posed, rows, values, undo)
             self._remember(written, undo)
+            self.check_weights()
             seconds += (time.perf_counter() - started) / n_new
             results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
             self._hold(leaving, results, written)

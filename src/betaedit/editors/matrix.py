@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from betaedit.errors import ModelError, WeightsChangedError
 from betaedit.memory.update import Update
-from betaedit.models.anatomy import is_transposed
+from betaedit.models.anatomy import Anatomy, is_transposed
+
+_NARROWER = (torch.float32, torch.bfloat16, torch.float16)
+"""Types through which a weight may have come to the one it has."""
 
 
 @dataclass
@@ -26,6 +33,50 @@ class Changes:
     updates: list[Update] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """What a weight is known by, without reading it.
+
+    Args:
+        weight: The very tensor.
+        state: Where its data lie, how, and how often torch saw them written to.
+        sample: The bytes of one entry of each row and column: torch does not see what is written through ``.data``, and
+            gives out again memory that was given back.
+    """
+
+    weight: Tensor
+    state: tuple[object, ...]
+    sample: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Mark:
+        """As it is now."""
+        return cls(weight, weight_state(weight), _sample(weight))
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is the same, and was not written to since."""
+        return (
+            weight is self.weight and weight_state(weight) == self.state and torch.equal(_sample(weight), self.sample)
+        )
+
+
+def _sample(weight: Tensor) -> Tensor:
+    return weight.detach()[_places(*weight.shape, weight.device)].view(torch.uint8)
+
+
+@cache
+def _places(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A diagonal, which begins again until every row and column was passed."""
+    at = torch.arange(max(rows, columns), device=device)
+    return at % rows, at % columns
+
+
+def weight_state(weight: Tensor) -> tuple[object, ...]:
+    """Where its data lie, how, and how often torch saw them written to; another one when it was changed."""
+    version = None if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.dtype, weight.device, weight.shape, weight.stride()
+
+
 class EditedMatrix:
     """The weight of an MLP output projection, whichever way round its module stores it: the original and a change.
 
@@ -33,34 +84,84 @@ class EditedMatrix:
     the rounded sum of both. Added to the weight itself, thousands of small updates would be rounded away in bfloat16,
     and in float32 would leave too much rounding for facts to be taken out exactly.
 
+    It is the weight that the model has at the time: each change first looks whether that is what was written last
+    (``check``), and raises ``WeightsChangedError`` where it is not.
+
     Bytes: ``4 d_in d_out`` for the change, and the original once more.
 
     Args:
-        projection: The module; its weight is changed in place.
+        module: The projection, whose weight is changed in place, or what it is part of.
+        path: Its place there.
     """
 
-    def __init__(self, projection: nn.Module) -> None:
-        self._weight = projection.get_parameter("weight").detach()
-        self._transposed = is_transposed(projection)
-        self._original = self._weight.clone()
-        exact = torch.float64 if self._weight.dtype == torch.float64 else torch.float32
-        self._change = torch.zeros_like(self._weight, dtype=exact)
+    def __init__(self, module: nn.Module, path: str = "") -> None:
+        self._module, self._path = module, path
+        self._projection = module.get_submodule(path)
+        weight = self._projection.get_parameter("weight")
+        self._transposed = is_transposed(self._projection)
+        self._original = weight.detach().clone()
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self._change = torch.zeros_like(self._original, dtype=exact)
         self._changes: Changes | None = None
+        self._mark = _Mark.of(weight)
+        _matrices.setdefault(self._projection, WeakSet()).add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, and what comes out of a pickle, is that of another module."""
+        self.__dict__.update(state)
+        _matrices.setdefault(self._projection, WeakSet()).add(self)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
-        d_out, d_in = self._oriented(self._weight).shape
+        d_out, d_in = self._oriented(self._change).shape
         return d_out, d_in
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
-        return self._weight.device
+        """Where the change is; so was the weight when the matrix was taken up."""
+        return self._change.device
+
+    def check(self, *, or_original: bool = False) -> Tensor:
+        """The model's weight, which holds what was written here last: microseconds, unless something happened to it.
+
+        A weight that is another tensor, of another type, or was written to, is read whole; it is taken up if it holds
+        what was written, if only as rounded to a type that the model has or had, ``or_original``. Not noticed: what was
+        changed through ``.data`` at none of the entries looked at, one in each row and column.
+
+        Raises:
+            WeightsChangedError: It holds something else, or its module is not the model's.
+        """
+        weight = self._current_weight()
+        if not self._mark.fits(weight):
+            known = _holds(weight, self._original + self._change) or (or_original and _holds(weight, self._original))
+            if not known:
+                raise WeightsChangedError(
+                    f"{self._name} is not what this editor left there: training, load_state_dict, another editor or "
+                    "other code changed it, and with it the edits.",
+                    mend="Put back what it was after the last edit; or what it was before the first, and call reset(); "
+                    "or make a new Editor for the model as it is.",
+                )
+            self._mark = _Mark.of(weight)
+        return weight
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether something was added."""
+        return bool(self._change.any())
+
+    def is_in_place(self) -> bool:
+        """Whether the model computes with it, on any device."""
+        try:
+            self.check()
+        except WeightsChangedError:
+            return False
+        return True
 
     @torch.no_grad()
     def add(self, update: Update) -> None:
         """``W <- W + left right^T``."""
+        self.check()
         # Row by row in memory whoever made them: the same sums when they are read back from a file.
         left, right = (factor.to(self._change).contiguous() for factor in (update.left, update.right))
         if self._changes is not None:
@@ -73,6 +174,7 @@ class EditedMatrix:
     @torch.no_grad()
     def add_dense(self, change: Tensor) -> None:
         """``W <- W + change`` for a full (d_out, d_in) matrix."""
+        self.check()
         self._change.add_(self._oriented(change).to(self._change))
         self._settle()
 
@@ -94,23 +196,84 @@ class EditedMatrix:
 
     @torch.no_grad()
     def restore(self, snapshot: Tensor | None = None) -> None:
-        """Back to ``snapshot``, bit for bit; to the original weight without one."""
+        """Back to ``snapshot``, bit for bit; to the original weight without one, wherever the model was moved."""
         if snapshot is not None:
+            self.check()
             self._change.copy_(self._oriented(snapshot))
             self._settle()
             return
+        self.check(or_original=True)
         if self._changes is not None:
             self._changes.restarted = True
             self._changes.updates.clear()
         self._change.zero_()
-        self._weight.copy_(self._original)
+        self._give(self._original)
 
     def _settle(self) -> None:
         """Let the model see the change."""
-        self._weight.copy_(self._original + self._change)
+        self._give(self._original + self._change)
+
+    def _give(self, stored: Tensor) -> None:
+        """Put ``stored`` into the model's weight, which is the one that was looked at last."""
+        self._mark.weight.copy_(stored)
+        self._mark = _Mark.of(self._mark.weight)
+
+    def _current_weight(self) -> nn.Parameter:
+        """The parameter that the model has now."""
+        try:
+            projection = self._module.get_submodule(self._path)
+        except AttributeError:
+            projection = None
+        weight = self._projection._parameters.get("weight")
+        if projection is not self._projection or weight is None:
+            raise WeightsChangedError(
+                f"{self._name} is not the model's any more: a module there was replaced or wrapped.",
+                mend="Put the module back as it was, or make a new Editor for the model as it is.",
+            )
+        return weight
+
+    @property
+    def _name(self) -> str:
+        return f"{self._path}.weight" if self._path else "the weight"
 
     def _oriented(self, stored: Tensor) -> Tensor:
         return stored.T if self._transposed else stored
+
+
+_matrices: WeakKeyDictionary[nn.Module, WeakSet[EditedMatrix]] = WeakKeyDictionary()
+"""All that there are, by their projections."""
+
+
+def _holds(weight: Tensor, written: Tensor) -> bool:
+    """Whether ``weight`` is ``written`` as its type rounds that, or as a narrower one did on the way."""
+    if weight.is_meta or weight.shape != written.shape:
+        return False
+    found = weight.detach().to(written.device)
+    return any(torch.equal(found, written.to(kind).to(found.dtype)) for kind in (written.dtype, *_NARROWER))
+
+
+def edited_matrices(anatomy: Anatomy, layers: Iterable[int]) -> dict[int, EditedMatrix]:
+    """The matrices of some layers, to be edited."""
+    return {layer: EditedMatrix(anatomy.model, anatomy.projection_path(layer)) for layer in layers}
+
+
+def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
+    """Refuse to begin where another editor's edits are: they would pass for the original, and each undo the other's.
+
+    An editor some of whose matrices were changed by others cannot go on, so it is in nobody's way.
+
+    Raises:
+        ModelError: These layers hold edits of an editor, a workspace or a replica that is still there.
+    """
+    by_layer = [
+        [matrix for matrix in _matrices.get(anatomy.projection(layer), ()) if matrix.is_edited] for layer in layers
+    ]
+    held = [any(matrix.is_in_place() for matrix in edited) for edited in by_layer if edited]
+    if held and all(held):
+        raise ModelError(
+            "the model holds the edits of another editor or workspace in the layers to be edited.",
+            mend="Go on with that one, call its reset() first, or load the model once more.",
+        )
 
 
 @contextmanager
@@ -128,9 +291,9 @@ def recording(matrices: Mapping[int, EditedMatrix]) -> Iterator[dict[int, Change
 def set_aside(matrices: Mapping[int, EditedMatrix]) -> Iterator[None]:
     """A context in which ``matrices`` are as they were before the first edit."""
     kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
-    for matrix in matrices.values():
-        matrix.restore()
     try:
+        for matrix in matrices.values():
+            matrix.restore()
         yield
     finally:
         for layer, matrix in matrices.items():

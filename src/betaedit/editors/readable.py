@@ -30,7 +30,7 @@ def check_readable(model: LanguageModel, fact: Fact, config: EditConfig, context
         tokenize(model.tokenizer, prompt.text)
         for prompt in (*prompts, Prompt.fill(SLOT, config.kl_template, fact.subject))
     )
-    target = encode_target(model.tokenizer, fact.text, fact.target_new)
+    target = encode_target(model.tokenizer, fact.text, fact.target_new, fact.joint)
     for row in (*rows, kept, target):
         _check_ids(model, row)
     sampled = contexts is None and config.context_templates is None

@@ -20,7 +20,7 @@ from torch import Tensor
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
-from betaedit.editors.matrix import Changes, EditedMatrix, recording
+from betaedit.editors.matrix import Changes, EditedMatrix, edited_matrices, recording
 from betaedit.errors import ConfigError, LedgerError, MethodError, OutputError
 from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
@@ -173,14 +173,20 @@ class Workspace:
         Raises:
             IdentityError: The model has other weights than the workspace was made with.
             LedgerError: The weights cannot be built again.
+            WeightsChangedError: Somebody else changed the model since.
         """
         model = self._loaded()
         if not self._matrices:
-            projections = {layer: model.anatomy.projection(layer) for layer in self.store.layers}
-            self._matrices = {layer: EditedMatrix(module) for layer, module in projections.items()}
+            self._matrices = edited_matrices(model.anatomy, self.store.layers)
         if self.position == NOWHERE:
             self.come_to_head()
+        self._check_weights()
         return model
+
+    def _check_weights(self) -> None:
+        """Make sure that a loaded model computes with what was written last."""
+        for matrix in self._matrices.values():
+            matrix.check()
 
     def _loaded(self) -> LanguageModel:
         """The model, whatever its weights are at."""
@@ -346,8 +352,10 @@ class Workspace:
 
         Raises:
             LedgerError: There is no such event, or the arrays of its facts were purged.
+            WeightsChangedError: Somebody else changed the model; nothing has changed then.
         """
         self._check_writable()
+        self._check_weights()
         then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
         now = {writing.id for writing in self.store.live()}
         if not self.store.has_arrays(then):

@@ -29,21 +29,35 @@ _MATRIX = 2
 class Anatomy:
     """Where the editable parts of one loaded model are.
 
+    Modules are looked up when they are asked for: some calls give the model others, ``resize_token_embeddings`` for one
+    another head.
+
     Args:
         model: The causal language model.
-        layers: Its decoder blocks, in order.
-        layers_path: Their place in the module tree, such as ``model.layers``.
-        norm: The norm after the last block.
-        head: The map from normed hidden states to logits.
+        layers_path: The place of its decoder blocks in the module tree, such as ``model.layers``.
+        norm_path: Likewise of the norm after the last block.
         hidden_size: Width of the residual stream (``d_out`` of the edited matrices).
     """
 
     model: PreTrainedModel
-    layers: nn.ModuleList
     layers_path: str
-    norm: nn.Module
-    head: nn.Module
+    norm_path: str
     hidden_size: int
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder blocks, in order."""
+        return cast(nn.ModuleList, self.model.get_submodule(self.layers_path))
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.model.get_submodule(self.norm_path)
+
+    @property
+    def head(self) -> nn.Module:
+        """The map from normed hidden states to logits."""
+        return cast(nn.Module, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -116,16 +130,13 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         raise AnatomyError(
             f"no decoder layers are found in {type(model).__name__}.", mend="Only decoder-only causal models work."
         )
-    path, layers = max(lists, key=lambda item: len(item[1]))
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None:
+    path, _ = max(lists, key=lambda item: len(item[1]))
+    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         raise AnatomyError(f"{type(model).__name__} has no output head.", mend="Load a causal language model.")
     return Anatomy(
         model=model,
-        layers=layers,
         layers_path=path,
-        norm=_find_norm(model.get_submodule(path.rpartition(".")[0])),
-        head=head,
+        norm_path=_find_norm(model, path.rpartition(".")[0]),
         hidden_size=int(model.config.get_text_config().hidden_size),
     )
 
@@ -149,13 +160,14 @@ def _are_blocks(modules: nn.ModuleList) -> bool:
     )
 
 
-def _find_norm(parent: nn.Module) -> nn.Module:
-    norms = [m for _, m in parent.named_children() if "norm" in type(m).__name__.lower()]
+def _find_norm(model: nn.Module, path: str) -> str:
+    parent = model.get_submodule(path)
+    norms = [name for name, m in parent.named_children() if "norm" in type(m).__name__.lower()]
     if not norms:
         raise AnatomyError(
             f"no final norm is found in {type(parent).__name__}.", mend="Report the model's name with `betaedit env`."
         )
-    return norms[-1]
+    return f"{path}.{norms[-1]}" if path else norms[-1]
 
 
 def _find_projection(block: nn.Module, hidden_size: int, layer: int) -> str:

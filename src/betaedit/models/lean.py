@@ -48,8 +48,8 @@ _HALF_TOLERANCE = 0.05
 _MOST_SCORES = 2**26
 """Attention scores of a layer are held at once, so of long prompts there would be too many."""
 
-_trusted: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_trusted_natively: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_trusted: WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = WeakKeyDictionary()
+_trusted_natively: WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = WeakKeyDictionary()
 
 
 def lean_layers(
@@ -181,26 +181,28 @@ def _places(real: Tensor | None, device: torch.device) -> Places | None:
 
 
 def _is_trusted(module: nn.Module, call: LayerCall, index: int, hidden: Tensor) -> bool:
-    """Whether the plain layer does what its parts say, as was seen when it was first met and told something."""
-    if module not in _trusted:
+    """Whether the plain layer does what its parts say, as was seen when first met in its type and told something."""
+    trusted = _trusted.setdefault(module, {})
+    if hidden.dtype not in trusted:
         if not _is_telling(call):
             return False
         call = call.map(lambda value: None if isinstance(value, KeptState) else value)
         lean = _layer_of(module, call, index, {})
-        _trusted[module] = lean is not None and _agrees(module, call, _Lean([lean], None), hidden)
-    return _trusted[module]
+        trusted[hidden.dtype] = lean is not None and _agrees(module, call, _Lean([lean], None), hidden)
+    return trusted[hidden.dtype]
 
 
 def _is_trusted_natively(
     module: nn.Module, call: LayerCall, layer: Layer, places: Places | None, hidden: Tensor
 ) -> bool:
     """Likewise by the kernels."""
-    if module not in _trusted_natively:
+    trusted = _trusted_natively.setdefault(module, {})
+    if hidden.dtype not in trusted:
         if not _is_telling(call):
             return False
         native = NativeLayers.of([layer])
-        _trusted_natively[module] = native is not None and _agrees(module, call, _Lean([native], places), hidden)
-    return _trusted_natively[module]
+        trusted[hidden.dtype] = native is not None and _agrees(module, call, _Lean([native], places), hidden)
+    return trusted[hidden.dtype]
 
 
 def _is_telling(call: LayerCall) -> bool:
