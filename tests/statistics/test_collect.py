@@ -422,6 +422,16 @@ def test_weights_above_the_last_edited_layer_do_not_matter_to_the_cache(llama: L
     assert len(calls) == 0
 
 
+@pytest.mark.parametrize("name", ["another name", "./m", "/elsewhere/m/"])
+def test_what_the_model_is_called_does_not_matter_to_the_cache(llama: LanguageModel, name: str):
+    first = collect_moments(llama, [0, 1], Blocks(mixed_blocks(llama)), n_tokens=100)
+    renamed = LanguageModel.wrap(llama.model, llama.tokenizer, name)
+    with forwards(renamed) as calls:
+        second = collect_moments(renamed, [0, 1], Blocks(mixed_blocks(llama)), n_tokens=100)
+    assert len(calls) == 0
+    assert_identical(second, first)
+
+
 def settings(llama: LanguageModel, **changes: object) -> dict[str, object]:
     usual = {"layers": [0, 1], "corpus": Blocks(mixed_blocks(llama)), "n_tokens": 100, "skip_first_token": False}
     return usual | changes
@@ -444,11 +454,9 @@ def test_whatever_decides_the_moments_makes_them_be_computed_again(llama: Langua
     elif what == "embedding":
         with torch.no_grad():
             llama.model.get_input_embeddings().weight[0, 0] += 0.01
-    elif what == "weights below":
+    else:
         with torch.no_grad():
             llama.anatomy.projection(0).weight[0, 0] += 0.01
-    else:
-        llama = LanguageModel.wrap(llama.model, llama.tokenizer, "another name")
     with forwards(llama) as calls:
         collect_moments(llama, **settings(llama, **changes))
     assert len(calls) > 0
