@@ -119,7 +119,7 @@ def test_a_current_folder_that_was_deleted_is_one_error(command: list[str], fact
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[0] == "error: the current folder is no longer there."
+    assert ran.stderr.splitlines()[0] == "error: the current folder no longer exists."
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
