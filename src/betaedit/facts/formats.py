@@ -96,6 +96,7 @@ def _own(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     """The case of a record in the package's own format; ``{}`` in its prompts stands for the subject too."""
     own = validated(schemas.Own, record, reading.format)
     prompt, subject = _slotted(own.prompt, own.subject)
+    refuse_placeholder(own.target_new, "target_new")
     fact = Fact(prompt, subject, own.target_new, own.target_true, own.id or reading.fact_id(), own.joint)
 
     def filled(text: str) -> str:
