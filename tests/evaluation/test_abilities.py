@@ -79,9 +79,7 @@ def constant(model: LanguageModel, text: str) -> LanguageModel:
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return logits.expand(*hidden.shape[:-1], len(logits))
 
-    head = Constant()
-    object.__setattr__(model.anatomy, "head", head)
-    model.model.set_output_embeddings(head)
+    model.model.set_output_embeddings(Constant())
     return model
 
 

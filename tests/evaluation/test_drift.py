@@ -307,7 +307,7 @@ def test_the_divergence_is_that_of_the_edited_from_the_unedited_model():
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.pad(hidden[..., :1], (0, size - 1))
 
-    object.__setattr__(gpt2.anatomy, "head", First())
+    gpt2.model.set_output_embeddings(First())
     with torch.no_grad():
         norm.weight.zero_()
         norm.bias[0] = math.log(3)

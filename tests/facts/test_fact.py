@@ -57,7 +57,7 @@ def test_what_joins_prompt_and_answer_is_kept_as_it_is(joint: str):
 
 
 def test_what_joins_prompt_and_answer_is_text():
-    with pytest.raises(FactError, match="must be text, not int") as caught:
+    with pytest.raises(FactError, match="must be text, not a number") as caught:
         darrieux(joint=0)
     assert caught.value.field == "joint"
 

@@ -308,9 +308,9 @@ class Editor:
     @contextmanager
     def saved_into(self, folder: Path) -> Iterator[Path]:
         """``save_pretrained`` with other files: a context for putting them beside the model's before all appear."""
+        check_can_be_saved(self.language_model, folder)
         for matrix in [] if self._engine is None else self._engine.matrices.values():
             matrix.check()
-        check_can_be_saved(self.language_model, folder)
         with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
             save_language_model(self.language_model, scratch, self.config.layers)
             plain = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
