@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from betaedit.models.lookup import tokenize
 
 Message = Mapping[str, str]
 _MARK = "A1B2C3"
+_COMPLETE = "Complete the sentence: "
+_ASKED = re.compile(r"[:：?？؟]$")  # noqa: RUF001 - full-width signs are meant
 
 
 def has_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -66,3 +69,30 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     _, found, behind = chat_text(tokenizer, asked, opened=False).rpartition(_MARK)
     ids = list(tokenizer(behind, add_special_tokens=False)["input_ids"]) if found and behind else []
     return (int(ids[0]),) if ids and ids[0] in tokenizer.all_special_ids else end
+
+
+def chat_request(prompt: str) -> str:
+    """What a user says to have ``prompt`` answered: itself where it asks (it ends with ``?`` or ``:``), else a request.
+
+    A chat model answers an unfinished sentence with a sentence of its own; asked to complete it, it goes on from there.
+    """
+    said = prompt.strip()
+    return said if _ASKED.search(said) else _COMPLETE + said
+
+
+def typed_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
+    """The special tokens that stand in ``text`` as if typed: it is a chat template's text, or was meant to be."""
+    return tuple(token for token in tokenizer.all_special_tokens if token in text)
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """``prompt`` as a user's request in the model's chat template; the answer follows at once, without a space.
+
+    A prompt in which special tokens are typed is a template's text already, and stays as it is.
+
+    Raises:
+        ModelError: There is no template, or it refuses the request.
+    """
+    if typed_specials(tokenizer, prompt):
+        return prompt
+    return chat_text(tokenizer, [{"role": "user", "content": chat_request(prompt)}])
