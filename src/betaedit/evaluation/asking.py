@@ -13,6 +13,7 @@ from torch import Tensor
 from betaedit.errors import ModelError
 from betaedit.evaluation.continuing import BATCH_SIZE, complete_greedily, in_batches
 from betaedit.evaluation.scoring import Continuation, read_targets
+from betaedit.models.chat import special_tokens
 from betaedit.models.generate import continue_rows, end_tokens, most_likely
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import tokenize
@@ -21,6 +22,7 @@ from betaedit.progress import Progress
 _TOKENS_OF_A_PHRASE = 7
 _SHOWN = 60
 _PHRASE_END = re.compile(r"(?<=\S)([.,;:!?…]+\s|\n|[。，；：！？])")  # noqa: RUF001 - full-width signs are meant
+_SENTENCE_END = re.compile(r"(?<=\S)([.!?…]+(\s|$)|\n|[。！？])")  # noqa: RUF001 - full-width signs are meant
 _LAST_WORD = re.compile(r"(?<=\S)\s+\S*$")
 _CLOSING = ".,;:!?…"
 
@@ -53,9 +55,8 @@ class Answer:
     likely: tuple[Likely, ...]
 
     def differs(self, other: Answer) -> bool:
-        """Whether the most probable answers of the two differ: their first words, or all where there are none."""
-        own, others = (each.likely[0].text if each.likely else each.text for each in (self, other))
-        return own.strip() != others.strip()
+        """Whether the greedy answers of the two differ in their first sentence; what follows hardly matters."""
+        return _first_sentence(self.text) != _first_sentence(other.text)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain data."""
@@ -123,7 +124,7 @@ def _first_tokens(model: LanguageModel, rows: Sequence[Sequence[int]], top: int)
 def _phrases(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
     """The last token of each row, and the greedy tokens after it, as text up to the end of the phrase."""
     tokenizer = model.tokenizer
-    ends = end_tokens(model) | set(tokenizer.all_special_ids)
+    ends = end_tokens(model) | set(special_tokens(tokenizer).values())
 
     def work(batch: list[int]) -> list[str]:
         started = [rows[index] for index in batch]
@@ -134,6 +135,12 @@ def _phrases(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
         return [first_phrase(text, ended=ids[-1] in ends) for text, ids in zip(texts, said, strict=True)]
 
     return in_batches([len(row) for row in rows], BATCH_SIZE, work, label="answering")
+
+
+def _first_sentence(text: str) -> str:
+    """``text`` up to the sign or line end that ends its first sentence, without white space around it."""
+    found = _SENTENCE_END.search(text)
+    return (text if found is None else text[: found.start()]).strip()
 
 
 def first_phrase(text: str, *, ended: bool) -> str:

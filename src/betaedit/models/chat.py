@@ -80,9 +80,16 @@ def chat_request(prompt: str) -> str:
     return said if _ASKED.search(said) else _COMPLETE + said
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """All special tokens with their ids: those with a name of their own (BOS, EOS) and those only marked as special."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    marked = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**named, **marked}
+
+
 def typed_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
     """The special tokens that stand in ``text`` as if typed: it is a chat template's text, or was meant to be."""
-    return tuple(token for token in tokenizer.all_special_tokens if token in text)
+    return tuple(token for token in special_tokens(tokenizer) if token in text)
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
