@@ -11,6 +11,7 @@ import pytest
 from betaedit.evaluation import ask
 from betaedit.models import load_language_model
 from support.chat import NO_SYSTEM, TEMPLATE
+from support.families import language_model
 
 FACT = ["The capital of [Japan] is", "Madrid"]
 QUESTION = "The capital of Japan is"
@@ -72,6 +73,14 @@ def run(betaedit, tiny, tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture
+def adapter(betaedit, tiny, run) -> Path:
+    """The edits of the run as a PEFT adapter."""
+    place = run.parent / "adapter"
+    assert betaedit("export", run, "--to", "adapter", "--out", place, *tiny[2:4]).code == 0
+    return place
+
+
 def test_a_plain_model_has_one_answer(betaedit, tiny_folder) -> None:
     ran = betaedit("ask", QUESTION, "--model", tiny_folder)
     assert ran.code == 0
@@ -83,7 +92,7 @@ def test_a_plain_model_has_one_answer(betaedit, tiny_folder) -> None:
     assert question == {"question": QUESTION, "answer": said(tiny_folder, QUESTION)[0], "base": None, "differs": None}
 
 
-@pytest.mark.parametrize("kind", ["workspace", "run", "saved"])
+@pytest.mark.parametrize("kind", ["workspace", "run", "saved", "adapter"])
 def test_what_holds_edits_answers_beside_its_base(betaedit, tiny, tiny_folder, kind, request) -> None:
     place = request.getfixturevalue(kind)
     statistics = tiny[2:4] if kind == "run" else []
@@ -119,6 +128,23 @@ def test_a_saved_model_whose_base_is_not_there_answers_alone_and_says_why(betaed
     ran = betaedit("ask", QUESTION, "--model", saved)
     assert ran.code == 0
     assert f"the model without the edits cannot be asked: {found['why_no_base']}" in ran.out
+
+
+def test_another_model_in_the_place_of_the_base_is_no_base(betaedit, saved, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model = language_model("llama", seed=1)
+    model.model.save_pretrained(other)
+    model.tokenizer.save_pretrained(other)
+    (saved / "betaedit.json").write_text(json.dumps({"model": str(other)}))
+    found = the_object(betaedit("ask", QUESTION, "--model", saved, "--json"))
+    assert found["base"] is None
+    assert "another model" in found["why_no_base"]
+
+
+def test_a_base_is_known_by_an_edited_model_of_a_narrower_type(betaedit, tiny, tiny_folder, tmp_path: Path) -> None:
+    place = tmp_path / "narrow"
+    assert betaedit("edit", *FACT, "--save", place, "--dtype", "bfloat16", *tiny).code == 0
+    assert the_object(betaedit("ask", QUESTION, "--model", place, "--json"))["base"] == str(tiny_folder)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from betaedit.editors.editor import EDITS_FILE
 from betaedit.editors.matrix import set_aside
 from betaedit.errors import ConfigError, ModelError
@@ -24,6 +26,7 @@ from betaedit.statistics.moments import Moments
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 2**-7  # of bfloat16
 _NAMES_ITS_BASE = {EDITS_FILE: "model", "adapter_config.json": "base_model_name_or_path"}
 
 
@@ -191,6 +194,7 @@ def _beside_its_base(
         if Path(name).exists() and Path(name).resolve() == folder.resolve():
             raise ModelError(f"{file} names the folder itself as its base.")
         base = load_language_model(name, dtype=dtype or "float32", device=device)
+        _check_related(model, base)
     except (ValueError, KeyError, TypeError) as error:
         why = f"{file} does not say which model it was made from ({type(error).__name__}: {error})."
     except ModelError as error:
@@ -198,3 +202,10 @@ def _beside_its_base(
     else:
         return Conversation(model, lambda: nullcontext(base), name, progress=progress)
     return Conversation(model, why_no_base=why, progress=progress)
+
+
+def _check_related(model: LanguageModel, base: LanguageModel) -> None:
+    """Refuse a base that lies now where another one was: no edit changes embeddings, a narrower type rounds them."""
+    own, others = (each.model.get_input_embeddings().get_parameter("weight").float() for each in (model, base))
+    if own.shape != others.shape or not torch.allclose(own, others, rtol=_ROUNDING):
+        raise ModelError(f"{base.name} is another model than the one that was edited: its embeddings differ.")

@@ -68,7 +68,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
     _, found, behind = chat_text(tokenizer, asked, opened=False).rpartition(_MARK)
     ids = list(tokenizer(behind, add_special_tokens=False)["input_ids"]) if found and behind else []
-    return (int(ids[0]),) if ids and ids[0] in tokenizer.all_special_ids else end
+    return (int(ids[0]),) if ids and ids[0] in special_tokens(tokenizer).values() else end
 
 
 def chat_request(prompt: str) -> str:
