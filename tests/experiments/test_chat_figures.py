@@ -50,6 +50,12 @@ def test_every_prompt_is_a_users_request_and_the_target_follows_at_once() -> Non
         assert outcome.other.nll == pytest.approx(chat_nll(model, request, other), rel=1e-4)
 
 
+@pytest.mark.parametrize("text", ["<s>user\n{}?\n<s>assistant\n", "<s>the king of {} is", "<s>assistant\nin {} it is"])
+def test_a_prompt_with_typed_special_tokens_is_asked_as_it_stands(text: str) -> None:
+    model, case = with_chat(tiny_llama()), EvaluationCase(Fact(text, "snow", "gold", "land"))
+    assert measure_edits(model, [case], chat=True) == measure_edits(model, [case])
+
+
 def test_chat_figures_are_named_so_with_their_counts() -> None:
     found = extra_figures(with_chat(tiny_llama()), CASES, Measures(extras=("chat",)), SilentProgress())
     counts = {"chat efficacy": 2, "chat generality": 1, "chat specificity": 1}

@@ -87,7 +87,8 @@ def measure_edits(
     Args:
         model: The model as it is now.
         cases: The records.
-        chat: Whether every prompt is put as a user's request in the model's chat template; targets follow at once.
+        chat: Whether every prompt is put as a user's request in the model's chat template, where targets follow at
+            once; a prompt with typed special tokens is asked as it stands.
         progress: Hears of every prompt and target.
         label: What to call the work.
 
@@ -97,7 +98,8 @@ def measure_edits(
     plans = [_Plan.of(case) for case in cases]
     pairs = [pair for plan in plans for pair in plan.pairs()]
     if chat:
-        pairs = [(chat_prompt(model.tokenizer, prompt), target, "") for prompt, target, _ in pairs]
+        asked = {prompt: chat_prompt(model.tokenizer, prompt) for prompt, _, _ in pairs}
+        pairs = [(asked[prompt], target, joint if asked[prompt] == prompt else "") for prompt, target, joint in pairs]
     scores = iter(score_targets(model, pairs, progress=progress, label=label))
     outcomes = tuple(plan.outcome(scores.__next__) for plan in plans)
     return summarize(outcomes)
