@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -112,9 +111,11 @@ def _piped(json_: bool) -> list[str] | None:
 def _typed(console: Console) -> Iterator[list[str]]:
     """Questions typed at a prompt, one by one, until an empty line or Ctrl-D."""
     console.print("one question a line; an empty line or Ctrl-D ends", style="dim")
-    with suppress(EOFError):
+    try:
         while question := console.input("[bold]?[/] ").strip():
             yield [question]
+    except EOFError:
+        console.print()  # the prompt's line has no end yet
 
 
 def _show(asked: Asked, conversation: Conversation, console: Console) -> None:
