@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from betaedit.models import load_language_model
+
 FACTS = [
     {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
      "paraphrases": ["The birthplace of Ana is"], "neighbors": [{"prompt": "Zoe was born in", "target": "Rome"}]},
@@ -67,6 +69,30 @@ def test_eval_says_what_its_figures_depend_on(betaedit, tiny_folder, facts) -> N
 def test_eval_prints_a_table_for_people(betaedit, tiny_folder, facts) -> None:
     shown = betaedit("eval", tiny_folder, "--from", facts, "--limit", 1).out
     assert "specificity, argmax" in shown
+
+
+def test_further_figures_stand_in_the_table_of_a_run_and_in_its_report(betaedit, tiny, tmp_path: Path) -> None:
+    folder, run, page = tmp_path / "chat", tmp_path / "run", tmp_path / "report.html"
+    model = load_language_model(tiny[1])
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    fact = ["A [b] is", "c", "--true", "d", "--also", "chat"]
+    ran = betaedit("edit", *fact, "--out", run, "--model", folder, *tiny[2:])
+    assert ran.code == 0, ran.err
+    assert betaedit("report", run, "--out", page).code == 0
+    for name in ("chat efficacy, probability", "chat efficacy, argmax", "chat answers"):
+        assert name in ran.out
+        assert name in page.read_text()
+    assert "chat generality" not in ran.out  # nothing to measure it on
+
+
+def test_chat_figures_of_a_model_without_a_template_are_not_measured_and_that_is_said(
+    betaedit, tiny_folder, facts, caplog
+) -> None:
+    found = json.loads(betaedit("eval", tiny_folder, "--from", facts, "--also", "chat", "--json").out)
+    assert not [name for name in found if name.startswith("chat")]
+    assert "no chat template" in caplog.text
 
 
 def test_a_place_that_does_not_exist_is_told_without_the_hubs_own_notices(betaedit, facts) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete, continue_rows, draw_top_k, end_tokens, most_likely, sample
+from support.chat import with_chat
 from support.families import FAMILIES, FAMILY_NAMES, language_model
 from support.tiny_tokenizers import TOKENIZERS, VOCABULARY, shared_tokenizer
 
@@ -232,3 +233,21 @@ def test_end_tokens_are_those_of_the_model_and_of_its_tokenizer():
     model.model.generation_config.eos_token_id = None
     model.tokenizer.eos_token = None
     assert end_tokens(model) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("template", "further"),
+    [
+        (None, set()),
+        ("{{ messages[-1].content }}<|endoftext|>", set()),
+        ("{% for message in messages %}{{ message.content }}<s>{% endfor %}", {"<s>"}),
+        ("{% for message in messages %}{{ message.content }}<turn>\n{% endfor %}", {"<turn>"}),
+        ("{% for message in messages %}{{ message.content }}\n{% endfor %}", set()),
+    ],
+)
+def test_a_turn_in_a_chat_ends_with_the_templates_token_too(template: str | None, further: set[str]) -> None:
+    model = language_model("llama")
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    before = end_tokens(model)
+    found = end_tokens(with_chat(model, template) if template else model)
+    assert found == before | {model.tokenizer.convert_tokens_to_ids(token) for token in further}

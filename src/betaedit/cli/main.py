@@ -15,6 +15,7 @@ import typer
 
 from betaedit import __version__
 from betaedit.cli.align import align
+from betaedit.cli.ask import ask
 from betaedit.cli.bench import bench
 from betaedit.cli.calibrate import calibrate
 from betaedit.cli.compare import compare
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 _MEASURED = (
     edit,
+    ask,
     demo,
     evaluate,
     compare,

@@ -178,6 +178,8 @@ def summary_table(report: RunReport) -> Table:
     own = drift["statistics_text_leakage"]["relative"]
     table.add_row("leakage, own text", "0", _percent(own), "the same on the statistics' own text")
     table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
+    for name, value in report.after.measures.items():
+        table.add_row(name, _further(report.before.measures.get(name)), _further(value), "")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
 
@@ -212,6 +214,10 @@ def _add_figure(table: Table, name: str, before: EditFigure, after: EditFigure, 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
+
+
+def _further(value: Mean | float | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _share(value)
 
 
 def _share(value: Mean | None) -> str:

@@ -1,7 +1,8 @@
 """Measuring a model: edit metrics in both published forms, judged answers, sampled text, drift, ability, time."""
 
 from betaedit.evaluation.abilities import AbilityResult, Classification, measure_abilities
-from betaedit.evaluation.answers import PLAIN, REASONING, AnswerStyle, greedy_answers
+from betaedit.evaluation.answers import CHAT, PLAIN, REASONING, AnswerStyle, greedy_answers
+from betaedit.evaluation.asking import Answer, Likely, ask
 from betaedit.evaluation.drift import (
     Drift,
     Leakage,
@@ -30,9 +31,11 @@ from betaedit.evaluation.tokens import (
 )
 
 __all__ = [
+    "CHAT",
     "PLAIN",
     "REASONING",
     "AbilityResult",
+    "Answer",
     "AnswerStyle",
     "Answered",
     "Classification",
@@ -45,6 +48,7 @@ __all__ = [
     "Judge",
     "Latency",
     "Leakage",
+    "Likely",
     "MatchJudge",
     "PeakMemory",
     "QuestionMeasures",
@@ -56,6 +60,7 @@ __all__ = [
     "TokenOutcome",
     "UneditedStates",
     "agreement",
+    "ask",
     "before_and_after",
     "choose_tokens",
     "compare",

@@ -1,4 +1,4 @@
-"""Answers as a user would get them: greedy text after a plain prompt (metrics.md G.4)."""
+"""Answers as a user would get them: greedy text after a plain prompt, or in chat (metrics.md G.4)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from betaedit.evaluation.continuing import BATCH_SIZE, continue_greedily
+from betaedit.models.chat import chat_prompt
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
@@ -15,18 +16,20 @@ _THOUGHT_ENDS = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class AnswerStyle:
-    """How an answer is cut out of what a model says.
+    """How a model is asked, and how an answer is cut out of what it says.
 
     Args:
         max_tokens: The most new tokens.
         stops: Texts before which an answer ends.
         reasoning: The model thinks aloud first: what follows its last ``</think>`` is the answer, all of it where
             there is none, and not its first line alone.
+        chat: Every prompt is put as a user's request in the model's chat template.
     """
 
     max_tokens: int = 50
     stops: tuple[str, ...] = (".", *_TEXT_ENDS)
     reasoning: bool = False
+    chat: bool = False
 
     def read(self, text: str) -> str:
         """The answer in ``text``, without white space around it."""
@@ -44,6 +47,7 @@ class AnswerStyle:
 
 PLAIN = AnswerStyle()
 REASONING = AnswerStyle(max_tokens=1024, stops=_TEXT_ENDS, reasoning=True)
+CHAT = AnswerStyle(stops=_TEXT_ENDS, reasoning=True, chat=True)
 
 
 def after_thinking(text: str) -> str:
@@ -60,11 +64,16 @@ def greedy_answers(
     progress: Progress | None = None,
     label: str = "answering",
 ) -> list[str]:
-    """The model's answer to each prompt, in order: greedy, no chat template, new text only.
+    """The model's answer to each prompt, in order: greedy, new text only; no chat template unless ``style`` says so.
 
     ``batch_size`` changes memory and time, not answers.
+
+    Raises:
+        ModelError: Chat is asked for and the model has no chat template, or it refuses a request.
     """
     tokenizer = model.tokenizer
+    if style.chat:
+        prompts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, style.stops), default=1) + 1  # a stop text spans no more tokens than it has characters
 
     def is_finished(new: list[int]) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from betaedit.evaluation.interval import Estimate, estimate
-from betaedit.evaluation.scoring import Pair, Score, score_targets
+from betaedit.evaluation.scoring import Score, score_targets
 from betaedit.facts.fact import EvaluationCase
+from betaedit.models.chat import chat_prompt
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
@@ -77,12 +78,28 @@ def measure_edits(
     model: LanguageModel,
     cases: Sequence[EvaluationCase],
     *,
+    chat: bool = False,
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> EditMeasures:
-    """The three edit metrics of ``cases`` on the model as it is now."""
+    """The three edit metrics of ``cases`` on the model as it is now.
+
+    Args:
+        model: The model as it is now.
+        cases: The records.
+        chat: Whether every prompt is put as a user's request in the model's chat template, where targets follow at
+            once; a prompt with typed special tokens is asked as it stands.
+        progress: Hears of every prompt and target.
+        label: What to call the work.
+
+    Raises:
+        ModelError: ``chat`` is asked for and the model has no chat template, or it refuses a request.
+    """
     plans = [_Plan.of(case) for case in cases]
     pairs = [pair for plan in plans for pair in plan.pairs()]
+    if chat:
+        asked = {prompt: chat_prompt(model.tokenizer, prompt) for prompt, _, _ in pairs}
+        pairs = [(asked[prompt], target, joint if asked[prompt] == prompt else "") for prompt, target, joint in pairs]
     scores = iter(score_targets(model, pairs, progress=progress, label=label))
     outcomes = tuple(plan.outcome(scores.__next__) for plan in plans)
     return summarize(outcomes)
@@ -122,7 +139,7 @@ class _Plan:
     def _all(self) -> tuple[tuple[str, str, str | None], ...]:
         return (*self.rewrite, *self.paraphrases, *self.neighbors)
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[tuple[str, str, str | None]]:
         """The pairs to be scored, wanted before other."""
         return [
             (prompt, t, self.joint) for prompt, wanted, other in self._all() for t in (wanted, other) if t is not None

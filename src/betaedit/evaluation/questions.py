@@ -86,13 +86,13 @@ def measure_questions(
 
     Args:
         model: The model as it is now.
-        prompts: The questions as they are put to the model.
+        prompts: The questions; ``style`` says how they are put to the model.
         answers: Right answers of each; empty strings are dropped, and a question without one is not judged.
         groups: What each tests. The pooled figures take those below ``portability/`` and ``locality/`` and, by their
             bare names, the papers' sub-keys (``PORTABILITY``, ``LOCALITY``), in capitals or not.
         judge: Decides what is right.
         answers_before: What the unedited model said: ``answers`` of an earlier measurement of the same questions.
-        style: How answers are read.
+        style: How questions are asked and answers are read.
         batch_size: How many questions are answered together.
         progress: Hears of every question answered and of every question judged.
     """

@@ -15,6 +15,7 @@ from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.experiments.figures import (
     Figures,
+    FreeAnswers,
     Measures,
     edit_figures,
     extra_figures,
@@ -41,8 +42,8 @@ class Evaluator:
     """
 
     def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
-        self._editor, self._cases, self._measures = editor, list(cases), measures
-        self._answers_before: list[list[str]] | None = None
+        self._editor, self._cases, self._measures = editor, list(cases), measures.usable_on(editor.language_model)
+        self._answers_before: FreeAnswers | None = None
         self._unedited, self._unedited_keys = UneditedStates(), UneditedStates()
 
     def checkpoint(
@@ -96,8 +97,9 @@ class Evaluator:
         model, progress = self._editor.language_model, self._editor.progress
         if "questions" in self._measures.extras and self._answers_before is None:
             with self._editor.engine.unedited():
-                self._answers_before = free_answers(model, self._cases, progress)
-        before = None if self._answers_before is None else self._answers_before[: len(cases)]
+                self._answers_before = free_answers(model, self._cases, self._measures, progress)
+        said = self._answers_before
+        before = None if said is None else {name: answers[: len(cases)] for name, answers in said.items()}
         return extra_figures(model, cases, self._measures, progress, before)
 
     def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from betaedit.evaluation.abilities import PAPERS_TASKS, TASKS, measure_abilities, read_ability_items
-from betaedit.evaluation.answers import greedy_answers
+from betaedit.evaluation.answers import CHAT, PLAIN, AnswerStyle, greedy_answers
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.fluency import measure_fluency, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
@@ -23,14 +24,21 @@ from betaedit.evaluation.scoring import Pair
 from betaedit.evaluation.tokens import choose_tokens
 from betaedit.experiments.record import Ability, EditFigure, Mean
 from betaedit.facts.fact import EvaluationCase
+from betaedit.models.chat import has_chat
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
-EXTRAS = ("abilities", "questions", "tokens", "fluency", "latency")
+logger = logging.getLogger(__name__)
+
+EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency")
+_ASKED_AS: dict[str, AnswerStyle] = {"": PLAIN, "chat ": CHAT}
+"""How questions are asked, by what the names of their figures begin with."""
 _LATENCY_PROMPTS = 5
 _FLUENCY_PROMPTS = 100
 
 Figures = dict[str, Mean | float]
+FreeAnswers = Mapping[str, Sequence[Sequence[str]]]
+"""What a model said, by case and question, under the beginnings of ``_ASKED_AS``."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,18 @@ class Measures:
     def texts(self) -> list[str]:
         """The held-out texts."""
         return held_out_prose() if self.held_out is None else list(self.held_out)
+
+    def usable_on(self, model: LanguageModel) -> Measures:
+        """The same without what ``model`` has no place for, of which the user is told: chat needs a chat template."""
+        if "chat" not in self.extras or has_chat(model.tokenizer):
+            return self
+        logger.warning("%s has no chat template: its chat figures are not measured.", model.name)
+        return replace(self, extras=tuple(name for name in self.extras if name != "chat"))
+
+    @property
+    def asked_as(self) -> dict[str, AnswerStyle]:
+        """How questions are asked, by what the names of their figures begin with."""
+        return {name: style for name, style in _ASKED_AS.items() if not style.chat or "chat" in self.extras}
 
     def describe(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
         """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures."""
@@ -82,6 +102,7 @@ def measure_model(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
 ) -> dict[str, Any]:
     """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it."""
+    measures = measures.usable_on(model)
     found = {
         **edit_figures(measure_edits(model, cases, progress=progress)),
         **measure_task_abilities(model, measures, progress),
@@ -126,14 +147,30 @@ def extra_figures(
     cases: Sequence[EvaluationCase],
     measures: Measures,
     progress: Progress,
-    answers_before: Sequence[Sequence[str]] | None = None,
+    answers_before: FreeAnswers | None = None,
 ) -> Figures:
-    """The slower figures that ``measures`` asks for, by name."""
+    """The slower figures that ``measures`` asks for, by name.
+
+    Args:
+        model: The model as it is now.
+        cases: What it is asked.
+        measures: Which figures.
+        progress: Hears of long work.
+        answers_before: What the unedited model said: its ``free_answers``.
+
+    Raises:
+        ModelError: Chat figures are asked for and the model has no chat template, or it refuses a request.
+    """
     found: dict[str, Mean | float | None] = {}
     if "tokens" in measures.extras:
         found |= _tokens(model, cases)
+    if "chat" in measures.extras:
+        found |= _chat(model, cases, progress)
     if "questions" in measures.extras:
-        found |= _questions(model, cases, measures.judge, progress, answers_before)
+        for name, style in measures.asked_as.items():
+            said = None if answers_before is None else answers_before[name]
+            asked = _questions(model, cases, measures.judge, style, progress, said)
+            found |= {f"{name}{figure}": value for figure, value in asked.items()}
     if "fluency" in measures.extras:
         found |= _fluency(model, cases)
     if "latency" in measures.extras:
@@ -151,10 +188,16 @@ def asked_of(case: EvaluationCase) -> list[tuple[str, tuple[str, ...], str]]:
     ]
 
 
-def free_answers(model: LanguageModel, cases: Sequence[EvaluationCase], progress: Progress) -> list[list[str]]:
-    """What the model says to everything the cases are asked."""
-    said = iter(greedy_answers(model, [row[0] for case in cases for row in asked_of(case)], progress=progress))
-    return [[next(said) for _ in asked_of(case)] for case in cases]
+def free_answers(
+    model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
+) -> FreeAnswers:
+    """What the model says to everything the cases are asked, in every way in which ``measures`` has it asked."""
+    prompts = [row[0] for case in cases for row in asked_of(case)]
+    found = {}
+    for name, style in measures.asked_as.items():
+        said = iter(greedy_answers(model, prompts, style=style, progress=progress))
+        found[name] = [[next(said) for _ in asked_of(case)] for case in cases]
+    return found
 
 
 def mean_of(found: Estimate) -> Mean:
@@ -180,10 +223,25 @@ def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[Pair]]) -> 
     return _optional(estimate([math.fsum(record) / len(record) for record in shares]))
 
 
+def _chat(model: LanguageModel, cases: Sequence[EvaluationCase], progress: Progress) -> dict[str, Mean | None]:
+    """The edit metrics with every prompt put in the chat template, and the share of facts that chat answers give."""
+    measured = measure_edits(model, cases, chat=True, progress=progress, label="measuring chat")
+    metrics = {
+        f"chat {name}, {form}": _optional(found)
+        for name, forms in measured.estimates().items()
+        for form, found in forms.items()
+    }
+    said = greedy_answers(model, [case.fact.text for case in cases], style=CHAT, progress=progress)
+    match = MatchJudge()
+    given = [match.judge(case.fact.text, (case.fact.target_new,), text) for case, text in zip(cases, said, strict=True)]
+    return {**metrics, "chat answers": _optional(estimate([float(right) for right in given]))}
+
+
 def _questions(
     model: LanguageModel,
     cases: Sequence[EvaluationCase],
     judge: Judge,
+    style: AnswerStyle,
     progress: Progress,
     answers_before: Sequence[Sequence[str]] | None,
 ) -> dict[str, Mean | None]:
@@ -195,6 +253,7 @@ def _questions(
         [[group for _, _, group in row] for row in rows],
         judge,
         answers_before=answers_before,
+        style=style,
         progress=progress,
     )
     pooled = {name: getattr(found, name) for name in ("portability", "locality_gold", "locality_agree")}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from betaedit.models.chat import turn_end
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
 
@@ -114,10 +115,10 @@ def _picked(choices: Tensor, drawn: Tensor) -> Tensor:
 
 
 def end_tokens(model: LanguageModel) -> frozenset[int]:
-    """The tokens with which the model says that its text is over."""
+    """The tokens with which the model says that its text, or its turn in a chat, is over."""
     named = getattr(model.model.generation_config, "eos_token_id", None)
     listed = [*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id]
-    return frozenset(token for token in listed if isinstance(token, int))
+    return frozenset(token for token in (*listed, *turn_end(model.tokenizer)) if isinstance(token, int))
 
 
 @torch.no_grad()
