@@ -131,6 +131,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def corrected_facts(number: int) -> str:
+    """How many facts do not count, and why."""
+    verb = "is" if number == 1 else "are"
+    return f"{counted(number, 'fact')} that a later line corrects {verb} left out of efficacy and generality"
+
+
 def day_and_time(at: str) -> str:
     """A time of the ledger in few letters, UTC: ``2026-11-21 19:53``."""
     return at[:16].replace("T", " ")
@@ -170,6 +176,10 @@ def summary_table(report: RunReport) -> Table:
     )
     for name, was, now, meaning in rows:
         _add_figure(table, name, was, now, meaning)
+    if (kept := report.after.neighbors_kept) is not None:
+        table.add_row("neighbors kept", "100%", _share(kept), "neighbors go on as before, answer known or not")
+    if corrected := report.after.corrected:
+        table.caption = corrected_facts(corrected)
     before, after = report.before.perplexity, report.after.perplexity
     table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
     table.add_row("agreement", "100%", f"{report.after.agreement:.2%}", "of that text's next tokens are the same")

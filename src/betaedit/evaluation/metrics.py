@@ -8,7 +8,7 @@ the records that have the figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from betaedit.evaluation.interval import Estimate, estimate
@@ -33,11 +33,12 @@ class PromptOutcome:
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
-    """Everything measured on one record."""
+    """Everything measured on one record; one that a later fact corrects counts for no mean but specificity's."""
 
     rewrite: tuple[PromptOutcome, ...]
     paraphrases: tuple[PromptOutcome, ...]
     neighbors: tuple[PromptOutcome, ...]
+    corrected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,28 @@ def measure_edits(
     model: LanguageModel,
     cases: Sequence[EvaluationCase],
     *,
+    corrected: Sequence[bool] | None = None,
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> EditMeasures:
-    """The three edit metrics of ``cases`` on the model as it is now."""
+    """The three edit metrics of ``cases`` on the model as it is now.
+
+    Args:
+        model: The model as it is now.
+        cases: The records.
+        corrected: For each record, whether another one written later wants another answer
+            (``facts.corrections.corrected_later``): it is measured, and left out of efficacy and generality. None is,
+            when not given.
+        progress: Hears of every prompt.
+        label: What to call the work.
+    """
     plans = [_Plan.of(case) for case in cases]
     pairs = [pair for plan in plans for pair in plan.pairs()]
     scores = iter(score_targets(model, pairs, progress=progress, label=label))
-    outcomes = tuple(plan.outcome(scores.__next__) for plan in plans)
-    return summarize(outcomes)
+    marks = [False] * len(plans) if corrected is None else corrected
+    return summarize(
+        replace(plan.outcome(scores.__next__), corrected=mark) for plan, mark in zip(plans, marks, strict=True)
+    )
 
 
 def summarize(outcomes: Iterable[CaseOutcome]) -> EditMeasures:
@@ -144,7 +158,8 @@ def _figure(outcomes: Sequence[CaseOutcome], kind: str) -> Figure:
 
 def _record_means(outcomes: Sequence[CaseOutcome], kind: str) -> dict[str, list[float]]:
     """The mean of every record that has the figure, in both forms."""
-    groups: list[tuple[PromptOutcome, ...]] = [getattr(case, kind) for case in outcomes]
+    counted = [case for case in outcomes if kind == "neighbors" or not case.corrected]
+    groups: list[tuple[PromptOutcome, ...]] = [getattr(case, kind) for case in counted]
     known = [[o.probability for o in group if o.probability is not None] for group in groups]
     argmax = [[o.wanted.argmax for o in group] for group in groups]
     return {

@@ -37,7 +37,7 @@ class PairedTest:
         unequal = self.first + self.second
         tail = sum(math.comb(unequal, won) for won in range(min(self.first, self.second) + 1))
         # Whole numbers up to the one division, which rounds to 0 beyond a float's range; a probability is above it.
-        return max(min(1.0, 2 * tail / 2**unequal), math.ulp(0.0))
+        return max(min(1.0, 2 * tail / (1 << unequal)), math.ulp(0.0))
 
     def records_needed(self, level: float = LEVEL) -> int | None:
         """About how many records would tell the methods apart four times in five, were these typical of all.
@@ -70,9 +70,9 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Probabilities of several tests, made larger so that one of all is below a level by chance no oftener than it says.
+    """Probabilities of several tests by Holm's correction: any of them is below a level by chance no oftener than that.
 
-    Holm's step-down correction; each stays at most 1 and in its place.
+    Each grows, to 1 at most, and stays in its place.
     """
     order = sorted(range(len(probabilities)), key=probabilities.__getitem__)
     corrected, largest = [0.0] * len(order), 0.0

@@ -18,11 +18,13 @@ from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Judge, MatchJudge
 from betaedit.evaluation.latency import measure_latency, peak_memory
 from betaedit.evaluation.metrics import EditMeasures, measure_edits
+from betaedit.evaluation.neighbors import FIRST_TOKENS, followed_neighbors
 from betaedit.evaluation.questions import measure_questions
 from betaedit.evaluation.scoring import Pair
 from betaedit.evaluation.tokens import choose_tokens
 from betaedit.experiments.record import Ability, EditFigure, Mean
-from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.corrections import corrected_later
+from betaedit.facts.fact import LOCALITY, EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
@@ -64,6 +66,7 @@ class Measures:
             "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
             "held_out_texts": len(self.texts),
+            "neighbors": {"tokens": FIRST_TOKENS, "prompts": len(followed_neighbors(cases))},
             **(self._of_tasks() if "abilities" in self.extras else {}),
             **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
@@ -81,13 +84,18 @@ class Measures:
 def measure_model(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
 ) -> dict[str, Any]:
-    """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it."""
+    """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it.
+
+    Of facts that correct each other the last one counts; ``corrected`` says how many are left out.
+    """
+    corrected = corrected_later([case.fact for case in cases])
     found = {
-        **edit_figures(measure_edits(model, cases, progress=progress)),
+        **edit_figures(measure_edits(model, cases, corrected=corrected, progress=progress)),
         **measure_task_abilities(model, measures, progress),
-        **extra_figures(model, cases, measures, progress),
+        **extra_figures(model, cases, measures, progress, corrected=corrected),
     }
     return {
+        "corrected": sum(corrected),
         "perplexity": perplexity(model, measures.texts, progress=progress),
         **{
             name: value.model_dump(mode="json") if isinstance(value, EditFigure | Ability | Mean) else value
@@ -127,13 +135,25 @@ def extra_figures(
     measures: Measures,
     progress: Progress,
     answers_before: Sequence[Sequence[str]] | None = None,
+    corrected: Sequence[bool] | None = None,
 ) -> Figures:
-    """The slower figures that ``measures`` asks for, by name."""
+    """The slower figures that ``measures`` asks for, by name.
+
+    Args:
+        model: The model as it is now.
+        cases: The records.
+        measures: What to measure.
+        progress: Hears of every prompt.
+        answers_before: ``free_answers`` of the unedited model.
+        corrected: For each record, whether a later one corrects it: of its prompts, only those that should keep their
+            answer are asked then.
+    """
+    marks = [False] * len(cases) if corrected is None else corrected
     found: dict[str, Mean | float | None] = {}
     if "tokens" in measures.extras:
-        found |= _tokens(model, cases)
+        found |= _tokens(model, cases, marks)
     if "questions" in measures.extras:
-        found |= _questions(model, cases, measures.judge, progress, answers_before)
+        found |= _questions(model, cases, measures.judge, progress, answers_before, marks)
     if "fluency" in measures.extras:
         found |= _fluency(model, cases)
     if "latency" in measures.extras:
@@ -162,13 +182,14 @@ def mean_of(found: Estimate) -> Mean:
     return Mean(mean=found.mean, count=found.count, low=found.low, high=found.high)
 
 
-def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
+def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> dict[str, Mean | None]:
     """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
     asked: dict[str, list[list[Pair]]] = {"prompts": [], "paraphrases": [], "neighbors": []}
-    for case in cases:
+    for case, mark in zip(cases, corrected, strict=True):
         new, joint = case.fact.target_new, case.fact.joint
-        asked["prompts"].append([(case.fact.text, new, joint)])
-        asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
+        if not mark:
+            asked["prompts"].append([(case.fact.text, new, joint)])
+            asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
         asked["neighbors"].append([(probe.prompt, probe.target, joint) for probe in case.neighbors if probe.target])
     return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
 
@@ -186,8 +207,17 @@ def _questions(
     judge: Judge,
     progress: Progress,
     answers_before: Sequence[Sequence[str]] | None,
+    corrected: Sequence[bool],
 ) -> dict[str, Mean | None]:
-    rows = [asked_of(case) for case in cases]
+    asked = [asked_of(case) for case in cases]
+    lasting = [
+        [place for place, (_, _, group) in enumerate(row) if not mark or _should_stay(group)]
+        for row, mark in zip(asked, corrected, strict=True)
+    ]
+    rows = [[row[place] for place in places] for row, places in zip(asked, lasting, strict=True)]
+    if answers_before is not None:
+        pairs = zip(answers_before, lasting, strict=True)
+        answers_before = [[answers[place] for place in places] for answers, places in pairs]
     found = measure_questions(
         model,
         [[prompt for prompt, _, _ in row] for row in rows],
@@ -199,6 +229,11 @@ def _questions(
     )
     pooled = {name: getattr(found, name) for name in ("portability", "locality_gold", "locality_agree")}
     return {name: _optional(value) for name, value in {**found.groups, **pooled}.items()}
+
+
+def _should_stay(group: str) -> bool:
+    """Whether questions of a group should keep their answer, whatever is written."""
+    return group in LOCALITY or group.endswith("_locality")
 
 
 def _fluency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:
