@@ -17,6 +17,7 @@ from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
 from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak
 from betaedit.evaluation.metrics import EditMeasures, Figure, before_and_after, measure_edits, summarize
+from betaedit.evaluation.paired import PairedTest, holm, paired_test
 from betaedit.evaluation.questions import QuestionMeasures, QuestionOutcome, measure_questions, summarize_questions
 from betaedit.evaluation.scoring import Score, score_targets
 from betaedit.evaluation.tokens import (
@@ -46,6 +47,7 @@ __all__ = [
     "Latency",
     "Leakage",
     "MatchJudge",
+    "PairedTest",
     "PeakMemory",
     "QuestionMeasures",
     "QuestionOutcome",
@@ -63,6 +65,7 @@ __all__ = [
     "greedy_answers",
     "greedy_tokens",
     "held_out_prose",
+    "holm",
     "leakage",
     "leakage_on",
     "measure_abilities",
@@ -72,6 +75,7 @@ __all__ = [
     "measure_questions",
     "n_gram_entropy",
     "normalize",
+    "paired_test",
     "peak_memory",
     "perplexity",
     "reset_peak",
