@@ -76,7 +76,8 @@ def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_f
         ]
         assert report["facts_held"]["edits"] == 1
         assert [fact["prompt"] for fact in report["facts_held"]["facts"]] == ["Ana was born in"], name
-    shown = betaedit(*args).out
+    shown, whole = betaedit(*args).out, betaedit(*args, "--all").out
+    assert "facts held: too few facts" in whole
     assert "memit-lookup-last" in shown
     assert "facts held after 1 edit" in shown
     assert "facts held: too few facts to tell memit and memit-lookup-last apart (p = 1" in shown

@@ -57,7 +57,7 @@ def evaluate(
             "model": model,
             "source": source_name(source),
             "records": len(cases),
-            "measured": measures.describe(cases),
+            "measured": measures.describe(cases, followed=False),
         }
         machine = {"versions": library_versions(), "machine": describe_machine(loaded)}
         options.print_json({**asked, **machine, **found, **by_harness})

@@ -58,15 +58,20 @@ class Measures:
         """The held-out texts."""
         return held_out_prose() if self.held_out is None else list(self.held_out)
 
-    def describe(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
-        """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures."""
+    def describe(self, cases: Sequence[EvaluationCase], *, followed: bool = True) -> dict[str, Any]:
+        """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures.
+
+        Args:
+            cases: The records.
+            followed: Whether neighbors are followed, as those of a run are.
+        """
         judge = f"{type(self.judge).__name__} {getattr(self.judge, 'model', '')}".strip()
         return {
             "prompts_sha256": _digest([asdict(case) for case in cases]),
             "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
             "held_out_texts": len(self.texts),
-            "neighbors": {"tokens": FIRST_TOKENS, "prompts": len(followed_neighbors(cases))},
+            **({"neighbors": _of_neighbors(cases)} if followed else {}),
             **(self._of_tasks() if "abilities" in self.extras else {}),
             **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
@@ -79,6 +84,11 @@ class Measures:
             return {"n_tests": self.n_tests}
         items = [item for name in PAPERS_TASKS for item in read_ability_items(TASKS[name], folder, self.n_tests)]
         return {"n_tests": self.n_tests, "tasks_sha256": _digest([[item.prompt, item.label] for item in items])}
+
+
+def _of_neighbors(cases: Sequence[EvaluationCase]) -> dict[str, int]:
+    """How many neighbors are followed, and for how many tokens."""
+    return {"tokens": FIRST_TOKENS, "prompts": len(followed_neighbors(cases))}
 
 
 def measure_model(
