@@ -70,8 +70,17 @@ def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_f
         "memit": "subject_last",
         "memit-lookup-last": "last",
     }
-    shown = betaedit(*args).out
+    for name, report in found.items():
+        assert [(each["first"], each["second"], each["figure"]) for each in report["comparisons"]] == [
+            ("memit", "memit-lookup-last", "facts held")
+        ]
+        assert report["facts_held"]["edits"] == 1
+        assert [fact["prompt"] for fact in report["facts_held"]["facts"]] == ["Ana was born in"], name
+    shown, whole = betaedit(*args).out, betaedit(*args, "--all").out
+    assert "facts held: too few facts" in whole
     assert "memit-lookup-last" in shown
+    assert "facts held after 1 edit" in shown
+    assert "facts held: too few facts to tell memit and memit-lookup-last apart (p = 1" in shown
     assert "betaedit report" in shown
 
 
@@ -92,3 +101,9 @@ def test_the_table_cuts_no_name_off_in_a_narrow_terminal(
     table = ran.out[ran.out.index("method") :]
     assert "…" not in table
     assert max(map(len, table.splitlines())) <= 80
+    heads = [line.split() for line in table.splitlines() if line.strip().startswith(("method", "fact "))]
+    assert heads == [
+        ["method", "edits", "efficacy", "generality", "specificity", "kept", "verdict"],
+        ["method", "edits", "perplexity", "agreement", "leakage", "weight", "change"],
+        ["fact", "wanted", "alphaedit-naive"],
+    ]

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from betaedit.cli import render
 from betaedit.editors.editor import PlannedEdit
+from betaedit.evaluation.paired import PairedTest
+from betaedit.experiments.side_by_side import Comparison, HeldFact
 from betaedit.facts import Fact
 
 
@@ -52,3 +54,62 @@ def test_the_rate_is_of_what_was_done_since_the_bar_began(monkeypatch) -> None:
 
 def test_no_bar_is_drawn_for_nothing(monkeypatch) -> None:
     assert drawn(total=0, done=0, made=0, monkeypatch=monkeypatch) == ""
+
+
+def told_facts(runs: list[str], number: int, all_: bool, width: int = 80) -> list[str]:
+    """The table of facts of which the first run holds the first one only."""
+    facts = [
+        HeldFact(
+            str(row), f"[b]Bob[/b] {row} lives in", "Rome", {run: row == 0 and run == runs[0] for run in runs}, False
+        )
+        for row in range(number)
+    ]
+    out = io.StringIO()
+    Console(file=out, width=width).print(render.held_table(facts, 30, all_))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_only_the_first_facts_are_listed_until_all_are_asked_for() -> None:
+    short, whole = (told_facts(["memit", "betaedit"], 50, all_) for all_ in (False, True))
+    assert sum("lives in" in line for line in short) == 20
+    assert sum("lives in" in line for line in whole) == 50
+    assert "1 fact of 50 told apart; 30 more with --all" in short[-1]
+    assert "1 fact of 50 told apart" in whole[-1]
+    assert "--all" not in whole[-1]
+    assert any("[b]Bob[/b] 0 lives in" in line and line.split()[-2:] == ["held", "no"] for line in short)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ["memit", "memit-h", "alphaedit", "betaedit"],
+        ["memit-lookup-last", "alphaedit-naive-lookup-last", "betaedit-layers-4-5-6"],
+        [f"method-{number}" for number in range(8)],
+    ],
+)
+def test_names_of_methods_stay_whole_at_80_columns(runs: list[str]) -> None:
+    lines = told_facts(runs, 3, False)
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert all(run in text for run in runs)
+
+
+def compared(edits: int, first: int, second: int) -> Comparison:
+    test = PairedTest(first, second, 40)
+    return Comparison("a", "b", edits, "facts held", "holds more facts than {}", test, test.p, 1)
+
+
+def test_earlier_comparisons_are_listed_where_they_decide_or_all_are_asked_for() -> None:
+    comparisons = [compared(10, 1, 0), compared(20, 9, 0), compared(30, 2, 0)]
+    lines = render.comparison_lines(comparisons, all_=False)
+    assert lines == [
+        "after 20 edits:",
+        "  a holds more facts than b (p = 0.0039, 9 facts against 0)",
+        "after 30 edits:",
+        "  facts held: too few facts to tell a and b apart (p = 0.5; about 120 facts would be needed)",
+        "1 more at earlier checkpoints could not be told apart: --all lists them",
+    ]
+    whole = render.comparison_lines(comparisons, all_=True)
+    assert [line for line in whole if line.startswith("after")] == [f"after {edits} edits:" for edits in (10, 20, 30)]
+    assert len(whole) == 6
+    assert render.comparison_lines([], all_=True) == []

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from betaedit.experiments.evaluate import Evaluator, layer_states
-from betaedit.experiments.figures import Measures
-from betaedit.facts import EvaluationCase, Fact, Probe
+from betaedit.experiments.figures import Measures, extra_figures, free_answers, measure_model
+from betaedit.facts import EvaluationCase, Fact, Probe, Question
+from betaedit.progress import SilentProgress
+from support.chain import chain_model
 from support.edits import FACTS, editor_for
 from support.families import language_model
 
@@ -85,3 +87,63 @@ def test_the_unedited_context_gives_the_original_weights_and_takes_them_back(edi
     with engine.unedited():
         assert float(engine.matrices[1].change().abs().max()) == 0
     assert torch.equal(engine.matrices[1].change(), change)
+
+
+# Neighbors, and facts that a later one corrects
+
+
+def test_neighbors_with_and_without_an_answer_are_compared_with_what_the_model_said_before() -> None:
+    editor = editor_for(language_model("llama"))
+    probes = (Probe("Zoe was born in", "Oslo"), Probe("Nobody knows this"), Probe("The mother tongue of Ana is"))
+    cases = [EvaluationCase(fact, (), probes[:count]) for count, fact in enumerate(FACTS[:4])]
+    evaluator = Evaluator(editor, cases, MEASURES)
+    first, before = evaluator.checkpoint(0, [], 0.0)
+    assert (first.neighbors_kept.mean, first.neighbors_kept.count) == (1.0, 3)
+    known = {outcome.prompt: outcome for outcome in before if outcome.kind == "neighbor"}
+    assert all(len(outcome.tokens) > 0 and outcome.kept for outcome in known.values())
+    assert known["Nobody knows this"].wanted is known["Nobody knows this"].wanted_nll is None
+    said = {prompt: editor.complete(prompt, n_tokens=8) for prompt in known}
+    editor.edit(FACTS[:4])
+    later, now = evaluator.checkpoint(4, before, 0.0)
+    kept = {outcome.prompt: outcome.kept for outcome in now if outcome.kind == "neighbor"}
+    assert kept == {prompt: editor.complete(prompt, n_tokens=8) == text for prompt, text in said.items()}
+    shares = [[kept[probe.prompt] for probe in case.neighbors] for case in cases if case.neighbors]
+    assert later.neighbors_kept.mean == pytest.approx(sum(sum(s) / len(s) for s in shares) / len(shares))
+    assert later.specificity.argmax.count == 3
+
+
+def test_without_what_the_model_said_before_nothing_is_said_of_neighbors_kept(edited) -> None:
+    _, evaluator, _, before = edited
+    older = [outcome.model_copy(update={"tokens": None, "kept": None}) for outcome in before]
+    assert evaluator.checkpoint(5, older, 0.0)[0].neighbors_kept is None
+
+
+def test_a_fact_that_a_later_one_corrects_leaves_the_means_once_that_is_written() -> None:
+    editor = editor_for(language_model("llama"))
+    facts = [*FACTS[:2], Fact(FACTS[0].prompt, FACTS[0].subject, "Dutch", "French")]
+    cases = [EvaluationCase(fact, (f"So {fact.text}",), (Probe("Zoe was born in", "Oslo"),)) for fact in facts]
+    evaluator = Evaluator(editor, cases, MEASURES)
+    checkpoint, before = evaluator.checkpoint(0, [], 0.0)
+    found = {0: (checkpoint, before), **{edits: evaluator.checkpoint(edits, before, 0.0) for edits in (2, 3)}}
+    assert {edits: (c.corrected, c.efficacy.argmax.count, c.generality.argmax.count, c.specificity.argmax.count)
+            for edits, (c, _) in found.items()} == {0: (0, 3, 3, 3), 2: (0, 2, 2, 2), 3: (1, 2, 2, 3)}  # fmt: skip
+    marks = {outcome.record: outcome.corrected for outcome in found[3][1]}
+    assert marks == {"1": True, "2": False, "3": False}
+    assert len(found[3][1]) == len(before)
+
+
+def test_free_answers_and_tokens_of_a_corrected_fact_are_left_out_but_what_should_stay_is_asked() -> None:
+    fact, later = Fact("{} king", "the", "was old"), Fact("{} king", "the", "is gold")
+    questions = (Question("a king", ("was",), "reasoning"), Question("a king", ("is",), "relation_specificity"))
+    cases = [EvaluationCase(fact, ("a king",), (Probe("a king", "is"),), questions), EvaluationCase(later)]
+    model, measures = chain_model(" king is gold river"), Measures(extras=("tokens", "questions"))
+    before = free_answers(model, cases, SilentProgress())
+    found = extra_figures(model, cases, measures, SilentProgress(), before, [True, False])
+    assert {name: (value.mean, value.count) for name, value in found.items()} == {
+        "token accuracy, prompts": (1.0, 1), "token accuracy, neighbors": (1.0, 1), "reliability": (1.0, 1),
+        "relation_specificity": (1.0, 1), "locality_gold": (1.0, 1), "locality_agree": (1.0, 1),
+    }  # fmt: skip
+    both = extra_figures(model, cases, measures, SilentProgress(), before)
+    assert both["reliability"].mean == 0.5
+    assert measure_model(model, cases, MEASURES, SilentProgress())["corrected"] == 1
+    assert measure_model(model, cases, MEASURES, SilentProgress())["efficacy"]["argmax"]["mean"] == 1.0

@@ -84,7 +84,7 @@ def test_what_is_on_disk_is_what_is_reported(tmp_path: Path) -> None:
     assert [edit["id"] for edit in kept.edits()] == [case.fact.id for case in CASES]
     assert [edit["number"] for edit in kept.edits()] == [1, 2, 3, 4, 5]
     assert {outcome.kind for outcome in kept.outcomes(5)} == {"rewrite", "paraphrase", "neighbor"}
-    assert len(list(kept.outcomes(2))) == 2 * 3  # the neighbor without an answer is not measured
+    assert len(list(kept.outcomes(2))) == 2 * 4
 
 
 class Killed(BaseException):

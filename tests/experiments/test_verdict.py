@@ -80,6 +80,12 @@ def test_without_the_unedited_model_only_absolute_figures_are_judged() -> None:
     assert "neighbors 63%; perplexity 20.3" in found.summary
 
 
+def test_the_summary_says_how_many_neighbors_are_kept_where_that_was_measured() -> None:
+    assert "% of neighbors kept;" in judge([BASE, edited(neighbors_kept=mean(0.93))]).summary
+    assert "93% of neighbors kept; perplexity" in judge([edited(neighbors_kept=mean(0.93))]).summary
+    assert "kept" not in judge([BASE, edited()]).summary
+
+
 def test_a_run_without_edits_is_not_judged() -> None:
     assert judge([]).level == judge([BASE]).level == "unedited"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,13 +12,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from betaedit.errors import ConfigError, MissingExtraError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, WorstPrompt
 from betaedit.reports import charts, figures, render_report
 from betaedit.reports.page import verdicts
-from support.runs import BARE, TASKS, checkpoint, fabricate, figure, setup
+from support.runs import BARE, TASKS, checkpoint, fabricate, figure, outcome, setup
 
 DRIFT = ("leakage", "statistics_text_leakage", "weight_change")
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -139,7 +142,7 @@ def test_every_layer_has_its_line_and_the_unedited_states_are_hollow(folders: li
 def test_tables_can_be_sorted_by_keyboard_and_told_apart_by_ear(page: str) -> None:
     heads = re.findall(r'<th scope="col"[^>]*aria-sort="none"><button type="button">', page)
     sortable = re.findall(r'<table class="(?:figures|prose)">', page)
-    assert len(sortable) == 5
+    assert len(sortable) == 7
     assert len(heads) > 5 * 4
 
 
@@ -230,6 +233,115 @@ def test_an_absent_library_is_named_with_the_extra(
 def test_color_and_marker_together_tell_many_runs_apart() -> None:
     looks = {(place % figures.COLORS, figures._marker(place)) for place in range(64)}
     assert len(looks) == 64
+
+
+# Runs side by side
+
+
+def pair(tmp_path: Path, first: str, second: str, number: int = 1) -> list[RunFolder]:
+    """Two runs that hold the facts with a ``+``, every fact ``number`` times."""
+    runs = []
+    for name, held in (("a", first * number), ("b<i>", second * number)):
+        folder = RunFolder.create(tmp_path / name, setup())
+        facts = [
+            outcome(str(n)).model_copy(update={"argmax": sign == "+", "prompt": f"<u>{n}"})
+            for n, sign in enumerate(held)
+        ]
+        for edits in (4, 9):
+            folder.write_checkpoint(checkpoint(edits, **BARE), facts)
+        runs.append(folder)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told", "kind"),
+    [
+        ("+" * 14 + "--", "-" * 14 + "++", "a holds more facts than b&lt;i&gt; (p = 0.0042, 14 facts against 2)",
+         "decided"),
+        ("-" * 9, "+" * 9, "b&lt;i&gt; holds more facts than a (p = 0.0039, 9 facts against 0)", "decided"),
+        ("+-+", "+--",
+         "facts held: too few facts to tell a and b&lt;i&gt; apart (p = 1; about 18 facts would be needed)", "open"),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_whether_runs_can_be_told_apart(
+    tmp_path: Path, first: str, second: str, told: str, kind: str
+) -> None:
+    page = render_report(pair(tmp_path, first, second))
+    assert f'<li class="{kind}">{told}</li>' in page
+    assert "Side by side, after 9 edits" in page
+    assert page.count('<li class="') == 1
+    rows = embedded(page)["comparisons"]["rows"]
+    assert [row[0] for row in rows] == [4, 9]
+
+
+def test_of_many_comparisons_only_those_that_are_decided_stand_in_the_verdict(tmp_path: Path) -> None:
+    runs = []
+    for name in "abcdef":
+        runs.append(RunFolder.create(tmp_path / name, setup()))
+        held = [outcome(str(n)).model_copy(update={"argmax": name == "c"}) for n in range(30)]
+        runs[-1].write_checkpoint(checkpoint(30, **BARE), held)
+    page = render_report(runs)
+    assert page.count('<li class="decided">c holds more facts than') == 5
+    assert page.count('<li class="open">') == 1
+    assert "10 more cannot be told apart; they are listed under “Every comparison”." in page
+    assert len(embedded(page)["comparisons"]["rows"]) == 15
+
+
+def test_facts_are_listed_by_run_those_on_which_runs_differ_first(tmp_path: Path) -> None:
+    held = embedded(render_report(pair(tmp_path, "+-+-", "+--+")))["held"]
+    assert held["columns"] == ["fact", "prompt", "new answer", "a", "b<i>", "corrected later"]
+    assert [(row[0], row[3], row[4]) for row in held["rows"]] == [
+        ("2", "held", "no"), ("3", "no", "held"), ("1", "no", "no"), ("0", "held", "held"),
+    ]  # fmt: skip
+
+
+def test_a_long_list_of_facts_is_shown_in_part_and_downloaded_whole(tmp_path: Path) -> None:
+    page = render_report(pair(tmp_path, "+-", "++", number=400))
+    assert "the first 500 of 800; all are in the download" in page
+    assert len(embedded(page)["held"]["rows"]) == 800
+    assert page.count("&lt;u&gt;") == 500
+
+
+def test_one_run_is_compared_with_none(tmp_path: Path) -> None:
+    page = render_report(pair(tmp_path, "+-", "++")[:1])
+    assert "Side by side" not in page
+    assert "comparisons" not in embedded(page)
+    assert len(embedded(page)["held"]["rows"]) == 2
+
+
+def test_coinciding_lines_differ_in_pattern_width_and_marker(folders: list[RunFolder]) -> None:
+    drawn = figures.draw_chart(charts.cost_charts(charts.read_runs(folders))[0])
+    styles = [
+        re.search(rf"fill: none;(?: stroke-dasharray: (?P<dashes>[^;]*);)?[^\"]*stroke: var\(--run-{place}\)"
+                  r"[^\"]*stroke-width: (?P<width>[\d.]+)", drawn)
+        for place in range(3)
+    ]  # fmt: skip
+    looks = [(style["dashes"], float(style["width"])) for style in styles if style]
+    assert len({dashes for dashes, _ in looks}) == 3
+    widths = [width for _, width in looks]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_lines_are_named_at_their_ends_where_there_are_several(folders: list[RunFolder]) -> None:
+    several = figures.draw_chart(charts.cost_charts(charts.read_runs(folders))[0])
+    assert all(f">{name}</text>" in several for name in ("betaedit", "rect", "memit"))
+    one = figures.draw_chart(charts.cost_charts(charts.read_runs(folders[:1]))[0])
+    assert ">betaedit</text>" not in one
+
+
+@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=30), st.floats(0.01, 0.3))
+def test_labels_keep_their_order_stay_inside_and_do_not_overlap(heights: list[float], apart: float) -> None:
+    places = figures.spread(sorted(heights), apart)
+    assert len(places) == len(heights)
+    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
+    room = min(apart, 1 / max(len(heights) - 1, 1))
+    assert all(b - a >= room - 1e-9 for a, b in itertools.pairwise(places))
+
+
+def test_labels_that_are_far_apart_stay_where_their_lines_end() -> None:
+    assert figures.spread([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert figures.spread([0.5, 0.5], 0.1) == pytest.approx([0.5, 0.6])
+    assert figures.spread([1.0, 1.0, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
 
 
 CHROMIUM = Path("/usr/bin/chromium")

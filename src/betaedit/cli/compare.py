@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +13,10 @@ from betaedit.cli.exit_codes import exit_code
 from betaedit.errors import BetaEditError, ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from betaedit.experiments.folder import RunFolder
     from betaedit.experiments.run import RunReport
 
 
@@ -35,6 +38,9 @@ def compare(
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every fact and every comparison, not only what tells methods apart.")
+    ] = False,
     json_: options.JsonOption = False,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
@@ -42,7 +48,7 @@ def compare(
     """Run several methods on the same facts, each from the unedited model; `betaedit report` draws the runs."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars
+    from betaedit.cli.render import Bars, say
     from betaedit.experiments.compare import check_variants, compare_methods
     from betaedit.experiments.run import measuring_points
     from betaedit.facts.readers import read_cases
@@ -76,51 +82,116 @@ def compare(
         on_collapse="ignore",
     )
     if json_:
-        options.print_json(
-            {
-                name: {"error": str(report)} if isinstance(report, BetaEditError) else report.to_dict()
-                for name, report in found.items()
-            }
-        )
+        options.print_json(_plain(found, out))
     else:
-        console.print(_table(found))
+        for table in (_facts_table(found), _model_table(found)):
+            console.print(table)
+        for name, report in found.items():
+            if isinstance(report, BetaEditError):
+                say(console, f"{name} failed: {report.message}", "red")
+        _show_side_by_side(console, _folders(found, out), all_)
         console.print(f"draw them with: betaedit report {' '.join(str(out / name) for name in found)}")
     for report in found.values():
         if isinstance(report, BetaEditError):
             raise typer.Exit(exit_code(report))
 
 
-def _table(found: dict[str, RunReport | BetaEditError]) -> Table:
-    from rich.box import SIMPLE
-    from rich.table import Table
+def _folders(found: dict[str, RunReport | BetaEditError], out: Path) -> dict[str, RunFolder]:
+    """The runs of the methods that did not fail."""
+    from betaedit.experiments.folder import RunFolder
 
-    from betaedit.cli.render import both_forms
-    from betaedit.experiments.record import METRICS, mean_known
+    return {name: RunFolder(out / name) for name, report in found.items() if not isinstance(report, BetaEditError)}
+
+
+def _plain(found: dict[str, RunReport | BetaEditError], out: Path) -> dict[str, Any]:
+    """Every method's report with the comparisons it takes part in, and what it holds, as ``--json`` prints it."""
+    from betaedit.experiments.side_by_side import compare_runs, facts_by_run
+
+    folders = _folders(found, out)
+    comparisons, (edits, facts) = compare_runs(folders), facts_by_run(folders)
+    return {
+        name: {"error": str(report)}
+        if isinstance(report, BetaEditError)
+        else {
+            **report.to_dict(),
+            "comparisons": [each.to_dict() for each in comparisons if name in (each.first, each.second)],
+            "facts_held": {
+                "edits": edits,
+                "facts": [
+                    {"record": fact.record, "prompt": fact.prompt, "wanted": fact.wanted, "held": fact.held[name],
+                     "corrected": fact.corrected}
+                    for fact in facts
+                ],
+            },
+        }
+        for name, report in found.items()
+    }  # fmt: skip
+
+
+def _show_side_by_side(console: Console, runs: dict[str, RunFolder], all_: bool) -> None:
+    """Which facts each method holds, and whether the methods can be told apart."""
+    from rich.text import Text
+
+    from betaedit.cli.render import comparison_lines, held_table
+    from betaedit.experiments.side_by_side import compare_runs, facts_by_run
+
+    edits, facts = facts_by_run(runs)
+    if facts:
+        # Pages only for a reader who sits at a terminal; a pipe gets all of it.
+        paged = all_ and console.is_terminal and len(facts) > console.height
+        with console.pager(styles=True) if paged else nullcontext():
+            console.print(held_table(facts, edits, all_))
+    for line in comparison_lines(compare_runs(runs), all_):
+        console.print(Text(line))
+
+
+def _facts_table(found: dict[str, RunReport | BetaEditError]) -> Table:
+    """What became of the facts and their neighbors."""
+    from betaedit.cli.render import both_forms, corrected_facts, short_columns
+    from betaedit.experiments.record import METRICS
     from betaedit.experiments.verdict import judge
 
-    # Ten columns in a terminal of 80 characters: what does not fit goes on below, and no name is cut off.
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("method", "edits", *METRICS, "leakage", "weight change", "perplexity", "agreement", "verdict"):
-        table.add_column(name, overflow="fold")
+    table = short_columns("method", "edits", *METRICS, "kept", "verdict")
     table.caption = (
-        "efficacy, generality, specificity: probability / argmax; leakage (on held-out text) and weight change: "
-        "relative, mean"
+        "efficacy, generality, specificity: probability / argmax; kept: neighbors that say what they said before"
     )
     for name, report in found.items():
         if isinstance(report, BetaEditError):
-            table.add_row(name, "-", f"[red]{report.message}[/]")
+            continue
+        for point in report.checkpoints:
+            kept = point.neighbors_kept
+            table.add_row(
+                name,
+                str(point.edits),
+                *(both_forms(getattr(point, metric)) for metric in METRICS),
+                "-" if kept is None else f"{kept.mean:.1%}",
+                judge([report.before, point]).level,
+            )
+        table.add_section()
+    if corrected := max((r.after.corrected for r in found.values() if not isinstance(r, BetaEditError)), default=0):
+        table.caption += f"\n{corrected_facts(corrected)}"
+    return table
+
+
+def _model_table(found: dict[str, RunReport | BetaEditError]) -> Table:
+    """What the edits cost the model."""
+    from betaedit.cli.render import short_columns
+    from betaedit.experiments.record import mean_known
+
+    table = short_columns("method", "edits", "perplexity", "agreement", "leakage", "weight change")
+    table.caption = "leakage (on held-out text) and weight change: relative, mean over layers"
+    for name, report in found.items():
+        if isinstance(report, BetaEditError):
             continue
         for point in report.checkpoints:
             states = list(point.layers.values())
             table.add_row(
                 name,
                 str(point.edits),
-                *(both_forms(getattr(point, metric)) for metric in METRICS),
-                "-" if (leaked := mean_known([s.relative_leakage for s in states])) is None else f"{leaked:.1%}",
-                f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
                 f"{point.perplexity:.2f}",
                 f"{point.agreement:.1%}",
-                judge([report.before, point]).level,
+                "-" if (leaked := mean_known([s.relative_leakage for s in states])) is None else f"{leaked:.1%}",
+                f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
             )
         table.add_section()
     return table

@@ -28,9 +28,10 @@ def edit_workspace(
     """Write ``cases`` into the workspace ``place``; of a ``source``, those that it has not been given yet."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars, answers_table, counted, figures_table, say
+    from betaedit.cli.render import Bars, answers_table, corrected_facts, counted, figures_table, say
     from betaedit.evaluation.metrics import measure_edits
     from betaedit.experiments.figures import edit_figures
+    from betaedit.facts.corrections import corrected_later
     from betaedit.facts.sources import source_name
     from betaedit.ledger.workspace import Workspace
 
@@ -50,7 +51,10 @@ def edit_workspace(
         results = workspace.edit(
             fresh, batch_size=batch_size, note={} if source is None else {"from": source_name(source)}
         )
-        measured = edit_figures(measure_edits(editor.language_model, fresh, progress=editor.progress))
+        corrected = corrected_later([case.fact for case in fresh])
+        measured = edit_figures(
+            measure_edits(editor.language_model, fresh, corrected=corrected, progress=editor.progress)
+        )
         figures = {name: figure.model_dump(mode="json") for name, figure in measured.items()}
         if save is not None:
             editor.save_pretrained(save)  # before anything is shown, which may fail
@@ -63,12 +67,15 @@ def edit_workspace(
                     "events": [first, workspace.store.head] if results else None,
                     "live": len(workspace.store.live()),
                     **figures,
+                    "corrected": sum(corrected),
                     "results": [result.to_dict() for result in results],
                 }
             )
         elif fresh:
             console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
             console.print(figures_table("these facts", len(results), figures))
+            if any(corrected):
+                say(console, corrected_facts(sum(corrected)))
             say(console, f"{counted(len(results), 'edit')} kept in {place}; betaedit log lists them")
         if save is not None:
             say(console, f"saved to {save}")

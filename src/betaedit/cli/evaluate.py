@@ -37,7 +37,7 @@ def evaluate(
     """Measure a model on facts and their prompts; nothing is changed."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars, figures_table
+    from betaedit.cli.render import Bars, corrected_facts, figures_table
     from betaedit.experiments.figures import measure_model
     from betaedit.experiments.target import load_target
     from betaedit.facts.readers import read_cases
@@ -57,7 +57,7 @@ def evaluate(
             "model": model,
             "source": source_name(source),
             "records": len(cases),
-            "measured": measures.describe(cases),
+            "measured": measures.describe(cases, followed=False),
         }
         machine = {"versions": library_versions(), "machine": describe_machine(loaded)}
         options.print_json({**asked, **machine, **found, **by_harness})
@@ -68,7 +68,10 @@ def evaluate(
         for name, value in values.items()
         if isinstance(value, float)
     }
+    corrected = found.pop("corrected")
     console.print(figures_table(model, len(cases), {**found, **plain}))
+    if corrected:
+        console.print(corrected_facts(corrected))
 
 
 def _by_harness(model: LanguageModel, names: tuple[str, ...], folder: Path | None, n_tests: int) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
     from betaedit.editors.editor import PlannedEdit
     from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
+    from betaedit.experiments.side_by_side import Comparison, HeldFact
     from betaedit.facts.fact import Fact
     from betaedit.ledger.health import Health
     from betaedit.ledger.store import Writing
 
 _SLOW = 10.0
+_FACTS_SHOWN = 20
+_LONGEST_NAMES = 40
 
 
 class _Rate(ProgressColumn):
@@ -131,6 +136,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def corrected_facts(number: int) -> str:
+    """How many facts do not count, and why."""
+    verb = "is" if number == 1 else "are"
+    return f"{counted(number, 'fact')} that a later line corrects {verb} left out of efficacy and generality"
+
+
 def day_and_time(at: str) -> str:
     """A time of the ledger in few letters, UTC: ``2026-11-21 19:53``."""
     return at[:16].replace("T", " ")
@@ -170,6 +181,10 @@ def summary_table(report: RunReport) -> Table:
     )
     for name, was, now, meaning in rows:
         _add_figure(table, name, was, now, meaning)
+    if (kept := report.after.neighbors_kept) is not None:
+        table.add_row("neighbors kept", "100%", _share(kept), "neighbors go on as before, answer known or not")
+    if corrected := report.after.corrected:
+        table.caption = corrected_facts(corrected)
     before, after = report.before.perplexity, report.after.perplexity
     table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
     table.add_row("agreement", "100%", f"{report.after.agreement:.2%}", "of that text's next tokens are the same")
@@ -182,6 +197,55 @@ def summary_table(report: RunReport) -> Table:
         table.add_row(name, _further(report.before.measures.get(name)), _further(value), "")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
+
+
+def short_columns(first: str, *names: str) -> Table:
+    """A plain table whose names and figures stay whole in a narrow terminal: only its first column folds."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def held_table(facts: Sequence[HeldFact], edits: int, all_: bool) -> Table:
+    """Which runs hold each fact; without ``all_`` only the first of them, those on which runs differ before others."""
+    shown, runs = facts if all_ else facts[:_FACTS_SHOWN], list(facts[0].held)
+    title = f"facts held after {counted(edits, 'edit')}"
+    table = Table("fact", "wanted", box=SIMPLE, padding=(0, 1, 0, 0), title=title)
+    # Names that would leave no room for the facts stand below the table, under a letter each.
+    lettered = sum(map(len, runs)) > _LONGEST_NAMES
+    heads = [_letter(place) for place in range(len(runs))] if lettered else runs
+    for head in heads:
+        table.add_column(Text(head), no_wrap=True)
+    for fact in shown:
+        marks = ("-" if held is None else "held" if held else "no" for held in fact.held.values())
+        corrected = " (corrected later)" if fact.corrected else ""
+        table.add_row(Text(one_line(fact.prompt) + corrected), Text(one_line(fact.wanted)), *marks)
+    told = [f"{head}: {name}" for head, name in zip(heads, runs, strict=True)] if lettered else []
+    if len(runs) > 1:
+        told.append(f"{counted(sum(fact.rank == 0 for fact in facts), 'fact')} of {len(facts):,} told apart")
+    if len(shown) < len(facts):
+        told.append(f"{len(facts) - len(shown):,} more with --all")
+    table.caption = Text("; ".join(told))
+    return table
+
+
+def _letter(place: int) -> str:
+    """A, B, ..., Z, A1, B1, ..."""
+    return f"{ascii_uppercase[place % 26]}{place // 26 or ''}"
+
+
+def comparison_lines(comparisons: Sequence[Comparison], all_: bool) -> list[str]:
+    """Verdicts on pairs of runs; without ``all_`` those of earlier checkpoints only where they are decided."""
+    last = max((each.edits for each in comparisons), default=0)
+    shown = [each for each in comparisons if all_ or each.decided or each.edits == last]
+    lines = []
+    for edits in dict.fromkeys(each.edits for each in shown):
+        lines += [f"after {counted(edits, 'edit')}:", *(f"  {each.verdict}" for each in shown if each.edits == edits)]
+    if left := len(comparisons) - len(shown):
+        lines.append(f"{left:,} more at earlier checkpoints could not be told apart: --all lists them")
+    return lines
 
 
 def figures_table(name: str, n_records: int, found: dict[str, Any]) -> Table:

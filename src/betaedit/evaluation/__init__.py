@@ -18,6 +18,7 @@ from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
 from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak
 from betaedit.evaluation.metrics import EditMeasures, Figure, before_and_after, measure_edits, summarize
+from betaedit.evaluation.paired import PairedTest, holm, paired_test
 from betaedit.evaluation.questions import QuestionMeasures, QuestionOutcome, measure_questions, summarize_questions
 from betaedit.evaluation.scoring import Score, score_targets
 from betaedit.evaluation.tokens import (
@@ -50,6 +51,7 @@ __all__ = [
     "Leakage",
     "Likely",
     "MatchJudge",
+    "PairedTest",
     "PeakMemory",
     "QuestionMeasures",
     "QuestionOutcome",
@@ -68,6 +70,7 @@ __all__ = [
     "greedy_answers",
     "greedy_tokens",
     "held_out_prose",
+    "holm",
     "leakage",
     "leakage_on",
     "measure_abilities",
@@ -77,6 +80,7 @@ __all__ = [
     "measure_questions",
     "n_gram_entropy",
     "normalize",
+    "paired_test",
     "peak_memory",
     "perplexity",
     "reset_peak",

@@ -48,14 +48,15 @@ def continue_greedily(
     n_tokens: int,
     *,
     is_finished: IsFinished = lambda new: False,
+    keep_end: bool = False,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
     label: str = "generating",
 ) -> list[tuple[int, ...]]:
     """New token ids of each prompt by greedy decoding, in order.
 
-    A text ends after ``n_tokens``, where ``is_finished``, or before the model's own end token, which is left out. A
-    prompt asked twice is run once.
+    A text ends after ``n_tokens``, where ``is_finished``, or at the model's own end token, which is left out unless
+    ``keep_end``. A prompt asked twice is run once.
     """
     ends = end_tokens(model)
     asked = list(dict.fromkeys(prompts))
@@ -69,7 +70,7 @@ def continue_greedily(
             most_likely,
             is_finished=lambda ids: ids[-1] in ends or is_finished(ids),
         )
-        return [tuple(ids[:-1] if ids and ids[-1] in ends else ids) for ids in new]
+        return [tuple(ids[:-1] if ids and ids[-1] in ends and not keep_end else ids) for ids in new]
 
     said = in_batches([len(row) for row in rows], batch_size, work, progress=progress, label=label)
     by_prompt = dict(zip(asked, said, strict=True))

@@ -8,7 +8,7 @@ the records that have the figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from betaedit.evaluation.interval import Estimate, estimate
@@ -34,11 +34,12 @@ class PromptOutcome:
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
-    """Everything measured on one record."""
+    """Everything measured on one record; one that a later fact corrects counts for no mean but specificity's."""
 
     rewrite: tuple[PromptOutcome, ...]
     paraphrases: tuple[PromptOutcome, ...]
     neighbors: tuple[PromptOutcome, ...]
+    corrected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def measure_edits(
     cases: Sequence[EvaluationCase],
     *,
     chat: bool = False,
+    corrected: Sequence[bool] | None = None,
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> EditMeasures:
@@ -89,6 +91,9 @@ def measure_edits(
         cases: The records.
         chat: Whether every prompt is put as a user's request in the model's chat template, where targets follow at
             once; a prompt with typed special tokens is asked as it stands.
+        corrected: For each record, whether another one written later wants another answer
+            (``facts.corrections.corrected_later``): it is measured, and left out of efficacy and generality. None is,
+            when not given.
         progress: Hears of every prompt and target.
         label: What to call the work.
 
@@ -101,8 +106,10 @@ def measure_edits(
         asked = {prompt: chat_prompt(model.tokenizer, prompt) for prompt, _, _ in pairs}
         pairs = [(asked[prompt], target, joint if asked[prompt] == prompt else "") for prompt, target, joint in pairs]
     scores = iter(score_targets(model, pairs, progress=progress, label=label))
-    outcomes = tuple(plan.outcome(scores.__next__) for plan in plans)
-    return summarize(outcomes)
+    marks = [False] * len(plans) if corrected is None else corrected
+    return summarize(
+        replace(plan.outcome(scores.__next__), corrected=mark) for plan, mark in zip(plans, marks, strict=True)
+    )
 
 
 def summarize(outcomes: Iterable[CaseOutcome]) -> EditMeasures:
@@ -161,7 +168,8 @@ def _figure(outcomes: Sequence[CaseOutcome], kind: str) -> Figure:
 
 def _record_means(outcomes: Sequence[CaseOutcome], kind: str) -> dict[str, list[float]]:
     """The mean of every record that has the figure, in both forms."""
-    groups: list[tuple[PromptOutcome, ...]] = [getattr(case, kind) for case in outcomes]
+    counted = [case for case in outcomes if kind == "neighbors" or not case.corrected]
+    groups: list[tuple[PromptOutcome, ...]] = [getattr(case, kind) for case in counted]
     known = [[o.probability for o in group if o.probability is not None] for group in groups]
     argmax = [[o.wanted.argmax for o in group] for group in groups]
     return {

@@ -74,6 +74,17 @@ def score_targets(
     forward pass. Neither changes a result.
     """
     continuations = [Continuation.encode(model.tokenizer, *pair) for pair in pairs]
+    return score_continuations(model, continuations, progress=progress, label=label)
+
+
+def score_continuations(
+    model: LanguageModel,
+    continuations: Sequence[Continuation],
+    *,
+    progress: Progress | None = None,
+    label: str = "evaluating",
+) -> list[Score]:
+    """``score_targets`` of what is given as token ids."""
     return read_targets(model, continuations, _score, progress=progress, label=label)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
 from betaedit.evaluation.continuing import complete_greedily
 from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_on, perplexity
+from betaedit.evaluation.interval import estimate
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
+from betaedit.evaluation.neighbors import Ids, first_tokens, followed_neighbors, still_says
 from betaedit.experiments.figures import (
     Figures,
     FreeAnswers,
@@ -20,9 +23,20 @@ from betaedit.experiments.figures import (
     edit_figures,
     extra_figures,
     free_answers,
+    mean_of,
     measure_task_abilities,
 )
-from betaedit.experiments.record import Checkpoint, HiddenView, Kind, LayerState, Outcome, WorstPrompt, case_name
+from betaedit.experiments.record import (
+    Checkpoint,
+    HiddenView,
+    Kind,
+    LayerState,
+    Mean,
+    Outcome,
+    WorstPrompt,
+    case_name,
+)
+from betaedit.facts.corrections import corrected_later
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.lookup import Prompt, encode_prompts
 from betaedit.models.partial import record
@@ -59,8 +73,11 @@ class Evaluator:
         started = time.perf_counter()
         model, progress = self._editor.language_model, self._editor.progress
         cases = self._cases[:edits] if edits else self._cases
-        measured = measure_edits(model, cases, progress=progress, label="measuring")
-        outcomes = list(_outcomes(cases, measured.outcomes))
+        # Nothing is corrected before anything is written.
+        corrected = corrected_later([case.fact for case in cases]) if edits else [False] * len(cases)
+        measured = measure_edits(model, cases, corrected=corrected, progress=progress, label="measuring")
+        said, kept = self._neighbors(edits, cases, before)
+        outcomes = list(_outcomes(cases, measured.outcomes, said, kept))
         prose, agreement, kl = self._drift(edits)
         figures = edit_figures(measured)
         checkpoint = Checkpoint(
@@ -68,12 +85,14 @@ class Evaluator:
             efficacy=figures["efficacy"],
             generality=figures["generality"],
             specificity=figures["specificity"],
+            neighbors_kept=_share_kept(cases, kept),
+            corrected=sum(corrected),
             perplexity=prose,
             agreement=agreement,
             kl=kl,
             layers=layer_states(self._editor, self._measures.texts, self._unedited_keys),
             abilities=measure_task_abilities(model, self._measures, progress),
-            measures=self._extras(cases),
+            measures=self._extras(cases, corrected),
             worst=self._worst(before, outcomes),
             hidden=self._hidden(cases) if edits else None,
             seconds_editing=seconds_editing,
@@ -85,6 +104,17 @@ class Evaluator:
         layers = layer_states(self._editor, self._measures.texts, self._unedited_keys)
         return unedited.model_copy(update={"layers": layers, "seconds_evaluating": 0.0})
 
+    def _neighbors(
+        self, edits: int, cases: Sequence[EvaluationCase], before: Sequence[Outcome]
+    ) -> tuple[dict[str, Ids], dict[str, bool]]:
+        """What neighbors say unedited, found before the first edit only; and which of them still say it."""
+        model, progress = self._editor.language_model, self._editor.progress
+        if edits == 0:
+            said = first_tokens(model, followed_neighbors(cases), progress)
+            return said, dict.fromkeys(said, True)
+        said = {outcome.prompt: outcome.tokens for outcome in before if outcome.tokens is not None}
+        return {}, still_says(model, said, (probe.prompt for case in cases for probe in case.neighbors), progress)
+
     def _drift(self, edits: int) -> tuple[float, float, float]:
         """Perplexity, agreement and divergence; the unedited model is not compared with itself."""
         model, texts, progress = self._editor.language_model, self._measures.texts, self._editor.progress
@@ -93,19 +123,20 @@ class Evaluator:
         drift = compare(model, texts, self._editor.engine.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
-    def _extras(self, cases: Sequence[EvaluationCase]) -> Figures:
+    def _extras(self, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> Figures:
         model, progress = self._editor.language_model, self._editor.progress
         if "questions" in self._measures.extras and self._answers_before is None:
             with self._editor.engine.unedited():
                 self._answers_before = free_answers(model, self._cases, self._measures, progress)
         said = self._answers_before
         before = None if said is None else {name: answers[: len(cases)] for name, answers in said.items()}
-        return extra_figures(model, cases, self._measures, progress, before)
+        return extra_figures(model, cases, self._measures, progress, before, corrected)
 
     def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:
         """The prompts on which the wanted answer lost most against the other one, with what is said there."""
         old = {(o.record, o.kind, o.prompt, o.wanted): _margin(o) for o in before}
-        rows = [(old.get((o.record, o.kind, o.prompt, o.wanted)), _margin(o), o) for o in now]
+        lasting = [o for o in now if not o.corrected or o.kind == "neighbor"]
+        rows = [(old.get((o.record, o.kind, o.prompt, o.wanted)), _margin(o), o) for o in lasting]
         lost = sorted(
             ((was, margin, o) for was, margin, o in rows if was is not None and margin is not None and margin < was),
             key=lambda row: row[1] - row[0],
@@ -117,7 +148,7 @@ class Evaluator:
             WorstPrompt(
                 kind=o.kind,
                 prompt=o.prompt,
-                wanted=o.wanted,
+                wanted=o.wanted or "",
                 other=o.other,
                 margin_before=was,
                 margin_after=margin,
@@ -181,32 +212,63 @@ def layer_states(
     return states
 
 
-def _outcomes(cases: Sequence[EvaluationCase], outcomes: Sequence[CaseOutcome]) -> Iterator[Outcome]:
+def _outcomes(
+    cases: Sequence[EvaluationCase],
+    outcomes: Sequence[CaseOutcome],
+    said: Mapping[str, Ids],
+    kept: Mapping[str, bool],
+) -> Iterator[Outcome]:
     for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
-        fact, name = case.fact, case_name(index, case)
-        known = [probe for probe in case.neighbors if probe.target]
-        yield _outcome(name, "rewrite", fact.text, fact.target_new, fact.target_true, outcome.rewrite[0])
+        fact = case.fact
+        of_record = partial(_outcome, case_name(index, case), outcome.corrected)
+        yield of_record("rewrite", fact.text, fact.target_new, fact.target_true, outcome.rewrite[0])
         for text, found in zip(case.paraphrases, outcome.paraphrases, strict=True):
-            yield _outcome(name, "paraphrase", text, fact.target_new, fact.target_true, found)
-        for probe, found in zip(known, outcome.neighbors, strict=True):
-            yield _outcome(name, "neighbor", probe.prompt, probe.target or "", fact.target_new, found)
+            yield of_record("paraphrase", text, fact.target_new, fact.target_true, found)
+        known = iter(outcome.neighbors)
+        for probe in case.neighbors:
+            if probe.target or probe.prompt in kept:
+                neighbor = of_record(
+                    "neighbor",
+                    probe.prompt,
+                    probe.target or None,
+                    fact.target_new if probe.target else None,
+                    next(known) if probe.target else None,
+                )
+                yield neighbor.model_copy(update={"tokens": said.get(probe.prompt), "kept": kept.get(probe.prompt)})
 
 
-def _outcome(name: str, kind: Kind, prompt: str, wanted: str, other: str | None, found: PromptOutcome) -> Outcome:
+def _outcome(
+    record: str,
+    corrected: bool,
+    kind: Kind,
+    prompt: str,
+    wanted: str | None,
+    other: str | None,
+    found: PromptOutcome | None,
+) -> Outcome:
     return Outcome(
-        record=name,
+        record=record,
         kind=kind,
         prompt=prompt,
         wanted=wanted,
         other=other,
-        wanted_nll=found.wanted.nll,
-        other_nll=None if found.other is None else found.other.nll,
-        argmax=found.wanted.argmax,
+        wanted_nll=None if found is None else found.wanted.nll,
+        other_nll=None if found is None or found.other is None else found.other.nll,
+        argmax=None if found is None else found.wanted.argmax,
+        corrected=corrected,
     )
 
 
+def _share_kept(cases: Sequence[EvaluationCase], kept: Mapping[str, bool]) -> Mean | None:
+    """The mean over a record's neighbors that are followed, then over the records that have any."""
+    records = [[kept[probe.prompt] for probe in case.neighbors if probe.prompt in kept] for case in cases]
+    found = estimate([sum(record) / len(record) for record in records if record])
+    return None if found is None else mean_of(found)
+
+
 def _margin(outcome: Outcome) -> float | None:
-    return None if outcome.other_nll is None else outcome.other_nll - outcome.wanted_nll
+    wanted, other = outcome.wanted_nll, outcome.other_nll
+    return None if wanted is None or other is None else other - wanted
 
 
 def _principal(states: Tensor) -> tuple[Tensor, Tensor]:

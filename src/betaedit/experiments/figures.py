@@ -19,11 +19,13 @@ from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Judge, MatchJudge
 from betaedit.evaluation.latency import measure_latency, peak_memory
 from betaedit.evaluation.metrics import EditMeasures, measure_edits
+from betaedit.evaluation.neighbors import FIRST_TOKENS, followed_neighbors
 from betaedit.evaluation.questions import measure_questions
 from betaedit.evaluation.scoring import Pair
 from betaedit.evaluation.tokens import choose_tokens
 from betaedit.experiments.record import Ability, EditFigure, Mean
-from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.corrections import corrected_later
+from betaedit.facts.fact import LOCALITY, EvaluationCase
 from betaedit.models.chat import has_chat
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
@@ -76,14 +78,20 @@ class Measures:
         """How questions are asked, by what the names of their figures begin with."""
         return {name: style for name, style in _ASKED_AS.items() if not style.chat or "chat" in self.extras}
 
-    def describe(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
-        """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures."""
+    def describe(self, cases: Sequence[EvaluationCase], *, followed: bool = True) -> dict[str, Any]:
+        """What is measured on ``cases``, for the record: hashes of the prompts and texts, and the further figures.
+
+        Args:
+            cases: The records.
+            followed: Whether neighbors are followed, as those of a run are.
+        """
         judge = f"{type(self.judge).__name__} {getattr(self.judge, 'model', '')}".strip()
         return {
             "prompts_sha256": _digest([asdict(case) for case in cases]),
             "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
             "held_out_texts": len(self.texts),
+            **({"neighbors": _of_neighbors(cases)} if followed else {}),
             **(self._of_tasks() if "abilities" in self.extras else {}),
             **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
@@ -98,17 +106,27 @@ class Measures:
         return {"n_tests": self.n_tests, "tasks_sha256": _digest([[item.prompt, item.label] for item in items])}
 
 
+def _of_neighbors(cases: Sequence[EvaluationCase]) -> dict[str, int]:
+    """How many neighbors are followed, and for how many tokens."""
+    return {"tokens": FIRST_TOKENS, "prompts": len(followed_neighbors(cases))}
+
+
 def measure_model(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
 ) -> dict[str, Any]:
-    """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it."""
+    """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it.
+
+    Of facts that correct each other the last one counts; ``corrected`` says how many are left out.
+    """
     measures = measures.usable_on(model)
+    corrected = corrected_later([case.fact for case in cases])
     found = {
-        **edit_figures(measure_edits(model, cases, progress=progress)),
+        **edit_figures(measure_edits(model, cases, corrected=corrected, progress=progress)),
         **measure_task_abilities(model, measures, progress),
-        **extra_figures(model, cases, measures, progress),
+        **extra_figures(model, cases, measures, progress, corrected=corrected),
     }
     return {
+        "corrected": sum(corrected),
         "perplexity": perplexity(model, measures.texts, progress=progress),
         **{
             name: value.model_dump(mode="json") if isinstance(value, EditFigure | Ability | Mean) else value
@@ -148,6 +166,7 @@ def extra_figures(
     measures: Measures,
     progress: Progress,
     answers_before: FreeAnswers | None = None,
+    corrected: Sequence[bool] | None = None,
 ) -> Figures:
     """The slower figures that ``measures`` asks for, by name.
 
@@ -157,19 +176,22 @@ def extra_figures(
         measures: Which figures.
         progress: Hears of long work.
         answers_before: What the unedited model said: its ``free_answers``.
+        corrected: For each record, whether a later one corrects it: of its prompts, only those that should keep their
+            answer are asked then.
 
     Raises:
         ModelError: Chat figures are asked for and the model has no chat template, or it refuses a request.
     """
+    marks = [False] * len(cases) if corrected is None else corrected
     found: dict[str, Mean | float | None] = {}
     if "tokens" in measures.extras:
-        found |= _tokens(model, cases)
+        found |= _tokens(model, cases, marks)
     if "chat" in measures.extras:
-        found |= _chat(model, cases, progress)
+        found |= _chat(model, cases, progress, marks)
     if "questions" in measures.extras:
         for name, style in measures.asked_as.items():
             said = None if answers_before is None else answers_before[name]
-            asked = _questions(model, cases, measures.judge, style, progress, said)
+            asked = _questions(model, cases, measures.judge, style, progress, said, marks)
             found |= {f"{name}{figure}": value for figure, value in asked.items()}
     if "fluency" in measures.extras:
         found |= _fluency(model, cases)
@@ -205,13 +227,14 @@ def mean_of(found: Estimate) -> Mean:
     return Mean(mean=found.mean, count=found.count, low=found.low, high=found.high)
 
 
-def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, Mean | None]:
+def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> dict[str, Mean | None]:
     """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
     asked: dict[str, list[list[Pair]]] = {"prompts": [], "paraphrases": [], "neighbors": []}
-    for case in cases:
+    for case, mark in zip(cases, corrected, strict=True):
         new, joint = case.fact.target_new, case.fact.joint
-        asked["prompts"].append([(case.fact.text, new, joint)])
-        asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
+        if not mark:
+            asked["prompts"].append([(case.fact.text, new, joint)])
+            asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
         asked["neighbors"].append([(probe.prompt, probe.target, joint) for probe in case.neighbors if probe.target])
     return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
 
@@ -223,17 +246,20 @@ def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[Pair]]) -> 
     return _optional(estimate([math.fsum(record) / len(record) for record in shares]))
 
 
-def _chat(model: LanguageModel, cases: Sequence[EvaluationCase], progress: Progress) -> dict[str, Mean | None]:
+def _chat(
+    model: LanguageModel, cases: Sequence[EvaluationCase], progress: Progress, corrected: Sequence[bool]
+) -> dict[str, Mean | None]:
     """The edit metrics with every prompt put in the chat template, and the share of facts that chat answers give."""
-    measured = measure_edits(model, cases, chat=True, progress=progress, label="measuring chat")
+    measured = measure_edits(model, cases, chat=True, corrected=corrected, progress=progress, label="measuring chat")
     metrics = {
         f"chat {name}, {form}": _optional(found)
         for name, forms in measured.estimates().items()
         for form, found in forms.items()
     }
-    said = greedy_answers(model, [case.fact.text for case in cases], style=CHAT, progress=progress)
+    facts = [case.fact for case, mark in zip(cases, corrected, strict=True) if not mark]
+    said = greedy_answers(model, [fact.text for fact in facts], style=CHAT, progress=progress)
     match = MatchJudge()
-    given = [match.judge(case.fact.text, (case.fact.target_new,), text) for case, text in zip(cases, said, strict=True)]
+    given = [match.judge(fact.text, (fact.target_new,), text) for fact, text in zip(facts, said, strict=True)]
     return {**metrics, "chat answers": _optional(estimate([float(right) for right in given]))}
 
 
@@ -244,8 +270,17 @@ def _questions(
     style: AnswerStyle,
     progress: Progress,
     answers_before: Sequence[Sequence[str]] | None,
+    corrected: Sequence[bool],
 ) -> dict[str, Mean | None]:
-    rows = [asked_of(case) for case in cases]
+    asked = [asked_of(case) for case in cases]
+    lasting = [
+        [place for place, (_, _, group) in enumerate(row) if not mark or _should_stay(group)]
+        for row, mark in zip(asked, corrected, strict=True)
+    ]
+    rows = [[row[place] for place in places] for row, places in zip(asked, lasting, strict=True)]
+    if answers_before is not None:
+        pairs = zip(answers_before, lasting, strict=True)
+        answers_before = [[answers[place] for place in places] for answers, places in pairs]
     found = measure_questions(
         model,
         [[prompt for prompt, _, _ in row] for row in rows],
@@ -258,6 +293,11 @@ def _questions(
     )
     pooled = {name: getattr(found, name) for name in ("portability", "locality_gold", "locality_agree")}
     return {name: _optional(value) for name, value in {**found.groups, **pooled}.items()}
+
+
+def _should_stay(group: str) -> bool:
+    """Whether questions of a group should keep their answer, whatever is written."""
+    return group in LOCALITY or group.endswith("_locality")
 
 
 def _fluency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:

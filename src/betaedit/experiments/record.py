@@ -80,16 +80,34 @@ class Ability(Kept):
 
 
 class Outcome(Kept):
-    """One prompt of one record: mean negative log-likelihood per token of the wanted target and of the other."""
+    """One prompt of one record: mean negative log-likelihood per token of the wanted target and of the other.
+
+    Args:
+        record: The fact's id, else its number.
+        kind: Which of the record's prompts.
+        prompt: As it is asked.
+        wanted: The target that counts as success; ``None`` for a neighbor whose answer nobody knows, as are the next
+            three then.
+        other: The target it is compared with, if any.
+        wanted_nll: Of the wanted target.
+        other_nll: Of the other one.
+        argmax: Whether every token of the wanted target is the most probable one.
+        tokens: At the unedited checkpoint, the first greedy tokens after a neighbor; ``None`` where not asked for.
+        kept: Whether the model still says those tokens; ``None`` where they are not known.
+        corrected: Whether a fact written by then corrects this one.
+    """
 
     record: str
     kind: Kind
     prompt: str
-    wanted: str
+    wanted: str | None
     other: str | None
-    wanted_nll: float
+    wanted_nll: float | None
     other_nll: float | None
-    argmax: bool
+    argmax: bool | None
+    tokens: tuple[int, ...] | None = None
+    kept: bool | None = None
+    corrected: bool = False
 
 
 class WorstPrompt(Kept):
@@ -130,6 +148,9 @@ class Checkpoint(Kept):
         efficacy: The edit prompt says the new target.
         generality: Paraphrases do.
         specificity: Neighbors keep their own answer.
+        neighbors_kept: Neighbors, with a known answer or without, still say what the unedited model says; ``None``
+            without neighbors, and in runs that an older version began.
+        corrected: How many of the facts a later one corrects: they are left out of efficacy and generality.
         perplexity: On held-out prose.
         agreement: Share of that prose's tokens at which the most probable next token is that of the unedited model.
         kl: Mean ``KL(unedited || edited)`` of the next token there, in nats.
@@ -149,6 +170,8 @@ class Checkpoint(Kept):
     perplexity: float
     agreement: float
     kl: float
+    neighbors_kept: Mean | None = None
+    corrected: int = 0
     layers: dict[int, LayerState]
     abilities: dict[str, Ability] = {}
     measures: dict[str, Mean | float] = {}

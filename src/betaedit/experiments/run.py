@@ -77,6 +77,8 @@ class RunReport:
             "model": self.setup["model"],
             "seconds_per_edit": self.seconds_per_edit,
             **{name: _both_forms(getattr(self.before, name), getattr(self.after, name)) for name in METRICS},
+            "neighbors_kept": None if (kept := self.after.neighbors_kept) is None else kept.model_dump(),
+            "corrected": self.after.corrected,
             "leakage": self._layers("leakage"),
             "statistics_text_leakage": self._layers("statistics_text_leakage"),
             "weight_change": self._layers("weight_change"),

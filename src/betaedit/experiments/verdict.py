@@ -102,6 +102,7 @@ def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
         None if said is None else f"{percent(said)} said",
         None if rephrased is None else f"{percent(rephrased)} of paraphrases",
         _neighbors(base, checkpoint),
+        None if (kept := checkpoint.neighbors_kept) is None else f"{percent(kept.mean)} of neighbors kept",
     ]
     parts = [
         f"{checkpoint.edits:,} fact{'' if checkpoint.edits == 1 else 's'} written",

@@ -27,6 +27,7 @@ _MEANING = {
     "specificity": "Prompts about other things keep their answer.",
 }
 _FORMS = ("argmax", "probability")
+_LONGEST_LABEL = 20
 
 
 @dataclass(frozen=True)
@@ -134,28 +135,36 @@ class Cloud:
         return Data(("group", "prompt", "x_before", "y_before", "x_after", "y_after"), tuple(rows))
 
 
-def read_runs(folders: Sequence[RunFolder]) -> tuple[Run, ...]:
-    """Every run with a name of its own: the folder's, numbered where two are the same."""
+def name_folders(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """Every run by a name of its own: the folder's, numbered where two are the same."""
     names = [folder.path.resolve().name for folder in folders]
     unique = [
         name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
         for place, name in enumerate(names)
     ]
+    return dict(zip(unique, folders, strict=True))
+
+
+def read_runs(folders: Sequence[RunFolder]) -> tuple[Run, ...]:
+    """Every run, read, under the name that ``name_folders`` gives it."""
     return tuple(
         Run(name, str(folder.path), folder.setup, tuple(folder.checkpoints()))
-        for name, folder in zip(unique, folders, strict=True)
+        for name, folder in name_folders(folders).items()
     )
 
 
 def edit_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Efficacy, generality and specificity in both forms."""
-    return _present(
+    """Efficacy, generality and specificity in both forms, and neighbors kept."""
+    both = [
         _over_edits(
             runs, f"{metric}-{form}", f"{metric.capitalize()}, {form}", _MEANING[metric], "share", _edit(metric, form)
         )
         for form in _FORMS
         for metric in METRICS
-    )
+    ]
+    note = "Prompts about other things go on with the unedited model's words, answer known or not."
+    kept = _over_edits(runs, "neighbors-kept", "Neighbors kept", note, "share", lambda c: c.neighbors_kept)
+    return _present([*both, kept])
 
 
 def cost_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -230,7 +239,12 @@ def _over_edits(runs: Sequence[Run], key: str, title: str, note: str, scale: Sca
         values = [(c.edits, figure(c)) for c in run.checkpoints]
         if points := _known(values):
             lines.append(Line(run.name, points, place))
-    return Chart(key, title, note, tuple(lines), scale)
+    return Chart(key, title, note, tuple(lines), scale, labels=_can_be_labelled(lines))
+
+
+def _can_be_labelled(lines: Sequence[Line]) -> bool:
+    """Whether lines are to be told apart and their names leave room for them; the legend of the page names all."""
+    return len(lines) > 1 and max(len(line.name) for line in lines) <= _LONGEST_LABEL
 
 
 def _last_by_layer(runs: Sequence[Run], field: str, title: str) -> Chart:
@@ -240,7 +254,10 @@ def _last_by_layer(runs: Sequence[Run], field: str, title: str) -> Chart:
         if (points := _known((layer, _relative(state, field)) for layer, state in _last_layers(run)))
     ]
     note = "At each run's last checkpoint."
-    return Chart(f"{field}-by-layer", f"{title} by layer", note, tuple(lines), "percent", x="layer")
+    return Chart(
+        f"{field}-by-layer", f"{title} by layer", note, tuple(lines), "percent", x="layer",
+        labels=_can_be_labelled(lines),
+    )  # fmt: skip
 
 
 def _layers_over_edits(run: Run, place: int, field: str, title: str) -> Chart:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLORS = 8
 MARKERS = "osD^vPX*"
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.3)), (0, (6, 1.5, 1.5, 1.5)), (0, (2.5, 1)))
+"""Patterns of runs' lines: where two coincide, the later one's gaps show the earlier one, which is wider."""
 _INK, _MUTED, _GRID = "#0a0b01", "#0a0b02", "#0a0b03"
 _STAND_INS = {
     _INK: "var(--ink)",
@@ -33,7 +35,8 @@ _STAND_INS = {
 _SIZE = (4.0, 2.75)  # inches: narrow enough that letters stay readable at 360 pixels
 _SQUARE = (4.0, 3.4)
 _BOX = (0.145, 0.165, 0.835, 0.815)  # left, bottom, width, height: the same in all, so that axes stand in line
-_NAMED_BOX = (0.145, 0.165, 0.69, 0.815)
+_INCHES_PER_LETTER = 0.06
+_LABELS_APART = 1 / 13  # of the height of the axes
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "betaedit",
@@ -59,14 +62,14 @@ _DEEPEST = 1000.0  # times below the greatest: where a logarithmic axis with zer
 
 def draw_chart(chart: Chart) -> str:
     """Lines with their intervals as bands."""
-    with _canvas(_SIZE, _NAMED_BOX if chart.labels else _BOX) as (figure, axes):
+    with _canvas(_SIZE, _box(chart)) as (figure, axes):
         for line in chart.lines:
-            _draw_line(axes, line)
+            _draw_line(axes, line, _look(line.color) if chart.by == "run" else _PLAIN)
         _scale(axes, chart)
         axes.grid(visible=False, axis="x")
         axes.set_xlabel(chart.x)
         if chart.labels:
-            _label_ends(axes, chart.lines)
+            _label_ends(axes, chart)
         return _inline(figure, chart.key)
 
 
@@ -95,13 +98,30 @@ def draw_marker(place: int, family: str = "run") -> str:
         axes.set_axis_off()
         color = f"#0a{'1' if family == 'run' else '2'}b{place % COLORS:02x}"
         if family == "run":
-            axes.plot([0, 2], [0, 0], color=color, lw=1.8)
+            axes.plot([0, 2], [0, 0], color=color, lw=1.8, ls=DASHES[place % len(DASHES)])
         axes.plot([1], [0], marker=_marker(place), color=color, ms=6)
         axes.set(xlim=(0, 2), ylim=(-1, 1))
         return _inline(figure, f"marker-{family}-{place}")
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
+_PLAIN: dict[str, Any] = {"lw": 1.8}
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Pattern and sizes of a run's line: later ones lie on earlier ones, and leave them to be seen."""
+    rank = place % COLORS
+    return {"ls": DASHES[place % len(DASHES)], "lw": 2.6 - 0.2 * rank, "ms": 6.5 - 0.5 * rank}
+
+
+def _box(chart: Chart) -> tuple[float, float, float, float]:
+    """Where the axes stand, with room for labels on their right."""
+    left, bottom, width, height = _BOX
+    longest = max((len(line.name) for line in chart.lines), default=0) if chart.labels else 0
+    room = (longest + 2) * _INCHES_PER_LETTER / _SIZE[0] if longest else 0.0
+    return left, bottom, width - room, height
+
+
+def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
     color, marker = f"#0a1b{line.color % COLORS:02x}", _marker(line.color)
     x = [point.x for point in line.points]
     y = [point.y if math.isfinite(point.y) else math.nan for point in line.points]
@@ -109,7 +129,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
     high = [middle if point.high is None else point.high for point, middle in zip(line.points, y, strict=True)]
     if any(point.low is not None for point in line.points):
         axes.fill_between(x, low, high, color=color, alpha=0.16, lw=0)
-    axes.plot(x, y, color=color, marker=marker, lw=1.8, alpha=line.strength, mec="none")
+    axes.plot(x, y, color=color, marker=marker, alpha=line.strength, mec="none", **look)
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
@@ -143,14 +163,37 @@ def _stretch(axes: Axes, values: list[float]) -> bool:
     return True
 
 
-def _label_ends(axes: Axes, lines: tuple[Line, ...]) -> None:
-    """Names at the right ends, pushed apart where they would overlap."""
-    bottom, top = axes.get_ylim()
-    apart, right = (top - bottom) / 13, axes.get_xlim()[1]
-    place = bottom - apart
-    for line in sorted(lines, key=lambda line: line.points[-1].y):
-        place = max(place + apart, line.points[-1].y)
-        axes.text(right, place, f" {line.name}", color=_INK, va="center", fontsize=8.5)
+def _label_ends(axes: Axes, chart: Chart) -> None:
+    """Names on the right of the axes, at the heights of their lines' ends or as near as they do not overlap."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = []
+    for line in chart.lines:
+        finite = [(point.x, point.y) for point in line.points if math.isfinite(point.y)]
+        if finite:
+            ends.append((line, tuple(to_axes.transform(finite[-1]))))
+    ends.sort(key=lambda end: end[1][1])
+    for (line, (x, y)), place in zip(ends, spread([y for _, (_, y) in ends], _LABELS_APART), strict=True):
+        axes.plot([x, 1.02], [y, place], color=_MUTED, lw=0.5, alpha=0.6, transform=axes.transAxes, clip_on=False)
+        color = f"#0a1b{line.color % COLORS:02x}" if chart.by == "run" else _INK
+        axes.text(1.03, place, line.name, color=color, va="center", fontsize=8.5, transform=axes.transAxes)
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Heights from 0 to 1 that are ``apart``, or as far as there is room, near the given ones.
+
+    Args:
+        heights: Ascending.
+        apart: The least distance.
+    """
+    apart = min(apart, 1 / (len(heights) - 1)) if len(heights) > 1 else apart
+    places: list[float] = []
+    for height in heights:
+        places.append(max(height, places[-1] + apart if places else 0.0))
+    highest = 1.0
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], highest)
+        highest = places[index] - apart
+    return places
 
 
 def need_matplotlib() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -13,12 +13,15 @@ from betaedit import __version__
 from betaedit.errors import ConfigError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
+from betaedit.experiments.side_by_side import Comparison, compare_runs, facts_by_run
 from betaedit.experiments.verdict import LIMITS, Verdict, judge, percent, shown_damage
 from betaedit.extras import import_extra
 from betaedit.reports import charts, figures
 from betaedit.reports.charts import Cell, Chart, Cloud, Data, Run
 
 _NONE = "-"
+_FACTS_SHOWN = 500
+_VERDICTS_SHOWN = 12
 
 
 class Shown(NamedTuple):
@@ -73,6 +76,9 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
     sections = _sections(runs)
     views = charts.clouds(runs)
     tables = [_latest(runs), *([_differences(runs)] if len(runs) > 1 else [])]
+    named = charts.name_folders(folders)
+    comparisons = compare_runs(named)
+    side_by_side = [table for table in (_comparisons(comparisons), _held(named)) if table]
     worst = [table for run in runs if (table := _worst(run))]
     drawn = [chart for _, _, found in sections for chart in found] + views
     page: str = template.render(
@@ -81,11 +87,14 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
         runs=[_told(place, run) for place, run in enumerate(runs)],
         limits=_limits([judge(run.checkpoints) for run in runs]),
         tables=tables,
+        comparisons=_latest_comparisons(comparisons),
+        verdicts_shown=_VERDICTS_SHOWN,
+        side_by_side=side_by_side,
         sections=[(name, text, [_drawn(chart) for chart in found]) for name, text, found in sections],
         clouds=[_drawn(cloud) for cloud in views],
         groups=[(name, figures.draw_marker(place, "group")) for place, name in enumerate(_groups(views))],
         worst=worst,
-        data=_embedded({item.key: item.data for item in [*tables, *worst, *drawn]}),
+        data=_embedded({item.key: item.data for item in [*tables, *side_by_side, *worst, *drawn]}),
         style=_resource("report.css"),
         script=_resource("report.js"),
     )  # fmt: skip
@@ -98,6 +107,54 @@ def verdicts(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
         {"run": run.name, "path": run.path, "method": run.setup.method, **judge(run.checkpoints).to_dict()}
         for run in charts.read_runs(folders)
     ]
+
+
+def side_by_side(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """Every comparison of two runs, and which of them hold each fact, as ``--json`` prints them."""
+    named = charts.name_folders(folders)
+    edits, facts = facts_by_run(named)
+    return {
+        "comparisons": [each.to_dict() for each in compare_runs(named)],
+        "facts_held": {"edits": edits, "facts": [asdict(fact) for fact in facts]},
+    }
+
+
+def _latest_comparisons(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons at the last number of edits at which runs can be compared."""
+    last = max((each.edits for each in comparisons), default=0)
+    return [each for each in comparisons if each.edits == last]
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> Table | None:
+    """Every comparison at every number of edits."""
+    if not comparisons:
+        return None
+    columns = ("edits", "figure", "first", "second", "facts", "first better", "second better", "p (Holm)", "verdict")
+    rows = [
+        (c.edits, c.figure, c.first, c.second, c.test.count, c.test.first, c.test.second, c.p, c.verdict)
+        for c in comparisons
+    ]
+    shown = [tuple(Shown(f"{cell:.2g}" if isinstance(cell, float) else str(cell)) for cell in row) for row in rows]
+    return Table("comparisons", "Every comparison", Data(columns, tuple(rows)), tuple(shown))
+
+
+def _held(named: Mapping[str, RunFolder]) -> Table | None:
+    """Which runs hold each fact, those on which they differ first."""
+    edits, facts = facts_by_run(named)
+    if not facts:
+        return None
+    marks = {True: "held", False: "no", None: _NONE}
+    rows = tuple(
+        (fact.record, fact.prompt, fact.wanted, *(marks[held] for held in fact.held.values()),
+         "yes" if fact.corrected else "no")
+        for fact in facts
+    )  # fmt: skip
+    title = f"Facts held after {edits:,} edit{'' if edits == 1 else 's'}"
+    if len(rows) > _FACTS_SHOWN:
+        title += f" (the first {_FACTS_SHOWN} of {len(rows):,}; all are in the download)"
+    columns = ("fact", "prompt", "new answer", *named, "corrected later")
+    shown = tuple(tuple(Shown(str(cell)) for cell in row) for row in rows[:_FACTS_SHOWN])
+    return Table("held", title, Data(columns, rows), shown)
 
 
 def _limits(judged: Sequence[Verdict]) -> list[list[str]]:
@@ -147,7 +204,7 @@ def _told(place: int, run: Run) -> dict[str, Any]:
 def _latest(runs: Sequence[Run]) -> Table:
     """The last checkpoint of every run, and its unedited one."""
     names = [f"{metric} ({form})" for metric in METRICS for form in ("argmax", "probability")]
-    columns = ("run", "edits", *names, "perplexity", "agreement", "KL", "seconds per edit")
+    columns = ("run", "edits", *names, "neighbors kept", "perplexity", "agreement", "KL", "seconds per edit")
     plain: list[tuple[Cell, ...]] = []
     shown: list[tuple[Shown, ...]] = []
     for run in runs:
@@ -168,6 +225,9 @@ def _figures(checkpoint: Checkpoint) -> tuple[list[Cell], list[Shown]]:
             plain.append(None if found is None else found.mean)
             shown.append(Shown(_NONE) if found is None else _with_interval(found))
     each = checkpoint.seconds_editing / checkpoint.edits if checkpoint.edits else None
+    kept = checkpoint.neighbors_kept
+    plain.append(None if kept is None else kept.mean)
+    shown.append(Shown(_NONE) if kept is None else _with_interval(kept))
     plain += [checkpoint.perplexity, checkpoint.agreement, checkpoint.kl, each]
     rest = (
         f"{checkpoint.perplexity:,.2f}",

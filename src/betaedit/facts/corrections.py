@@ -1,0 +1,13 @@
+"""Which facts of a sequence a later one corrects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from betaedit.facts.fact import Fact
+
+
+def corrected_later(facts: Sequence[Fact]) -> list[bool]:
+    """Whether the last fact of the same prompt and subject wants another answer, for each fact in order."""
+    last = {(fact.prompt, fact.subject): fact.target_new for fact in facts}
+    return [last[fact.prompt, fact.subject] != fact.target_new for fact in facts]
