@@ -9,7 +9,7 @@ import pytest
 
 from betaedit.cli.options import variants
 from betaedit.errors import ConfigError
-from betaedit.experiments.compare import Variant
+from betaedit.experiments.variants import Variant
 
 
 @pytest.mark.parametrize(

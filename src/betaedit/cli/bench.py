@@ -50,6 +50,10 @@ def bench(
     The reference does whole forward passes and dense solves, as the papers' code does. The floor is what the machine
     needs for the bytes or operations alone; docs/benchmarks.md says which. memory, ledger and shape have no reference.
     """
+    wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
+    unknown = [name for name in wanted if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     import torch
     from rich.console import Console
 
@@ -62,10 +66,6 @@ def bench(
     from betaedit.facts.readers import demo_path, read_cases
     from betaedit.models.load import load_language_model, usable_device
 
-    wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
-    unknown = [name for name in wanted if name not in NAMES]
-    if unknown:
-        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
     place = usable_device(device)

@@ -12,14 +12,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.matrix import check_unedited
-from betaedit.editors.preset_file import choose_preset, named_preset
-from betaedit.editors.presets import UNTUNED, Preset
+from betaedit.editors.names import check_names
+from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.presets import Preset
 from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.errors import ConfigError, FactError, ModelError, OutputError, StatisticsError
@@ -400,22 +401,6 @@ class Editor:
         weights = moments.origin.get("weights")
         if weights and weights != self.language_model.fingerprint(moments.layers[-1]):
             logger.warning("the statistics were collected on other weights (%s).", moments.origin.get("model"))
-
-
-def check_names(method: str, preset: Preset | str | Path | None, overrides: dict[str, Any]) -> None:
-    """Refuse a slip in what ``Editor`` is given before minutes are spent on loading a model.
-
-    Raises:
-        MethodError: The method is unknown.
-        ConfigError: An override is unknown or impossible, also for the method, or there is no such preset, or its file
-            is broken.
-    """
-    recipe = find_recipe(method)
-    if preset not in (None, UNTUNED):
-        named_preset(preset)
-    config = make_config(overrides)
-    if "layers" in overrides:
-        recipe.check(config)
 
 
 def _as_moments(statistics: Moments | str | Path | None) -> Moments | None:

@@ -26,7 +26,6 @@ from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
-EXTRAS = ("abilities", "questions", "tokens", "fluency", "latency")
 _LATENCY_PROMPTS = 5
 _FLUENCY_PROMPTS = 100
 
@@ -39,7 +38,7 @@ class Measures:
 
     Args:
         held_out: Texts for perplexity, agreement and divergence; the package's own prose by default.
-        extras: Slower figures, of ``EXTRAS``.
+        extras: Slower figures, of ``record.EXTRAS``.
         abilities_folder: Where the ability tasks' files are.
         n_tests: Items per ability task.
         judge: Decides which answers to questions are right.

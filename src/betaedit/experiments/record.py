@@ -18,6 +18,9 @@ from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.writing import joint_between
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
+EXTRAS = ("abilities", "questions", "tokens", "fluency", "latency")
+"""Slower figures, measured when they are asked for."""
+
 METRICS = ("efficacy", "generality", "specificity")
 
 

@@ -11,7 +11,7 @@ from string import Template
 from betaedit.facts.fact import Fact
 from betaedit.facts.writer import save_facts
 from betaedit.models.bundled import BUNDLES
-from betaedit.models.load import local_model
+from betaedit.models.places import local_model
 
 FACTS_FILE = "facts.jsonl"
 _LISTED = 100
