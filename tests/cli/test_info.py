@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -217,9 +218,24 @@ def test_a_list_and_a_slip_are_answered_without_torch(arguments: tuple[str, ...]
         "assert not slow, slow",
     )
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "BETAEDIT_DEBUG"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_from_a_pipe_are_read_once(tiny_folder: Path) -> None:
+    """The check of the option must leave the pipe to the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "betaedit", "edit", "The capital of [Peru] is", "Quito", "--plan", "--json",
+         "--model", tiny_folder, "--config", "/dev/stdin"],
+        input="value_clamp: 0.25\n", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["config"]["value_clamp"] == 0.25
 
 
 def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_path) -> None:

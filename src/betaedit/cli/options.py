@@ -55,7 +55,8 @@ def _checked_preset(preset: str | None) -> str | None:
 def _checked_config(config: Path | None) -> Path | None:
     from betaedit.editors.config import make_config
 
-    make_config(overrides(config, None, None))
+    if config is not None and not config.is_fifo():  # a pipe can be read once, by the command
+        make_config(overrides(config, None, None))
     return config
 
 
