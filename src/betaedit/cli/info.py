@@ -225,7 +225,7 @@ def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
 
 
 def _anatomy(name: str) -> dict[str, Any]:
-    from betaedit.editors.presets import preset_for
+    from betaedit.editors.preset_file import choose_preset
     from betaedit.models.anatomy import projection_shape
     from betaedit.models.load import load_language_model
     from betaedit.models.pack import check_packs
@@ -234,7 +234,7 @@ def _anatomy(name: str) -> dict[str, Any]:
     model = load_language_model(name, dtype="auto", device="cpu")
     anatomy = model.anatomy
     check_packs(anatomy)
-    preset = preset_for(model.place, anatomy.n_layers)
+    preset = choose_preset(None, model.place, anatomy.n_layers)
     d_out, d_in = projection_shape(anatomy.projection(0))
     return {
         "family": anatomy.family,

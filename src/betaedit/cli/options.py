@@ -218,7 +218,6 @@ def load_editor(
 ) -> Editor:
     """The editor that the options describe."""
     from betaedit.editors.editor import Editor
-    from betaedit.editors.presets import UNTUNED
     from betaedit.models.native.kernels import find_kernels
     from betaedit.native.library import NoCompilerError
 
@@ -234,13 +233,6 @@ def load_editor(
         progress=progress,
         **values,
     )
-    if preset is None and editor.preset.name == UNTUNED:
-        logger.warning(
-            "no settings were measured for %s, so facts may not be written or may harm it: "
-            "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml uses them.",
-            model,
-            model,
-        )
     if editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
         logger.warning(
             "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."

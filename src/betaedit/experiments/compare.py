@@ -8,7 +8,7 @@ from typing import Any
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.known_values import KnownValues
-from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.preset_file import choose_preset, warn_untuned
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import BetaEditError
@@ -57,6 +57,8 @@ def compare_methods(
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})
     chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
+    if preset is None:
+        warn_untuned(chosen, model.name)
     configs = [
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants

@@ -16,7 +16,7 @@ def local_model(name: str) -> Path | None:
     name itself is not followed, since a ``.gguf`` file is known by its ending.
     """
     typed = Path(name).expanduser()
-    if name in BUNDLES or not typed.exists():
+    if not name or name in BUNDLES or not typed.exists():  # a model that was never in a file has no name
         return None
     return typed.resolve() if typed.name in ("", "..") else typed.parent.resolve() / typed.name
 
