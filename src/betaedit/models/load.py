@@ -80,6 +80,15 @@ class LanguageModel:
         return str(local_model(self.name) or self.name)
 
     @property
+    def address(self) -> str:
+        """What transformers and servers load the same files by: a hub id, or the absolute path of a folder.
+
+        Unlike ``place`` it is the converted folder where the model is a bundled one or a ``.gguf`` file.
+        """
+        loaded_from = str(getattr(self.model.config, "_name_or_path", "")) or self.name
+        return str(local_model(loaded_from) or loaded_from)
+
+    @property
     def max_length(self) -> int:
         """The longest input in tokens that the model has positions for."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
