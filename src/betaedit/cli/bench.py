@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,18 +74,17 @@ def bench(
     place = usable_device(device)
     facts = [case.fact for case in read_cases(file or demo_path(), limit=limit).cases]
     console = Console(stderr=json_)
-    rows: list[Row] = []
+    alone = [("solve", f"solve, width {width}", partial(measure.solve, width, device=place)) for width in all_widths]
+    alone.append(("growth", "growth, 10,000 updates", partial(measure.growth, all_widths[0], device=place)))
+    rows = [row for name, told, work in alone if name in wanted for row in _timed(told, work)]
     peak: Peak | None = None
-    if "solve" in wanted:
-        rows += [row for width in all_widths for row in measure.solve(width, device=place)]
-    if "growth" in wanted:
-        rows += measure.growth(all_widths[0], device=place)
     if "shape" in wanted:
         random = find_shape(like, depth)
         options.quiet_libraries()
         tokenizer = load_language_model(model).tokenizer
         kind = STORED_AS if dtype == "auto" else getattr(torch, dtype)
-        rows.append(shape(random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values))
+        made = partial(shape, random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values)
+        rows += _timed(f"shape, a random model like {like}", lambda: [made()])
     if {"value", "edit", "statistics", "memory", "ledger"} & set(wanted):
         editor = options.load_editor(
             model,
@@ -96,20 +98,30 @@ def bench(
             progress=Bars(console),
         )
         editor.prepare()
-        for name, work in (("value", measure.value), ("edit", measure.edit)):
-            if name in wanted:
-                rows += work(editor, facts)
-        if "statistics" in wanted:
-            rows += measure.statistics(editor)
-        if "ledger" in wanted:
-            rows += ledger(editor, n_edits=n_edits)
+        with_model = (
+            ("value", f"value, {len(facts)} facts", partial(measure.value, editor, facts)),
+            ("edit", f"edit, {len(facts)} facts", partial(measure.edit, editor, facts)),
+            ("statistics", "statistics", partial(measure.statistics, editor)),
+            ("ledger", f"ledger, {n_edits:,} edits", partial(ledger, editor, n_edits=n_edits)),
+        )
+        rows += [row for name, told, work in with_model if name in wanted for row in _timed(told, work)]
         if "memory" in wanted:
+            typer.echo("memory, in a process of its own ...", err=True)
             peak = measure_peak(facts, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
         options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(place)})
     else:
         _draw(rows, peak, console)
+
+
+def _timed(what: str, work: Callable[[], list[Row]]) -> list[Row]:
+    """The rows of a benchmark, which is told of on stderr before and after."""
+    typer.echo(f"{what} ...", err=True)
+    started = monotonic()
+    rows = work()
+    typer.echo(f"{what}: {len(rows)} rows in {monotonic() - started:.1f} s", err=True)
+    return rows
 
 
 def _draw(rows: list[Row], peak: Peak | None, console: Console) -> None:

@@ -249,8 +249,11 @@ def measures(
     judge_model: str | None,
     *,
     by_harness: bool = False,
+    quick: bool = False,
 ) -> Measures:
     """What a checkpoint shall measure; ``by_harness`` says that lm-evaluation-harness reads the tasks, too.
+
+    ``quick`` leaves drift out.
 
     Raises:
         ConfigError: A figure is unknown, abilities have no folder, or an option needs another that is not there.
@@ -269,12 +272,15 @@ def measures(
         raise ConfigError("a judge judges the answers to questions.", mend="Add --also questions.")
     if tasks is not None and "abilities" not in extras and not by_harness:
         raise ConfigError("--tasks is for abilities.", mend="Add --also abilities.")
+    if quick and text is not None:
+        raise ConfigError("--text is for drift, which --quick leaves out.", mend="Give one of them.")
     from betaedit.evaluation.judge import EndpointJudge, MatchJudge
     from betaedit.experiments.figures import Measures
     from betaedit.statistics.corpus import TextFiles
 
     return Measures(
         held_out=None if text is None else tuple(TextFiles((text,)).texts()),
+        drift=not quick,
         extras=extras,
         abilities_folder=tasks,
         n_tests=n_tests,

@@ -38,6 +38,7 @@ class Measures:
 
     Args:
         held_out: Texts for perplexity, agreement and divergence; the package's own prose by default.
+        drift: Whether to measure perplexity, agreement, divergence and leakage, and what reports draw beside them.
         extras: Slower figures, of ``record.EXTRAS``.
         abilities_folder: Where the ability tasks' files are.
         n_tests: Items per ability task.
@@ -45,6 +46,7 @@ class Measures:
     """
 
     held_out: tuple[str, ...] | None = None
+    drift: bool = True
     extras: tuple[str, ...] = ()
     abilities_folder: Path | None = None
     n_tests: int = 100
@@ -60,13 +62,16 @@ class Measures:
         judge = f"{type(self.judge).__name__} {getattr(self.judge, 'model', '')}".strip()
         return {
             "prompts_sha256": _digest([asdict(case) for case in cases]),
-            "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
-            "held_out_texts": len(self.texts),
+            **self._of_drift(),
             **(self._of_tasks() if "abilities" in self.extras else {}),
             **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
         }
+
+    def _of_drift(self) -> dict[str, Any]:
+        """How many held-out texts, and a hash of them."""
+        return {"held_out_sha256": _digest(self.texts), "held_out_texts": len(self.texts)} if self.drift else {}
 
     def _of_tasks(self) -> dict[str, Any]:
         """How many items of each ability task, and a hash of them."""

@@ -133,7 +133,7 @@ class Checkpoint(Kept):
         efficacy: The edit prompt says the new target.
         generality: Paraphrases do.
         specificity: Neighbors keep their own answer.
-        perplexity: On held-out prose.
+        perplexity: On held-out prose; ``None``, as the next two, where drift was left out; ``layers`` is empty then.
         agreement: Share of that prose's tokens at which the most probable next token is that of the unedited model.
         kl: Mean ``KL(unedited || edited)`` of the next token there, in nats.
         layers: Every edited layer.
@@ -149,9 +149,9 @@ class Checkpoint(Kept):
     efficacy: EditFigure
     generality: EditFigure
     specificity: EditFigure
-    perplexity: float
-    agreement: float
-    kl: float
+    perplexity: float | None
+    agreement: float | None
+    kl: float | None
     layers: dict[int, LayerState]
     abilities: dict[str, Ability] = {}
     measures: dict[str, Mean | float] = {}
