@@ -73,9 +73,9 @@ def test_results_say_that_the_statistics_are_of_the_model_before_its_edits(
     again.edit(FACTS[2])
     assert again.to_dict()["statistics"]["before_edits"] == "2"
     (said,) = [record.getMessage() for record in caplog.records if "already" in record.getMessage()]
-    assert "holds 2 facts already" in said
+    assert "holds 2 edits already" in said
     assert "workspace" in said
-    assert "the model before that" in said
+    assert "the model without them" in said
     assert not [record for record in caplog.records if "other weights" in record.getMessage()]
 
 

@@ -231,14 +231,14 @@ class Editor:
         """Say, once the engine is there, what it means to edit on where others have edited."""
         if self._saved is None or not (count := len(self._saved.edits)):
             return
-        whose = "this edited model" if BEFORE_EDITS not in self.statistics.origin else "the model before that"
+        are_kept = BEFORE_EDITS in self.statistics.origin
         logger.warning(
-            "%s holds %d fact%s already: further edits do not protect them (a workspace, `betaedit init`, does that), "
-            "and the statistics are those of %s.",
+            "%s holds %d edit%s already, which further ones do not protect (those of a workspace, `betaedit init`, are "
+            "protected). The statistics are those of %s.",
             self._saved.folder,
             count,
             "" if count == 1 else "s",
-            whose,
+            "the model without them, which differ a little from its own now" if are_kept else "the model with them",
         )
 
     def prepare(self) -> None:
