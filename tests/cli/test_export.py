@@ -74,6 +74,18 @@ def test_an_exported_model_is_measured_as_the_run_is(betaedit, tiny, facts, run,
     assert found["perplexity"] == pytest.approx(RunFolder(run).checkpoint(2).perplexity, rel=1e-6)
 
 
+def test_an_exported_model_names_the_preset_of_its_run(betaedit, tiny, facts, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nmodel: x\nsource: tried\nvalues: {ridge: 3.5}\n")
+    for number, (preset, name) in enumerate([("smollm2-adam", "smollm2-adam"), ("untuned", "untuned"), (mine, "mine")]):
+        run, out = tmp_path / f"run-{number}", tmp_path / f"gpt2-xl-{number}"
+        assert betaedit("edit", "--from", facts, "--out", run, "--preset", preset, "--json", *tiny).code == 0
+        assert betaedit("export", run, "--to", "model", "--out", out, *tiny[2:4]).code == 0
+        record = json.loads((out / "betaedit.json").read_text())
+        assert record["preset"] == name
+        assert json.loads(betaedit("models", out, "--json").out)["preset"] == name
+
+
 def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> None:
     for to, name in (("factors", "new/factors.safetensors"), ("facts", "new/facts.jsonl")):
         ran = betaedit("export", run, "--to", to, "--out", tmp_path / name, "--json", *tiny[2:4])
