@@ -64,6 +64,9 @@ def edit(
         Literal["ignore", "warn", "stop"], typer.Option("--on-collapse", help="When a measurement finds it collapsed.")
     ] = "warn",
     also: options.AlsoOption = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave drift unmeasured: perplexity, agreement, leakage.")
+    ] = False,
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,
     judge: options.JudgeOption = None,
@@ -72,9 +75,6 @@ def edit(
     device: options.DeviceOption = None,
     device_map: options.DeviceMapOption = None,
     workspace: options.WorkspaceOption = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Leave drift unmeasured: perplexity, agreement, leakage.")
-    ] = False,
 ) -> None:
     """Write facts into a model, one after another, and say what that did.
 
