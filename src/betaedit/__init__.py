@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from betaedit.lazy import imported_when_asked
 
 if TYPE_CHECKING:
     from betaedit.editors.config import EditConfig
@@ -14,22 +15,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "EditConfig": "betaedit.editors.config",
-    "Editor": "betaedit.editors.editor",
-    "EvaluationCase": "betaedit.facts.fact",
-    "Fact": "betaedit.facts.fact",
-    "Probe": "betaedit.facts.fact",
-    "Question": "betaedit.facts.fact",
-    "Replica": "betaedit.ledger.replica",
-    "Workspace": "betaedit.ledger.workspace",
-}
-
 __all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "Question", "Replica", "Workspace", "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that ``import betaedit`` does not import torch."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'betaedit' has no attribute {name!r}")
+__getattr__ = imported_when_asked(
+    __name__,
+    {
+        "editors.config": ("EditConfig",),
+        "editors.editor": ("Editor",),
+        "facts.fact": ("EvaluationCase", "Fact", "Probe", "Question"),
+        "ledger.replica": ("Replica",),
+        "ledger.workspace": ("Workspace",),
+    },
+)

@@ -32,6 +32,16 @@ def test_growth_is_measured_beside_the_hundredth_edit() -> None:
     assert rows[3]["reference_seconds"] == rows[1]["ours_seconds"]
 
 
+def test_what_is_measured_is_told_before_and_after_and_stdout_is_one_object() -> None:
+    found = runner.invoke(app, ["bench", "solve", "growth", "--widths", "64,96", "--json"])
+    told = found.stderr.splitlines()
+    assert [line for line in told if line.endswith("...")] == [
+        "solve, width 64 ...", "solve, width 96 ...", "growth, 10,000 updates ...",
+    ]  # fmt: skip
+    assert sum("rows in" in line for line in told) == 3
+    assert len(json.loads(found.stdout)["rows"]) == 9
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     found = runner.invoke(app, ["bench", "solve", "--widths", "96", "--device", "nowhere"])
     assert isinstance(found.exception, ModelError)

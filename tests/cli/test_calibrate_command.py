@@ -60,7 +60,7 @@ def test_a_calibration_shows_layers_and_trials_and_its_preset_is_used(
     ("options", "told"),
     [
         (["--plot", "mine.doc"], "mine.doc"),
-        (["--method", "betadit", "--model", "/no/such/model"], "betadit"),
+        (["--method", "betadit"], "betadit"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_search(betaedit, command, options: list[str], told: str) -> None:

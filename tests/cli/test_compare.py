@@ -9,7 +9,7 @@ import pytest
 
 from betaedit.cli.options import variants
 from betaedit.errors import ConfigError
-from betaedit.experiments.compare import Variant
+from betaedit.experiments.variants import Variant
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def test_brackets_that_say_nothing_are_refused(text: str) -> None:
         (["--evaluate-at", "1,30"], "cannot measure after 30 edits"),
     ],
 )
-def test_a_slip_is_told_before_the_model_is_looked_for(betaedit, tmp_path: Path, options: list[str], told: str) -> None:
+def test_a_slip_is_told_before_the_model_is_loaded(betaedit, tmp_path: Path, options: list[str], told: str) -> None:
+    (tmp_path / "none").mkdir()
     (tmp_path / "facts.jsonl").write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
     ran = betaedit("compare", "--model", tmp_path / "none", "--from", tmp_path / "facts.jsonl",
                    "--out", tmp_path / "runs", *options)  # fmt: skip

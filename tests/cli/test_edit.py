@@ -215,3 +215,50 @@ def test_a_machine_without_a_compiler_is_told_what_one_would_bring(
     ran = betaedit("edit", "--from", facts, "--plan", *tiny)
     assert ran.code == 0, ran.err
     assert ("searches take half of the time" in caplog.text) == said
+
+
+@pytest.fixture
+def no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring drift fails."""
+
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("drift was measured")
+
+    for name in ("perplexity", "compare", "leakage_on"):
+        monkeypatch.setattr(f"betaedit.experiments.evaluate.{name}", measured)
+
+
+@pytest.mark.usefixtures("no_drift")
+def test_a_quick_edit_measures_no_drift_and_says_so(betaedit, tiny, facts) -> None:
+    report = json.loads(betaedit("edit", "--from", facts, "--quick", "--json", *tiny).out)
+    assert report["perplexity"] == {"before": None, "after": None}
+    assert (report["agreement"], report["kl"], report["leakage"]["mean"]) == (None, None, None)
+    assert report["weight_change"]["mean"] is None
+    assert report["efficacy"]["argmax"]["after"] is not None
+    assert "drift not measured" in report["verdict"]["summary"]
+    shown = betaedit("edit", "The home of [Bob] is", "Rome", "--quick", *tiny).out
+    assert "not measured: perplexity, agreement, leakage" in shown
+    assert "efficacy" in shown
+
+
+@pytest.mark.usefixtures("no_drift")
+def test_a_quick_edit_measures_what_is_asked_for_by_name(betaedit, tiny, facts) -> None:
+    ran = betaedit("edit", "--from", facts, "--quick", "--also", "tokens", "--evaluate-at", "1", "--json", *tiny)
+    found = json.loads(ran.out)["checkpoints"]
+    assert [checkpoint["edits"] for checkpoint in found] == [0, 1, 2]
+    assert "token accuracy, prompts" in found[-1]["measures"]
+
+
+@pytest.mark.parametrize("options", [["--out", "run"], ["--text", "text.txt"]])
+def test_what_needs_drift_excludes_a_quick_edit(betaedit, tiny, facts, options, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = betaedit("edit", "--from", facts, "--quick", *options, *tiny)
+    assert ran.code == 2
+    assert "--quick" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_were_not_measured_are_told_once(betaedit, tiny, caplog: pytest.LogCaptureFixture) -> None:
+    assert betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny).code == 0
+    assert sum("no settings were measured" in message for message in caplog.messages) == 1
+    assert f"`betaedit calibrate --model {tiny[1]}" in caplog.text

@@ -59,15 +59,31 @@ def test_a_truncated_adapter_says_what_was_lost_and_how_to_serve_it(betaedit, ti
     options = ["--rank", "1", "--for-servers", *tiny[2:4]]
     shown = betaedit("export", run, "--to", "adapter", "--out", tmp_path / "adapter", *options).out
     assert "adapter of rank 1" in shown
-    assert "--max-lora-rank 1" in shown
+    served = f"vllm serve {tiny[1]} --enable-lora --lora-modules adapter={tmp_path / 'adapter'} --max-lora-rank 1"
+    assert served in shown
     assert "efficacy, probability / argmax: edited model" in shown
     assert "2 facts written" in shown
 
 
 def test_an_exported_model_is_measured_as_the_run_is(betaedit, tiny, facts, run, tmp_path: Path) -> None:
     assert betaedit("export", run, "--to", "model", "--out", tmp_path / "model", *tiny[2:4]).code == 0
+    record = json.loads((tmp_path / "model" / "betaedit.json").read_text())
+    assert [edit["subject"] for edit in record["edits"]] == ["Ana", "Bob"]
+    assert (tmp_path / "model" / "betaedit" / "statistics.safetensors").is_file()
     found = json.loads(betaedit("eval", tmp_path / "model", "--from", facts, "--json").out)
     assert found["perplexity"] == pytest.approx(RunFolder(run).checkpoint(2).perplexity, rel=1e-6)
+
+
+def test_an_exported_model_names_the_preset_of_its_run(betaedit, tiny, facts, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nmodel: x\nsource: tried\nvalues: {ridge: 3.5}\n")
+    for number, (preset, name) in enumerate([("smollm2-adam", "smollm2-adam"), ("untuned", "untuned"), (mine, "mine")]):
+        run, out = tmp_path / f"run-{number}", tmp_path / f"gpt2-xl-{number}"
+        assert betaedit("edit", "--from", facts, "--out", run, "--preset", preset, "--json", *tiny).code == 0
+        assert betaedit("export", run, "--to", "model", "--out", out, *tiny[2:4]).code == 0
+        record = json.loads((out / "betaedit.json").read_text())
+        assert record["preset"] == name
+        assert json.loads(betaedit("models", out, "--json").out)["preset"] == name
 
 
 def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.editors import PRESETS, RECIPES, EditConfig
 from betaedit.models.native import kernels
+from betaedit.native import library
 from betaedit.native.library import NoKernelsError
 from betaedit.statistics import Moments
 from support.tiny_tokenizers import tiny_tokenizer
@@ -146,11 +148,94 @@ def test_env_lists_the_statistics_of_the_cache_by_their_text(betaedit, tmp_path,
     assert f"statistics: {second}" in betaedit("env").out.splitlines()
 
 
-def test_env_says_why_there_are_no_kernels(betaedit, monkeypatch) -> None:
+def test_env_says_why_there_are_no_kernels(betaedit, monkeypatch, tmp_path) -> None:
+    def told() -> str:
+        return json.loads(betaedit("env", "--json").out)["kernels"]
+
+    monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "none" in told()
+    assert "no-such-compiler" in told()
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert "no C compiler" in told()
+    monkeypatch.setenv("BETAEDIT_NATIVE", "0")
+    assert "BETAEDIT_NATIVE=0" in told()
+
+
+def test_env_tells_kernels_that_are_compiled_from_those_that_will_be(betaedit, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
+    if isinstance(kernels.find_kernels(), NoKernelsError):
+        pytest.skip("no kernels here")
+    assert "when they are first needed" in json.loads(betaedit("env", "--json").out)["kernels"]
+    library.load_library(kernels._SOURCE)
+    assert json.loads(betaedit("env", "--json").out)["kernels"] == "compiled for this processor"
+
+
+def test_doctor_tries_the_kernels(betaedit, monkeypatch) -> None:
     reason = NoKernelsError("no C compiler")
-    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor")):
+    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor, and tried")):
         monkeypatch.setattr(kernels, "find_kernels", lambda found=found: found)
-        assert said in json.loads(betaedit("env", "--json").out)["kernels"]
+        assert said in json.loads(betaedit("doctor", "--json").out)["kernels"]
+
+
+QUICK = [
+    ("methods",),
+    ("methods", "--config"),
+    ("models",),
+    ("env",),
+    ("env", "--json"),
+    ("--version",),
+    ("edit", "--modle", "smollm2"),
+    ("edti",),
+    ("edit", "The capital of [Peru] is", "Quito", "--method", "beta-edit"),
+    ("edit", "The capital of [Peru] is", "Quito", "--preset", "smolm"),
+    ("edit", "The capital of [Peru] is", "Quito", "--set", "value_clmp=3"),
+    ("edit", "The capital of [Peru] is", "Quito", "--set", "value_clamp=three"),
+    ("edit", "The capital of [Peru] is", "Quito", "--also", "ability"),
+    ("edit", "The capital of [Peru] is", "Quito", "--model", "smolm2"),
+    ("edit", "The capital of [Peru] is", "Quito", "--model", "./nowhere"),
+    ("edit", "The capital of Peru is", "Quito"),
+    ("edit", "--from", "missing.jsonl"),
+    ("init", "new", "--method", "beta-edit"),
+    ("init", "new", "--preset", "smolm"),
+    ("demo", "--method", "beta-edit"),
+    ("compare", "--methods", "beta-edit", "--from", "missing.jsonl", "--out", "runs"),
+    ("statistics", "--set", "sead=1"),
+    ("bench", "sole"),
+    ("align", "--method", "beta-edit", "--from", "missing.jsonl"),
+]
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_a_list_and_a_slip_are_answered_without_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    lines = (
+        f"import sys; sys.argv = ['betaedit', *{list(arguments)!r}]",
+        "import betaedit.cli.main as program",
+        "try: program.main()",
+        "except SystemExit: pass",
+        "slow = {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)",
+        "assert not slow, slow",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "BETAEDIT_DEBUG"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_settings_from_a_pipe_are_read_once(tiny_folder: Path) -> None:
+    """The check of the option must leave the pipe to the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "betaedit", "edit", "The capital of [Peru] is", "Quito", "--plan", "--json",
+         "--model", tiny_folder, "--config", "/dev/stdin"],
+        input="value_clamp: 0.25\n", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["config"]["value_clamp"] == 0.25
 
 
 def test_statistics_are_collected_shown_and_saved(betaedit, tiny_folder, tmp_path) -> None:

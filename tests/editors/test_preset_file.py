@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from betaedit.editors import PRESETS, PresetFile, choose_preset, find_preset, find_recipe, read_preset
-from betaedit.editors.editor import check_names
+from betaedit.editors.names import check_names
 from betaedit.editors.presets import untuned
 from betaedit.errors import ConfigError
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from betaedit.errors import ConfigError, MethodError
-from betaedit.experiments.compare import Variant, compare_methods
+from betaedit.experiments.compare import compare_methods
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.run import RunReport
+from betaedit.experiments.variants import Variant
 from betaedit.facts import EvaluationCase
 from support.edits import CONTEXTS, FACTS, unchanged, weights
 from support.families import language_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from betaedit.ledger.export_adapter import SERVER_RANKS, save_adapter, server_ra
 from betaedit.ledger.export_card import Provenance
 from betaedit.ledger.export_rank import decompose
 from betaedit.models import LanguageModel
-from betaedit.models.bundled import BUNDLES
+from betaedit.models.bundled import BUNDLES, Bundle
+from betaedit.models.load import load_language_model
 from support.edits import NEAR, editor_for, unchanged, weights
 from support.tiny import FAMILIES, random_rows
 
@@ -103,6 +105,48 @@ def test_the_adapter_names_a_folder_by_its_whole_path_and_a_model_in_a_wheel_by_
         save_adapter(named, changes_of(editor), tmp_path / "out", Provenance(name, "betaedit"))
         config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == base
+
+
+def test_the_adapter_of_a_model_in_a_wheel_names_the_folder_that_others_can_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, folder = FAMILIES["llama"](), tmp_path / "converted"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    monkeypatch.setattr(Bundle, "folder", lambda _: folder)
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2", "gemma3-270m", "converted", "./converted"):
+        editor = editor_for(load_language_model(name))
+        editor.edit(NEAR[0])
+        report = saved(editor, tmp_path / "my edits")
+        config = json.loads((tmp_path / "my edits" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == report.base == str(folder)
+
+
+def test_the_card_has_code_that_runs_and_the_command_that_serves_it(tmp_path: Path) -> None:
+    tiny, folder = FAMILIES["llama"](), tmp_path / "base"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    editor = editor_for(load_language_model(str(folder)))
+    editor.edit(NEAR[0])
+    out = tmp_path / "my edits"
+    report = saved(editor, out)
+    card = (out / "README.md").read_text()
+    made: dict[str, PreTrainedModel] = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], made)
+    rows = random_rows(editor.language_model, [3, 8])
+    assert (next_tokens(made["model"], rows) - next_tokens(editor.model, rows)).abs().max() < 1e-4
+    served = report.serving_command(out)
+    assert served in card
+    assert shlex.split(served) == [
+        "vllm", "serve", str(folder), "--enable-lora", "--lora-modules", f"my edits={out}", "--max-lora-rank", "1",
+    ]  # fmt: skip
+    assert "betaedit eval . --from facts.jsonl" in card
+
+
+def test_a_rank_that_no_server_takes_has_no_command(edited, tmp_path: Path) -> None:
+    editor, _ = edited
+    assert replace(saved(editor, tmp_path), server_rank=None).serving_command(tmp_path) is None
 
 
 def test_a_rank_that_is_too_small_is_told_with_what_it_costs(edited, tmp_path: Path) -> None:

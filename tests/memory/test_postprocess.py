@@ -12,7 +12,8 @@ from torch import Tensor
 
 from betaedit.errors import NumericalError
 from betaedit.memory import AssociativeMemory, Postprocessing, Postprocessor, RandomKeys, Update
-from betaedit.memory.postprocess import OperatorKind, Whitening, prune, rect
+from betaedit.memory.postprocess import Whitening, prune, rect
+from betaedit.memory.rule import OperatorKind
 from memory.test_associative import LAWS, Case, cases, eye
 from support.reference import (
     AlignedSequence,

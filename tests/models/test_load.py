@@ -20,7 +20,8 @@ from betaedit.models import LanguageModel, diagnosis, load_language_model
 from betaedit.models.bundled import BUNDLES
 from betaedit.models.generate import complete
 from betaedit.models.gguf import gguf_folder
-from betaedit.models.load import DtypeName, local_model
+from betaedit.models.load import DtypeName
+from betaedit.models.places import local_model
 from support.families import FAMILY_NAMES, HIDDEN, MLP, N_LAYERS, language_model, tiny_model
 from support.tiny_tokenizers import VOCABULARY, shared_tokenizer
 

@@ -24,7 +24,7 @@ from betaedit.errors import AnatomyError, StatisticsError
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments, SampledText, TextFiles, collect, collect_moments
 from betaedit.statistics import corpus as corpora
-from betaedit.statistics.moments import same_statistics
+from betaedit.statistics.origin import same_statistics
 from support.tiny import (
     FAMILIES,
     LAYERS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from betaedit.errors import StatisticsError
 from betaedit.statistics import Moments
-from betaedit.statistics.moments import read_origin, same_statistics, statistics_label
+from betaedit.statistics.origin import read_origin, same_statistics, statistics_label
 
 ORIGIN = {"model": "tiny-llama", "weights": "sha256:00", "corpus": "the files a.txt, ü.txt", "skip_first_token": "True"}
 Save = Callable[..., Path]

@@ -41,7 +41,6 @@ def align(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
-    from betaedit.experiments.align import measure_alignment
     from betaedit.facts.readers import read_cases
 
     console = Console(stderr=json_)
@@ -58,6 +57,8 @@ def align(
         progress=Bars(console),
     )
     editor.edit(cases, batch_size=batch_size)
+    from betaedit.experiments.align import measure_alignment
+
     layers = measure_alignment(editor)
     title = f"{len(editor.results)} facts · {editor.recipe.name} · {editor.language_model.name}"
     if json_:

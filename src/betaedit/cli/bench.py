@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,6 +53,10 @@ def bench(
     The reference does whole forward passes and dense solves, as the papers' code does. The floor is what the machine
     needs for the bytes or operations alone; docs/benchmarks.md says which. memory, ledger and shape have no reference.
     """
+    wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
+    unknown = [name for name in wanted if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     import torch
     from rich.console import Console
 
@@ -62,27 +69,22 @@ def bench(
     from betaedit.facts.readers import demo_path, read_cases
     from betaedit.models.load import load_language_model, usable_device
 
-    wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
-    unknown = [name for name in wanted if name not in NAMES]
-    if unknown:
-        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
     all_widths = options.numbers("--widths", widths)
     values = options.overrides(config, set_, None)
     place = usable_device(device)
     facts = [case.fact for case in read_cases(file or demo_path(), limit=limit).cases]
     console = Console(stderr=json_)
-    rows: list[Row] = []
+    alone = [("solve", f"solve, width {width}", partial(measure.solve, width, device=place)) for width in all_widths]
+    alone.append(("growth", "growth, 10,000 updates", partial(measure.growth, all_widths[0], device=place)))
+    rows = [row for name, told, work in alone if name in wanted for row in _timed(told, work)]
     peak: Peak | None = None
-    if "solve" in wanted:
-        rows += [row for width in all_widths for row in measure.solve(width, device=place)]
-    if "growth" in wanted:
-        rows += measure.growth(all_widths[0], device=place)
     if "shape" in wanted:
         random = find_shape(like, depth)
         options.quiet_libraries()
         tokenizer = load_language_model(model).tokenizer
         kind = STORED_AS if dtype == "auto" else getattr(torch, dtype)
-        rows.append(shape(random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values))
+        made = partial(shape, random, tokenizer, facts, dtype=kind, device=place, progress=Bars(console), **values)
+        rows += _timed(f"shape, a random model like {like}", lambda: [made()])
     if {"value", "edit", "statistics", "memory", "ledger"} & set(wanted):
         editor = options.load_editor(
             model,
@@ -96,20 +98,30 @@ def bench(
             progress=Bars(console),
         )
         editor.prepare()
-        for name, work in (("value", measure.value), ("edit", measure.edit)):
-            if name in wanted:
-                rows += work(editor, facts)
-        if "statistics" in wanted:
-            rows += measure.statistics(editor)
-        if "ledger" in wanted:
-            rows += ledger(editor, n_edits=n_edits)
+        with_model = (
+            ("value", f"value, {len(facts)} facts", partial(measure.value, editor, facts)),
+            ("edit", f"edit, {len(facts)} facts", partial(measure.edit, editor, facts)),
+            ("statistics", "statistics", partial(measure.statistics, editor)),
+            ("ledger", f"ledger, {n_edits:,} edits", partial(ledger, editor, n_edits=n_edits)),
+        )
+        rows += [row for name, told, work in with_model if name in wanted for row in _timed(told, work)]
         if "memory" in wanted:
+            typer.echo("memory, in a process of its own ...", err=True)
             peak = measure_peak(facts, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
         options.print_json({"rows": [row.to_dict() for row in rows], **memory, "machine": machine(place)})
     else:
         _draw(rows, peak, console)
+
+
+def _timed(what: str, work: Callable[[], list[Row]]) -> list[Row]:
+    """The rows of a benchmark, which is told of on stderr before and after."""
+    typer.echo(f"{what} ...", err=True)
+    started = monotonic()
+    rows = work()
+    typer.echo(f"{what}: {len(rows)} rows in {monotonic() - started:.1f} s", err=True)
+    return rows
 
 
 def _draw(rows: list[Row], peak: Peak | None, console: Console) -> None:

@@ -56,7 +56,6 @@ def calibrate(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
-    from betaedit.editors.recipes import find_recipe
     from betaedit.experiments.calibrate import calibrate as run
     from betaedit.experiments.folder import write_text
     from betaedit.facts.readers import demo_path, read_cases
@@ -64,7 +63,6 @@ def calibrate(
     from betaedit.models.load import load_language_model
 
     _check_plot(plot)
-    find_recipe(method)
     cases = list(read_cases(source or demo_path(), limit=limit + check).cases)
     console = Console(stderr=json_)
     options.quiet_libraries()

@@ -48,12 +48,10 @@ def compare(
     """Run several methods on the same facts, each from the unedited model; `betaedit report` draws the runs."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars, say
-    from betaedit.experiments.compare import check_variants, compare_methods
-    from betaedit.experiments.run import measuring_points
+    from betaedit.cli.render import say
+    from betaedit.experiments.variants import check_variants
     from betaedit.facts.readers import read_cases
     from betaedit.facts.sources import source_name
-    from betaedit.models.load import load_language_model
 
     variants = options.variants(methods)
     if not variants:
@@ -63,6 +61,11 @@ def compare(
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)
     cases = list(read_cases(source, limit=limit).cases)
+    from betaedit.cli.render import Bars
+    from betaedit.experiments.compare import compare_methods
+    from betaedit.experiments.run import measuring_points
+    from betaedit.models.load import load_language_model
+
     measuring_points(counts, len(cases), batch_size)
     console = Console(stderr=json_)
     options.quiet_libraries()

@@ -14,7 +14,7 @@ from betaedit.errors import ConfigError, FactError
 
 _SHOWN = 10
 _OF_THE_FACTS = {"prompt", "target", "source", "true", "limit", "skip_invalid", "zsre_target"}
-_IN_A_WORKSPACE = _OF_THE_FACTS | {"workspace", "batch_size", "plan", "save", "device", "json_"}
+_IN_A_WORKSPACE = _OF_THE_FACTS | {"quick", "workspace", "batch_size", "plan", "save", "device", "json_"}
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,9 @@ def edit(
         Literal["ignore", "warn", "stop"], typer.Option("--on-collapse", help="When a measurement finds it collapsed.")
     ] = "warn",
     also: options.AlsoOption = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave drift unmeasured: perplexity, agreement, leakage.")
+    ] = False,
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,
     judge: options.JudgeOption = None,
@@ -91,7 +94,9 @@ def edit(
     values = options.overrides(config, set_, seed)
     cases, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
-    measures = options.measures(text, also, tasks, n_tests, judge, judge_model)
+    if quick and out is not None:
+        raise ConfigError("a run that is kept is measured whole.", mend="Leave out --quick, or --out.")
+    measures = options.measures(text, also, tasks, n_tests, judge, judge_model, quick=quick)
     counts = options.numbers("--evaluate-at", evaluate_at)
     from rich.console import Console
 

@@ -35,7 +35,7 @@ def export(
     """Export the edits of a run or workspace: the model, an adapter for the unedited one, raw factors, or facts."""
     from rich.console import Console
 
-    from betaedit.cli.render import Bars
+    from betaedit.cli.render import Bars, say
     from betaedit.experiments.target import editor_of, facts_of, figures_of
     from betaedit.facts.writer import save_facts
 
@@ -63,7 +63,7 @@ def export(
     if report is not None:
         console.print(_table(report))
         console.print(_efficacy(report))
-        console.print(_served(report))
+        say(console, _served(report, out))
     console.print(f"{told['facts']} facts written to {out}", markup=False)
 
 
@@ -110,7 +110,8 @@ def _efficacy(report: AdapterReport) -> str:
     return f"efficacy, probability / argmax: edited model {shares[0]} / {shares[1]}, adapter {shares[2]} / {shares[3]}"
 
 
-def _served(report: AdapterReport) -> str:
-    if report.server_rank is None:
+def _served(report: AdapterReport, out: Path) -> str:
+    command = report.serving_command(out)
+    if command is None:
         return f"rank {report.rank} is above what servers take; export the model instead (--to model)"
-    return f"serve it with: vllm serve BASE --enable-lora --max-lora-rank {report.server_rank}"
+    return f"serve it with: {command}"

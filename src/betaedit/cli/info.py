@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,7 +83,14 @@ def models(
 
 def doctor(json_: options.JsonOption = False) -> None:
     """Say what is installed, what this machine can do, and which models would fit."""
-    found = {**_environment(), "extras": _extras(), "machine": _machine(), "cache": _cache(), "fits": _fits()}
+    found = {
+        **_environment(),
+        "kernels": _kernels(),
+        "extras": _extras(),
+        "machine": _machine(),
+        "cache": _cache(),
+        "fits": _fits(),
+    }
     if json_:
         options.print_json(found)
         return
@@ -106,32 +114,39 @@ def env(json_: options.JsonOption = False) -> None:
 
 
 def _environment() -> dict[str, Any]:
+    """What can be told without torch, so that it is told at once."""
+    from importlib.resources import as_file, files
+
+    from betaedit.native.library import describe_library
+
     versions = {name: _version(name) for name in _LIBRARIES}
     found = {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
-    return {**found, "threads": _threads(), "kernels": _kernels(), "statistics": _statistics()}
+    with as_file(files("betaedit.models.native") / "kernels.c") as source:
+        kernels = describe_library(source)
+    return {**found, "threads": _threads(), "kernels": kernels, "statistics": _statistics()}
+
+
+def _threads() -> str:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if os.environ.get(name):
+            return f"{os.environ[name]} ({name})"
+    return f"torch's own number for {os.cpu_count()} processors (betaedit doctor tells it)"
 
 
 def _kernels() -> str:
+    """Whether they are there and compute what torch does."""
     from betaedit.models.native.kernels import find_kernels
     from betaedit.native.library import NoKernelsError
 
     kernels = find_kernels()
-    if not isinstance(kernels, NoKernelsError):
-        return "compiled for this processor"
-    return f"none, so searches for values on a CPU take longer ({kernels})"
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    return f"none ({kernels})" if isinstance(kernels, NoKernelsError) else "compiled for this processor, and tried"
 
 
 def _statistics() -> list[str]:
     """The statistics in the cache, by model and the hashes of their text and matrices; none of them is read whole."""
     from betaedit.errors import StatisticsError
     from betaedit.paths import cache_folder
-    from betaedit.statistics.moments import read_origin, statistics_label
+    from betaedit.statistics.origin import read_origin, statistics_label
 
     found = []
     for file in sorted(cache_folder("moments").glob("*.safetensors")):
@@ -210,7 +225,7 @@ def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
 
 
 def _anatomy(name: str) -> dict[str, Any]:
-    from betaedit.editors.presets import preset_for
+    from betaedit.editors.preset_file import choose_preset
     from betaedit.models.anatomy import projection_shape
     from betaedit.models.load import load_language_model
     from betaedit.models.pack import check_packs
@@ -219,7 +234,7 @@ def _anatomy(name: str) -> dict[str, Any]:
     model = load_language_model(name, dtype="auto", device="cpu")
     anatomy = model.anatomy
     check_packs(anatomy)
-    preset = preset_for(model.place, anatomy.n_layers)
+    preset = choose_preset(None, model.place, anatomy.n_layers)
     d_out, d_in = projection_shape(anatomy.projection(0))
     return {
         "family": anatomy.family,

@@ -19,19 +19,66 @@ from betaedit.settings import read_settings
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
-    from betaedit.experiments.compare import Variant
     from betaedit.experiments.figures import Measures
+    from betaedit.experiments.variants import Variant
     from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
+
+# A slip is told at once: the library's own checks come after it has imported torch.
+
+
+def _checked_model(name: str) -> str:
+    from betaedit.models.places import find_place
+
+    find_place(name)
+    return name
+
+
+def _checked_method(name: str) -> str:
+    from betaedit.editors.names import check_names
+
+    check_names(name, None, {})
+    return name
+
+
+def _checked_preset(preset: str | None) -> str | None:
+    from betaedit.editors.names import check_names
+
+    check_names("betaedit", preset, {})
+    return preset
+
+
+def _checked_config(config: Path | None) -> Path | None:
+    from betaedit.editors.config import make_config
+
+    if config is not None and not config.is_fifo():  # a pipe can be read once, by the command
+        make_config(overrides(config, None, None))
+    return config
+
+
+def _checked_settings(settings: list[str] | None) -> list[str] | None:
+    from betaedit.editors.config import make_config
+
+    make_config(overrides(None, settings, None))
+    return settings
+
+
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="smollm2, gemma3-270m, a folder, a .gguf file, or a Hugging Face id."),
+    typer.Option(
+        "--model",
+        "-m",
+        callback=_checked_model,
+        help="smollm2, gemma3-270m, a folder, a .gguf file, or a Hugging Face id.",
+    ),
 ]
-MethodOption = Annotated[str, typer.Option("--method", help="An editing method; see `betaedit methods`.")]
+MethodOption = Annotated[
+    str, typer.Option("--method", callback=_checked_method, help="An editing method; see `betaedit methods`.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto keeps the checkpoint's.")]
 OwnDtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Type of the weights; a run's or workspace's own, else float32.")
@@ -40,15 +87,27 @@ DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, .
 DeviceMapOption = Annotated[str | None, typer.Option("--device-map", help="Spread over devices, as accelerate: auto.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Decides sampled contexts and sampled text.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Hyper-parameters from a YAML, JSON or TOML file, over the preset.")
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_checked_config,
+        help="Hyper-parameters from a YAML, JSON or TOML file, over the preset.",
+    ),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One hyper-parameter, over all else. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_checked_settings,
+        help="One hyper-parameter, over all else. Repeatable.",
+    ),
 ]
 PresetOption = Annotated[
     str | None,
     typer.Option(
         "--preset",
+        callback=_checked_preset,
         help="A preset of `betaedit models`, untuned, or a file of `betaedit calibrate`; the model's own by default.",
     ),
 ]
@@ -102,7 +161,7 @@ def variants(text: str) -> list[Variant]:
     Raises:
         ConfigError: A bracket is not closed, or a setting is not KEY=VALUE.
     """
-    from betaedit.experiments.compare import Variant
+    from betaedit.experiments.variants import Variant
 
     mend = "Write --methods 'alphaedit,alphaedit[lookup=last]'."
     found = []
@@ -159,7 +218,6 @@ def load_editor(
 ) -> Editor:
     """The editor that the options describe."""
     from betaedit.editors.editor import Editor
-    from betaedit.editors.presets import UNTUNED
     from betaedit.models.native.kernels import find_kernels
     from betaedit.native.library import NoCompilerError
 
@@ -175,13 +233,6 @@ def load_editor(
         progress=progress,
         **values,
     )
-    if preset is None and editor.preset.name == UNTUNED:
-        logger.warning(
-            "no settings were measured for %s, so facts may not be written or may harm it: "
-            "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml uses them.",
-            model,
-            model,
-        )
     if editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
         logger.warning(
             "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."
@@ -198,15 +249,16 @@ def measures(
     judge_model: str | None,
     *,
     by_harness: bool = False,
+    quick: bool = False,
 ) -> Measures:
     """What a checkpoint shall measure; ``by_harness`` says that lm-evaluation-harness reads the tasks, too.
+
+    ``quick`` leaves drift out.
 
     Raises:
         ConfigError: A figure is unknown, abilities have no folder, or an option needs another that is not there.
     """
-    from betaedit.evaluation.judge import EndpointJudge, MatchJudge
-    from betaedit.experiments.figures import EXTRAS, Measures
-    from betaedit.statistics.corpus import TextFiles
+    from betaedit.experiments.record import EXTRAS
 
     extras = tuple(name for name in EXTRAS if name != "abilities" or tasks) if also == "all" else names(also)
     unknown = [name for name in extras if name not in EXTRAS]
@@ -220,8 +272,15 @@ def measures(
         raise ConfigError("a judge judges the answers to questions.", mend="Add --also questions.")
     if tasks is not None and "abilities" not in extras and not by_harness:
         raise ConfigError("--tasks is for abilities.", mend="Add --also abilities.")
+    if quick and text is not None:
+        raise ConfigError("--text is for drift, which --quick leaves out.", mend="Give one of them.")
+    from betaedit.evaluation.judge import EndpointJudge, MatchJudge
+    from betaedit.experiments.figures import Measures
+    from betaedit.statistics.corpus import TextFiles
+
     return Measures(
         held_out=None if text is None else tuple(TextFiles((text,)).texts()),
+        drift=not quick,
         extras=extras,
         abilities_folder=tasks,
         n_tests=n_tests,

@@ -185,18 +185,25 @@ def summary_table(report: RunReport) -> Table:
         table.add_row("neighbors kept", "100%", _share(kept), "neighbors go on as before, answer known or not")
     if corrected := report.after.corrected:
         table.caption = corrected_facts(corrected)
-    before, after = report.before.perplexity, report.after.perplexity
+    _add_drift(table, report)
+    for name, value in report.after.measures.items():
+        table.add_row(name, _further(report.before.measures.get(name)), _further(value), "")
+    table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
+    return table
+
+
+def _add_drift(table: Table, report: RunReport) -> None:
+    before, after, agreement = report.before.perplexity, report.after.perplexity, report.after.agreement
+    if before is None or after is None or agreement is None:
+        table.add_row("drift", "-", "-", "not measured: perplexity, agreement, leakage, weight change")
+        return
     table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
-    table.add_row("agreement", "100%", f"{report.after.agreement:.2%}", "of that text's next tokens are the same")
+    table.add_row("agreement", "100%", f"{agreement:.2%}", "of that text's next tokens are the same")
     drift = report.to_dict()
     table.add_row("leakage", "0", _percent(drift["leakage"]["relative"]), "of the edited layers' outputs on that text")
     own = drift["statistics_text_leakage"]["relative"]
     table.add_row("leakage, own text", "0", _percent(own), "the same on the statistics' own text")
     table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
-    for name, value in report.after.measures.items():
-        table.add_row(name, _further(report.before.measures.get(name)), _further(value), "")
-    table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
-    return table
 
 
 def short_columns(first: str, *names: str) -> Table:

@@ -115,7 +115,7 @@ def _norm_anchor(editor: Editor, facts: Path, limit: int) -> float:
 def _table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from betaedit.statistics.moments import statistics_label
+    from betaedit.statistics.origin import statistics_label
 
     table = Table(title=statistics_label(found))
     for name in ("layer", "width", "trace", "largest direction", f"below {found['threshold']:g}", "their energy"):

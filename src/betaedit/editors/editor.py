@@ -6,22 +6,24 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.matrix import check_unedited
-from betaedit.editors.preset_file import choose_preset, named_preset
-from betaedit.editors.presets import UNTUNED, Preset
+from betaedit.editors.names import check_names
+from betaedit.editors.preset_file import choose_preset, warn_untuned
+from betaedit.editors.presets import Preset
 from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
+from betaedit.editors.saved import BEFORE_EDITS, EDITS_FILE, STATISTICS_FILE, find_saved, hash_weights
 from betaedit.errors import ConfigError, FactError, ModelError, OutputError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import file_errors, folder_written_whole
@@ -38,7 +40,6 @@ from betaedit.statistics.moments import Moments
 
 logger = logging.getLogger(__name__)
 
-EDITS_FILE = "betaedit.json"
 _TOKENS_PER_DIMENSION = 10
 
 
@@ -109,6 +110,9 @@ class Editor:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
         self.preset = choose_preset(preset, model.place, model.anatomy.n_layers)
+        if preset is None and config is None:
+            warn_untuned(self.preset, model.name)
+        self._saved = find_saved(model.place)
         self.config = self.recipe.settings(_as_config(config) or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
         self._known_values = known_values
@@ -160,6 +164,8 @@ class Editor:
         else:
             model = LanguageModel.wrap(name, tokenizer)
         chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
+        if preset is None and config is None:
+            warn_untuned(chosen, model.name)
         base = (config or chosen.config(find_recipe(method))).replace(**overrides)
         return cls(model, method=method, config=base, preset=chosen, statistics=moments, progress=progress)
 
@@ -178,7 +184,9 @@ class Editor:
         """The engine, made ready on first use."""
         if self._engine is None:
             check_unedited(self.language_model.anatomy, self.config.layers)
-            self._engine = self._new_engine(context_templates(self.language_model, self.config))
+            contexts = None if self._saved is None else self._saved.contexts(self.config)
+            self._engine = self._new_engine(contexts or context_templates(self.language_model, self.config))
+            self._say_what_was_saved()
         return self._engine
 
     @property
@@ -190,6 +198,8 @@ class Editor:
     def statistics(self) -> Moments:
         """``C0`` of the edited layers, collected on first use."""
         if self._moments is None:
+            self._moments = self._kept_statistics()
+        if self._moments is None:
             corpus = corpus_from(self.config.statistics_corpus, seed=self.config.seed)
             self._moments = collect_moments(
                 self.language_model,
@@ -200,6 +210,36 @@ class Editor:
                 progress=self.progress,
             )
         return self._moments
+
+    def _kept_statistics(self) -> Moments | None:
+        """Those beside a model that holds edits, which are of the unedited one; ``None`` where none fit.
+
+        Raises:
+            StatisticsError: The file is not the one that was saved.
+        """
+        file = None if self._saved is None else self._saved.statistics(self.config)
+        if self._saved is None or file is None:
+            return None
+        moments = Moments.load(file)
+        if moments.fingerprint != self._saved.record["statistics"]["fingerprint"]:
+            raise StatisticsError(f"{file} is not what was saved there.", mend="Save or export the model again.")
+        moments = replace(moments, origin={**moments.origin, BEFORE_EDITS: str(len(self._saved.edits))})
+        self._check_moments(moments)
+        return moments
+
+    def _say_what_was_saved(self) -> None:
+        """Say, once the engine is there, what it means to edit on where others have edited."""
+        if self._saved is None or not (count := len(self._saved.edits)):
+            return
+        are_kept = BEFORE_EDITS in self.statistics.origin
+        logger.warning(
+            "%s holds %d edit%s already, which further ones do not protect (those of a workspace, `betaedit init`, are "
+            "protected). The statistics are those of %s.",
+            self._saved.folder,
+            count,
+            "" if count == 1 else "s",
+            "the model without them, which differ a little from its own now" if are_kept else "the model with them",
+        )
 
     def prepare(self) -> None:
         """Make statistics, contexts and projectors now, so that the first edit does not wait for them."""
@@ -313,21 +353,36 @@ class Editor:
             matrix.check()
         with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
             save_language_model(self.language_model, scratch, self.config.layers)
-            plain = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+            if self._moments is not None:
+                (scratch / STATISTICS_FILE).parent.mkdir()
+                self._moments.save(scratch / STATISTICS_FILE)
+            plain = json.dumps({**self.to_dict(), **self._record(scratch)}, indent=2, ensure_ascii=False)
             (scratch / EDITS_FILE).write_text(f"{plain}\n", encoding="utf-8")
             yield scratch
 
     def to_dict(self) -> dict[str, Any]:
         """Model, method, hyper-parameters, statistics and every edit as plain data."""
-        prepared = self._engine is not None
         return {
             "model": self.language_model.name,
             "method": self.recipe.name,
             "preset": self.preset.name,
             "config": self.config.model_dump(mode="json"),
-            "contexts": list(self.engine.contexts) if prepared else None,
-            "statistics": self.statistics.to_dict() if prepared else None,
+            "contexts": None if self._engine is None else list(self._engine.contexts),
+            "statistics": None if self._moments is None else self._moments.to_dict(),
             "edits": [result.to_dict() for result in self.results],
+        }
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        """What a saved folder tells beside ``to_dict``, so that it can be used as a model again."""
+        anatomy, saved = self.language_model.anatomy, self._saved
+        tails = tuple(
+            f"{anatomy.projection_path(layer).removeprefix(anatomy.layers_path)}.weight" for layer in self.config.layers
+        )
+        return {
+            "base": self.language_model.place if saved is None else saved.base,
+            "preset_settings": self.preset.to_dict(),
+            "earlier_edits": [] if saved is None else saved.edits,
+            "weights": hash_weights(folder, lambda name: name.endswith(tails)),
         }
 
     def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
@@ -397,25 +452,10 @@ class Editor:
 
     def _check_moments(self, moments: Moments) -> None:
         moments.require(self._widths())
-        weights = moments.origin.get("weights")
+        told = moments.origin
+        weights = None if BEFORE_EDITS in told else told.get("weights")  # that is said where the edits are told of
         if weights and weights != self.language_model.fingerprint(moments.layers[-1]):
-            logger.warning("the statistics were collected on other weights (%s).", moments.origin.get("model"))
-
-
-def check_names(method: str, preset: Preset | str | Path | None, overrides: dict[str, Any]) -> None:
-    """Refuse a slip in what ``Editor`` is given before minutes are spent on loading a model.
-
-    Raises:
-        MethodError: The method is unknown.
-        ConfigError: An override is unknown or impossible, also for the method, or there is no such preset, or its file
-            is broken.
-    """
-    recipe = find_recipe(method)
-    if preset not in (None, UNTUNED):
-        named_preset(preset)
-    config = make_config(overrides)
-    if "layers" in overrides:
-        recipe.check(config)
+            logger.warning("the statistics were collected on other weights (%s).", told.get("model"))
 
 
 def _as_moments(statistics: Moments | str | Path | None) -> Moments | None:

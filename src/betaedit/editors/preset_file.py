@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from betaedit.editors.presets import PRESETS, UNTUNED, Preset, find_preset, preset_for, untuned
 from betaedit.editors.recipes import find_recipe
+from betaedit.editors.saved import find_saved
 from betaedit.errors import ConfigError, MethodError
 from betaedit.settings import read_settings
+
+logger = logging.getLogger(__name__)
 
 _HEADING = "# Written by `betaedit calibrate`; use it with --preset.\n"
 _MEND = "Write the file again with `betaedit calibrate`."
@@ -82,12 +86,30 @@ def read_preset(path: Path) -> PresetFile:
 def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers: int) -> Preset:
     """The preset of that name or file, or itself; the model's own when none is wanted.
 
+    A folder with edits has the preset they were made with; else the model's name decides.
+
     Raises:
         ConfigError: As ``named_preset``.
+        ModelError: The record in a folder with edits is damaged.
     """
     if wanted == UNTUNED:
         return untuned(n_layers)
-    return preset_for(model_name, n_layers) if wanted is None else named_preset(wanted)
+    if wanted is not None:
+        return named_preset(wanted)
+    saved = find_saved(model_name)
+    return preset_for(model_name, n_layers) if saved is None else saved.preset(n_layers)
+
+
+def warn_untuned(preset: Preset, model_name: str) -> None:
+    """Say that a preset which nobody asked for was not measured, if so."""
+    if preset.name == UNTUNED:
+        logger.warning(
+            "no settings were measured for %s, so facts may not be written or may harm it: "
+            "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml (in Python "
+            "preset=) uses them.",
+            model_name or "this model",
+            model_name or "FOLDER",
+        )
 
 
 def named_preset(wanted: Preset | str | Path) -> Preset:

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from betaedit.editors.config import EditConfig
 from betaedit.errors import ConfigError, MethodError, did_you_mean
-from betaedit.memory.postprocess import OperatorKind, Postprocessing
-from betaedit.memory.rule import MemoryRule, ProjectorKind
+from betaedit.memory.rule import MemoryRule, OperatorKind, Postprocessing, ProjectorKind
 
 Form = Literal["ridge", "equality", "rank-one"]
 Spread = Literal["linear", "root"]

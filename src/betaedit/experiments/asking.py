@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from betaedit.editors.editor import EDITS_FILE
 from betaedit.editors.matrix import set_aside
+from betaedit.editors.saved import EDITS_FILE
 from betaedit.errors import ConfigError, ModelError
 from betaedit.evaluation.asking import Answer, ask
 from betaedit.experiments.target import editor_of, load_target

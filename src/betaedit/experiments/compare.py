@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from betaedit.editors.editor import Editor, check_names
+from betaedit.editors.editor import Editor
 from betaedit.editors.known_values import KnownValues
-from betaedit.editors.preset_file import choose_preset
+from betaedit.editors.preset_file import choose_preset, warn_untuned
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
-from betaedit.errors import BetaEditError, ConfigError
+from betaedit.errors import BetaEditError
 from betaedit.experiments.run import RunReport, run_edits
+from betaedit.experiments.variants import Variant, check_variants
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method under settings of its own.
-
-    Args:
-        method: The recipe's name or alias.
-        settings: Hyper-parameters over all others.
-    """
-
-    method: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What its run and folder are called: ``alphaedit-lookup-last``; letters, digits, dots and dashes."""
-        parts = [part for setting in self.settings.items() for part in map(str, setting)]
-        return "-".join([find_recipe(self.method).name, *(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)])
 
 
 def compare_methods(
@@ -77,6 +57,8 @@ def compare_methods(
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})
     chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
+    if preset is None:
+        warn_untuned(chosen, model.name)
     configs = [
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants
@@ -97,20 +79,3 @@ def compare_methods(
         finally:
             editor.reset()
     return found
-
-
-def check_variants(
-    variants: Sequence[Variant], preset: Preset | str | Path | None, overrides: dict[str, Any]
-) -> list[str]:
-    """The names of variants, once all is refused that can be refused without a model.
-
-    Raises:
-        MethodError: A method is unknown.
-        ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name.
-    """
-    for variant in variants:
-        check_names(variant.method, preset, {**overrides, **variant.settings})
-    names = [variant.name for variant in variants]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
-    return names

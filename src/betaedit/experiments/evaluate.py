@@ -78,7 +78,8 @@ class Evaluator:
         measured = measure_edits(model, cases, corrected=corrected, progress=progress, label="measuring")
         said, kept = self._neighbors(edits, cases, before)
         outcomes = list(_outcomes(cases, measured.outcomes, said, kept))
-        prose, agreement, kl = self._drift(edits)
+        drifted = self._measures.drift
+        prose, agreement, kl = self._drift(edits) if drifted else (None, None, None)
         figures = edit_figures(measured)
         checkpoint = Checkpoint(
             edits=edits,
@@ -90,11 +91,11 @@ class Evaluator:
             perplexity=prose,
             agreement=agreement,
             kl=kl,
-            layers=layer_states(self._editor, self._measures.texts, self._unedited_keys),
+            layers=layer_states(self._editor, self._measures.texts, self._unedited_keys) if drifted else {},
             abilities=measure_task_abilities(model, self._measures, progress),
             measures=self._extras(cases, corrected),
-            worst=self._worst(before, outcomes),
-            hidden=self._hidden(cases) if edits else None,
+            worst=self._worst(before, outcomes) if drifted else [],
+            hidden=self._hidden(cases) if edits and drifted else None,
             seconds_editing=seconds_editing,
         )
         return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes

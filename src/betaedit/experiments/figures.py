@@ -32,7 +32,6 @@ from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency")
 _ASKED_AS: dict[str, AnswerStyle] = {"": PLAIN, "chat ": CHAT}
 """How questions are asked, by what the names of their figures begin with."""
 _LATENCY_PROMPTS = 5
@@ -49,13 +48,15 @@ class Measures:
 
     Args:
         held_out: Texts for perplexity, agreement and divergence; the package's own prose by default.
-        extras: Slower figures, of ``EXTRAS``.
+        drift: Whether to measure perplexity, agreement, divergence and leakage, and what reports draw beside them.
+        extras: Slower figures, of ``record.EXTRAS``.
         abilities_folder: Where the ability tasks' files are.
         n_tests: Items per ability task.
         judge: Decides which answers to questions are right.
     """
 
     held_out: tuple[str, ...] | None = None
+    drift: bool = True
     extras: tuple[str, ...] = ()
     abilities_folder: Path | None = None
     n_tests: int = 100
@@ -88,14 +89,17 @@ class Measures:
         judge = f"{type(self.judge).__name__} {getattr(self.judge, 'model', '')}".strip()
         return {
             "prompts_sha256": _digest([asdict(case) for case in cases]),
-            "held_out_sha256": _digest(self.texts),
             "extras": sorted(self.extras),
-            "held_out_texts": len(self.texts),
             **({"neighbors": _of_neighbors(cases)} if followed else {}),
+            **self._of_drift(),
             **(self._of_tasks() if "abilities" in self.extras else {}),
             **({"fluency_prompts": len(_openings(cases))} if "fluency" in self.extras else {}),
             **({"judge": judge} if "questions" in self.extras else {}),
         }
+
+    def _of_drift(self) -> dict[str, Any]:
+        """How many held-out texts, and a hash of them."""
+        return {"held_out_sha256": _digest(self.texts), "held_out_texts": len(self.texts)} if self.drift else {}
 
     def _of_tasks(self) -> dict[str, Any]:
         """How many items of each ability task, and a hash of them."""

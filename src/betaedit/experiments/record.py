@@ -18,6 +18,9 @@ from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.writing import joint_between
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
+EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency")
+"""Slower figures, measured when they are asked for."""
+
 METRICS = ("efficacy", "generality", "specificity")
 
 
@@ -151,7 +154,7 @@ class Checkpoint(Kept):
         neighbors_kept: Neighbors, with a known answer or without, still say what the unedited model says; ``None``
             without neighbors, and in runs that an older version began.
         corrected: How many of the facts a later one corrects: they are left out of efficacy and generality.
-        perplexity: On held-out prose.
+        perplexity: On held-out prose; ``None``, as the next two, where drift was left out; ``layers`` is empty then.
         agreement: Share of that prose's tokens at which the most probable next token is that of the unedited model.
         kl: Mean ``KL(unedited || edited)`` of the next token there, in nats.
         layers: Every edited layer.
@@ -167,9 +170,9 @@ class Checkpoint(Kept):
     efficacy: EditFigure
     generality: EditFigure
     specificity: EditFigure
-    perplexity: float
-    agreement: float
-    kl: float
+    perplexity: float | None
+    agreement: float | None
+    kl: float | None
     neighbors_kept: Mean | None = None
     corrected: int = 0
     layers: dict[int, LayerState]

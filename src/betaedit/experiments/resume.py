@@ -11,7 +11,7 @@ from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import RunSetup, describe_cases
 from betaedit.facts.fact import EvaluationCase
-from betaedit.statistics.moments import same_statistics, statistics_label
+from betaedit.statistics.origin import same_statistics, statistics_label
 
 
 def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:

@@ -150,17 +150,20 @@ def run_edits(
             over.
 
     Raises:
-        ConfigError: A count of ``evaluate_at`` does not lie between two batches, or the model holds edits already.
+        ConfigError: A count of ``evaluate_at`` does not lie between two batches, the model holds edits already, or a
+            kept run is to leave drift out.
         RunFolderError: The folder holds another run, or is damaged.
         StatisticsError: The kept run was made with other statistics.
         CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
     """
     if editor.results:
         raise ConfigError("the model holds edits already.", mend="Call reset() first: a run starts unedited.")
+    measures = measures or Measures()
+    if folder is not None and not measures.drift:
+        raise ConfigError("a run that is kept is measured whole.", mend="Leave out drift=False, or the folder.")
     points = measuring_points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
     editor.plan(cases)
     editor.prepare()
-    measures = measures or Measures()
     setup = _setup(editor, cases, points, batch_size, source, measures)
     kept = None if folder is None else open_run(Path(folder), setup, cases, measures)
     unedited = None if beside is None else unedited_beside(beside, setup)

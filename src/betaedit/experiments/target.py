@@ -10,10 +10,11 @@ from typing import cast
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
 from betaedit.editors.live import LiveFact, in_the_way
+from betaedit.editors.presets import UNTUNED, Preset, find_preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder, write_json
-from betaedit.experiments.record import Mean
+from betaedit.experiments.record import Mean, RunSetup
 from betaedit.experiments.resume import check_statistics
 from betaedit.experiments.state import count_edits, load_batches
 from betaedit.extras import import_extra
@@ -95,7 +96,8 @@ def editor_of(
     _check_type(name, own, dtype)
     model = load_kept(run.path, setup.model["name"], dtype=own, device=device)
     _check_weights(run, model)
-    editor = Editor(model, method=setup.method, config=make_config(setup.config), statistics=statistics)
+    config = make_config(setup.config)
+    editor = Editor(model, method=setup.method, config=config, preset=_preset(setup), statistics=statistics)
     _check_statistics(run, editor)
     state = run.path / "state"
     for batch in load_batches(state, count_edits(state)):
@@ -152,6 +154,15 @@ def facts_of(name: str) -> list[Fact]:
         live = [held for held in live if held not in leaving]
         live += [LiveFact(result, number, {}) for result in batch.again + batch.results]
     return [held.fact for held in live]
+
+
+def _preset(setup: RunSetup) -> Preset | str | None:
+    """The preset of a run, so that what is saved of it names the right one; one of a file has the run's settings."""
+    name = setup.details.get("preset")
+    if name is None or name == UNTUNED or find_preset(name):
+        return name
+    source = "the settings of a run"
+    return Preset(name, (), source, parameters=0.0, mlp_size=0, hidden_size=0, values=setup.config)
 
 
 def _check_weights(run: RunFolder, model: LanguageModel) -> None:

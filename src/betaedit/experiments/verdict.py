@@ -107,8 +107,10 @@ def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
     parts = [
         f"{checkpoint.edits:,} fact{'' if checkpoint.edits == 1 else 's'} written",
         ", ".join(part for part in told if part),
-        f"perplexity {checkpoint.perplexity:.1f}" if base is None else f"perplexity {growth(base, checkpoint)}",
-        f"{percent(checkpoint.agreement, 1)} of next tokens unchanged",
+        _prose(base, checkpoint),
+        "drift not measured"
+        if checkpoint.agreement is None
+        else f"{percent(checkpoint.agreement, 1)} of next tokens unchanged",
     ]
     return "; ".join(part for part in parts if part)
 
@@ -136,9 +138,17 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def growth(base: Checkpoint, checkpoint: Checkpoint) -> str:
-    """Change of perplexity: in percent, or as a factor where it is large."""
-    change = checkpoint.perplexity / base.perplexity - 1
+    """Change of perplexity: in percent, or as a factor where it is large; a dash where it was not measured."""
+    change = _perplexity(base, checkpoint)
+    if change is None:
+        return "-"
     return f"{change:+.1%}" if change < _LONGEST_PERCENTAGE else shown_damage(change)
+
+
+def _prose(base: Checkpoint | None, checkpoint: Checkpoint) -> str | None:
+    if checkpoint.perplexity is None:
+        return None
+    return f"perplexity {checkpoint.perplexity:.1f}" if base is None else f"perplexity {growth(base, checkpoint)}"
 
 
 def _neighbors(base: Checkpoint | None, checkpoint: Checkpoint) -> str | None:
@@ -154,7 +164,7 @@ def _judgement(level: Level, reasons: list[str], collapse: int | None, sound: in
     where = "" if collapse is None else f"The collapse {began}was seen at {collapse:,}."
     because = f": {', '.join(reasons)}" if reasons else ""
     sentences = {
-        "safe": "Every figure is within its limits.",
+        "safe": "Every figure that was measured is within its limits.",
         "watch": f"The model shows damage{because}." if reasons else "The model had collapsed and came back.",
         "collapsed": f"The model is no longer usable{because}.",
     }
@@ -171,11 +181,13 @@ def shown_damage(damage: float) -> str:
 
 
 def _perplexity(base: Checkpoint | None, checkpoint: Checkpoint) -> float | None:
-    return None if base is None else checkpoint.perplexity / base.perplexity - 1
+    if base is None or base.perplexity is None or checkpoint.perplexity is None:
+        return None
+    return checkpoint.perplexity / base.perplexity - 1
 
 
-def _changed_tokens(_: Checkpoint | None, checkpoint: Checkpoint) -> float:
-    return 1 - checkpoint.agreement
+def _changed_tokens(_: Checkpoint | None, checkpoint: Checkpoint) -> float | None:
+    return None if checkpoint.agreement is None else 1 - checkpoint.agreement
 
 
 def _neighbors_lost(base: Checkpoint | None, checkpoint: Checkpoint) -> float | None:

@@ -19,8 +19,8 @@ from betaedit.models.load import LanguageModel
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+model = AutoModelForCausalLM.from_pretrained({folder!r})  # this folder
+tokenizer = AutoTokenizer.from_pretrained({folder!r})"""
 
 
 def provenance_of(editor: Editor, figures: Mapping[str, BeforeAndAfter]) -> Provenance:
@@ -47,8 +47,9 @@ def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeA
         OutputError: The folder cannot be written.
     """
     path = Path(folder)
+    usage = _LOAD.format(folder=str(path.resolve()))
     with editor.saved_into(path) as scratch:
-        write_card(scratch, provenance_of(editor, figures), library="transformers", usage=_LOAD)
+        write_card(scratch, provenance_of(editor, figures), library="transformers", usage=usage)
     return path
 
 

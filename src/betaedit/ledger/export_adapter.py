@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,10 +38,11 @@ SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _LOAD = """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("THE UNEDITED MODEL")
-model = PeftModel.from_pretrained(model, "FOLDER")"""
+model = AutoModelForCausalLM.from_pretrained({base!r}, dtype={dtype!r})  # the unedited model
+model = PeftModel.from_pretrained(model, {folder!r})  # this folder
+tokenizer = AutoTokenizer.from_pretrained({base!r})"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class AdapterReport:
     """What an adapter holds.
 
     Args:
+        base: The unedited model, by what transformers and servers load it by.
         rank: Of all layers; those of lower rank are filled up.
         sufficient_rank: The one that would lose nothing.
         server_rank: The least ``--max-lora-rank`` that serves it; ``None`` above the largest.
@@ -71,6 +74,7 @@ class AdapterReport:
         exported: Efficacy with the truncated change.
     """
 
+    base: str
     rank: int
     sufficient_rank: int
     server_rank: int | None
@@ -81,6 +85,10 @@ class AdapterReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return asdict(self)
+
+    def serving_command(self, folder: Path) -> str | None:
+        """What to type so that vLLM serves the adapter in ``folder``; ``None`` where its rank is too large for that."""
+        return None if self.server_rank is None else _serving_command(self.base, folder, self.server_rank)
 
 
 def save_adapter(
@@ -117,21 +125,30 @@ def save_adapter(
     if chosen > SERVER_RANKS[-1]:
         logger.warning("rank %d is above %d, the most that servers take: export the model.", chosen, SERVER_RANKS[-1])
     updates = {layer: found.cut(chosen) for layer, found in parts.items()}
-    path = Path(folder)
+    path, place = Path(folder), Path(folder).resolve()
+    limit = server_rank(chosen)
+    serving = None if limit is None else _serving_command(model.address, place, limit)
     with file_errors(path, OutputError), folder_written_whole(path) as scratch:
         _write_adapter(model, updates, chosen, scratch)
-        write_card(scratch, provenance, library="peft", usage=_LOAD)
+        usage = _LOAD.format(base=model.address, dtype=str(model.model.dtype).removeprefix("torch."), folder=str(place))
+        write_card(scratch, provenance, library="peft", usage=usage, serving=serving)
     cases = [EvaluationCase(fact) for fact in provenance.facts]
     edited = measure_edits(model, cases, progress=progress).efficacy
     with truncated(model, changes, updates):
         exported = measure_edits(model, cases, progress=progress).efficacy
     layers = {layer: _truncation(found, enough[layer], chosen) for layer, found in parts.items()}
-    return AdapterReport(chosen, max(enough.values()), server_rank(chosen), layers, edited, exported)
+    return AdapterReport(model.address, chosen, max(enough.values()), limit, layers, edited, exported)
 
 
 def server_rank(rank: int) -> int | None:
     """The least of ``SERVER_RANKS`` that holds ``rank``; ``None`` when none does."""
     return next((limit for limit in SERVER_RANKS if limit >= rank), None)
+
+
+def _serving_command(base: str, folder: Path, limit: int) -> str:
+    """By vLLM's own options; an adapter is named there, and requests name it as their model."""
+    module = shlex.quote(f"{folder.resolve().name.replace('=', '-')}={folder.resolve()}")
+    return f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {module} --max-lora-rank {limit}"
 
 
 @contextmanager
@@ -165,7 +182,7 @@ def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: in
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.place,
+        "base_model_name_or_path": model.address,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,  # the adapter's scale is lora_alpha / r

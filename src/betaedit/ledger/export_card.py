@@ -11,10 +11,12 @@ from string import Template
 from betaedit.facts.fact import Fact
 from betaedit.facts.writer import save_facts
 from betaedit.models.bundled import BUNDLES
-from betaedit.models.load import local_model
+from betaedit.models.places import local_model
 
 FACTS_FILE = "facts.jsonl"
 _LISTED = 100
+_SERVING = "\nServe it with vLLM, where that supports LoRA for this family of models:"
+_UNMEASURED = "None were measured yet; in this folder, `betaedit eval . --from facts.jsonl` measures them."
 
 BeforeAndAfter = tuple[float | None, float | None]
 
@@ -36,7 +38,7 @@ class Provenance:
     figures: Mapping[str, BeforeAndAfter] = field(default_factory=dict)
 
 
-def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str) -> None:
+def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str, serving: str | None = None) -> None:
     """``README.md`` as the Hugging Face hub shows it, and all facts as ``facts.jsonl``.
 
     Args:
@@ -44,6 +46,7 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
         provenance: What it holds.
         library: The one that loads it, by the hub's name.
         usage: Python code that does.
+        serving: A command that serves it.
     """
     model, facts = provenance.model, provenance.facts
     template = resources.files("betaedit.ledger").joinpath("templates/card.md").read_text(encoding="utf-8")
@@ -55,7 +58,8 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
         method=provenance.method,
         count=f"{len(facts):,} fact{'' if len(facts) == 1 else 's'}",
         usage=usage,
-        figures=_table(("figure", "before", "after"), _figure_rows(provenance.figures)) or "None were measured.",
+        serving="" if serving is None else f"{_SERVING}\n\n    {serving}\n",
+        figures=_table(("figure", "before", "after"), _figure_rows(provenance.figures)) or _UNMEASURED,
         facts=_table(("prompt", "true answer", "written answer"), _fact_rows(facts)),
         rest=f"The first {_LISTED} of them; all are in" if len(facts) > _LISTED else "They are also in",
     )
@@ -64,7 +68,7 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
 
 
 def _is_on_hub(name: str) -> bool:
-    return name not in BUNDLES and local_model(name) is None
+    return bool(name) and name not in BUNDLES and local_model(name) is None
 
 
 def _figure_rows(figures: Mapping[str, BeforeAndAfter]) -> list[tuple[str, ...]]:

@@ -9,8 +9,7 @@ So ``F`` is all that needs to be carried, no product with ``C`` is formed, and a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,33 +18,11 @@ from torch import Tensor
 from betaedit.errors import NumericalError
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.projector import Spectrum
-from betaedit.memory.rule import MemoryRule
+from betaedit.memory.rule import MemoryRule, Postprocessing
 from betaedit.memory.update import Update
 
-OperatorKind = Literal["none", "rect", "prune", "simie", "adaedit"]
 _EPSILON = 1e-8
 _FLOOR = 1e-12
-
-
-@dataclass(frozen=True, slots=True)
-class Postprocessing:
-    """Which operator, how strong, and what becomes of its error.
-
-    Args:
-        operator: ``none``, or an operator below.
-        aligned: Whether what it withholds is carried into the next update.
-        rect_fraction: Share of entries that ``rect`` keeps.
-        prune_base: Base of the logarithm of ``prune``.
-        simie_ridge: ``lambda`` of ``simie``.
-        adaedit_fraction: Share of entries that ``adaedit`` keeps.
-    """
-
-    operator: OperatorKind
-    aligned: bool
-    rect_fraction: float = 0.4
-    prune_base: float = math.e
-    simie_ridge: float = 10.0
-    adaedit_fraction: float = 0.4
 
 
 def keep_largest(

@@ -1,13 +1,15 @@
-"""Which terms of the one closed-form update are switched on."""
+"""Which terms of the one closed-form update are switched on, and what is done to an update then."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 ProjectorKind = Literal["none", "fixed", "refreshed"]
 RefreshRule = Literal["normalised", "literal"]
 FormKind = Literal["ridge", "equality"]
+OperatorKind = Literal["none", "rect", "prune", "simie", "adaedit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +49,24 @@ class MemoryRule:
     def thresholded_weight(self) -> float:
         """The weight on ``C0`` in the matrix from which a refreshed projector is cut."""
         return self.leakage_weight if self.refresh_weight is None else self.refresh_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Postprocessing:
+    """Which operator, how strong, and what becomes of its error.
+
+    Args:
+        operator: ``none``, or an operator of ``postprocess``.
+        aligned: Whether what it withholds is carried into the next update.
+        rect_fraction: Share of entries that ``rect`` keeps.
+        prune_base: Base of the logarithm of ``prune``.
+        simie_ridge: ``lambda`` of ``simie``.
+        adaedit_fraction: Share of entries that ``adaedit`` keeps.
+    """
+
+    operator: OperatorKind
+    aligned: bool
+    rect_fraction: float = 0.4
+    prune_base: float = math.e
+    simie_ridge: float = 10.0
+    adaedit_fraction: float = 0.4

@@ -3,9 +3,14 @@
 This room knows transformers; it knows neither facts, nor statistics, nor editors.
 """
 
-from betaedit.models.anatomy import Anatomy, find_anatomy
-from betaedit.models.load import LanguageModel, load_language_model
-from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target, find_lookup_token
+from typing import TYPE_CHECKING
+
+from betaedit.lazy import imported_when_asked
+
+if TYPE_CHECKING:
+    from betaedit.models.anatomy import Anatomy, find_anatomy
+    from betaedit.models.load import LanguageModel, load_language_model
+    from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target, find_lookup_token
 
 __all__ = [
     "Anatomy",
@@ -18,3 +23,12 @@ __all__ = [
     "find_lookup_token",
     "load_language_model",
 ]
+
+__getattr__ = imported_when_asked(
+    __name__,
+    {
+        "anatomy": ("Anatomy", "find_anatomy"),
+        "load": ("LanguageModel", "load_language_model"),
+        "lookup": ("EncodedPrompts", "Prompt", "encode_prompts", "encode_target", "find_lookup_token"),
+    },
+)

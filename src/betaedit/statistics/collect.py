@@ -27,7 +27,8 @@ from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
 from betaedit.statistics.lock import one_at_a_time
-from betaedit.statistics.moments import FORMAT, TEXT, Moments, deciding
+from betaedit.statistics.moments import FORMAT, Moments
+from betaedit.statistics.origin import TEXT, deciding
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +16,12 @@ from torch import Tensor
 from betaedit.errors import OutputError, StatisticsError
 from betaedit.files import file_errors, written_whole
 from betaedit.models.load import fingerprint_weights
+from betaedit.statistics.origin import FINGERPRINT, N_TOKENS, NOT_RECORDED, TEXT, unreadable_statistics
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "betaedit-moments-1"
 _NAME = "layer.{}.second_moment"
-_LABELS = ("model", "corpus")  # of an origin: what things are called, which decides nothing
-TEXT = "text_sha256"
-"""Under this name ``Moments.origin`` has a hash of the tokens that were read."""
-
-NOT_RECORDED = "not recorded"
-_FINGERPRINT = "fingerprint"
-_N_TOKENS = "n_tokens"
-_SHORT = len(NOT_RECORDED)  # letters of a hash, enough to tell two apart
 _SYMMETRY = 1e-4
 _MATRIX = 2
 
@@ -65,7 +57,7 @@ class Moments:
             OutputError: It cannot be written.
         """
         path = Path(path)
-        metadata = {"format": FORMAT, _N_TOKENS: str(self.n_tokens), _FINGERPRINT: self.fingerprint, **self.origin}
+        metadata = {"format": FORMAT, N_TOKENS: str(self.n_tokens), FINGERPRINT: self.fingerprint, **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
         with file_errors(path, OutputError), written_whole(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
@@ -84,7 +76,7 @@ class Moments:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable_statistics(path, error) from error
         matrices = {int(name.split(".")[1]): tensor.float() for name, tensor in tensors.items() if _is_moment(name)}
         if not matrices:
             raise StatisticsError(
@@ -92,8 +84,8 @@ class Moments:
             )
         for layer, matrix in matrices.items():
             _check(path, layer, matrix)
-        known = {key: value for key, value in metadata.items() if key not in ("format", _N_TOKENS, _FINGERPRINT)}
-        n_tokens = metadata.get(_N_TOKENS, "0")
+        known = {key: value for key, value in metadata.items() if key not in ("format", N_TOKENS, FINGERPRINT)}
+        n_tokens = metadata.get(N_TOKENS, "0")
         if not n_tokens.isdecimal():
             raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", mend="n_tokens must be a number.")
         return cls(matrices, int(n_tokens), known)
@@ -123,64 +115,8 @@ class Moments:
 
     def to_dict(self) -> dict[str, Any]:
         """What a report says of them: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
-        told = {"layers": list(self.layers), "tokens": self.n_tokens, _FINGERPRINT: self.fingerprint}
+        told = {"layers": list(self.layers), "tokens": self.n_tokens, FINGERPRINT: self.fingerprint}
         return {**told, TEXT: NOT_RECORDED, **self.origin}
-
-
-def same_statistics(kept: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether two ``Moments.to_dict`` tell of the same statistics.
-
-    The same matrices are, and the same text read on the same weights, whose matrices differ by rounding where it was
-    read with other threads. Records of older versions tell neither; they are compared by the rest. What model
-    and text are called is no part of it.
-    """
-    if _FINGERPRINT in kept and kept[_FINGERPRINT] == found.get(_FINGERPRINT):
-        return True
-    left_out = {TEXT, _FINGERPRINT, *_LABELS}
-    for name in (TEXT, _FINGERPRINT):
-        both = kept.get(name, NOT_RECORDED), found.get(name, NOT_RECORDED)
-        if NOT_RECORDED not in both:
-            if both[0] != both[1]:
-                return False
-            left_out.add("corpus_hash")
-            break
-    rest = [{key: value for key, value in each.items() if key not in left_out} for each in (kept, found)]
-    return rest[0] == rest[1]
-
-
-def read_origin(path: Path) -> dict[str, Any]:
-    """What a file that ``Moments.save`` wrote tells of itself, its layers left out and its matrices not read.
-
-    Raises:
-        StatisticsError: It cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    n_tokens = told.pop(_N_TOKENS, "")
-    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **told}
-
-
-def statistics_label(told: Mapping[str, Any]) -> str:
-    """What ``Moments.to_dict`` tells in one line: tokens, corpus, and the hashes of text and matrices in short."""
-    text, matrices = (
-        str(told.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, _FINGERPRINT)
-    )
-    corpus = told.get("corpus", "unknown text")
-    return f"{told.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
-
-
-def _unreadable(path: Path, error: Exception) -> StatisticsError:
-    return StatisticsError(
-        f"the statistics file {path} cannot be read: {error}", mend="Give a file made by `betaedit statistics`."
-    )
-
-
-def deciding(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides second moments, of what ``Moments.to_dict`` or an origin tells: hashes and counts, no names."""
-    return {name: value for name, value in told.items() if name not in _LABELS}
 
 
 def _is_moment(name: str) -> bool:

@@ -1,0 +1,135 @@
+"""What a folder of ``Editor.save_pretrained`` tells of itself when it is used as a model again; no torch is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from betaedit.editors.config import EditConfig
+from betaedit.editors.presets import UNTUNED, Preset, find_preset, preset_for, untuned
+from betaedit.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+EDITS_FILE = "betaedit.json"
+STATISTICS_FILE = Path("betaedit", "statistics.safetensors")
+"""In a folder of its own: servers read every safetensors file that lies beside a model's as part of it."""
+
+BEFORE_EDITS = "before_edits"
+"""Under this name statistics taken from such a folder say how many edits were written after they were collected."""
+
+_STATISTICS_SETTINGS = ("statistics_corpus", "statistics_tokens", "statistics_skip_first_token", "seed")
+_CONTEXT_SETTINGS = ("context_templates", "context_openings", "context_length", "context_top_k", "seed")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A folder with edits in its weights, and the record beside them.
+
+    Args:
+        folder: Where it is.
+        record: What ``EDITS_FILE`` holds.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """Every edit in the weights as plain data, in order."""
+        return [*self.record.get("earlier_edits", []), *self.record.get("edits", [])]
+
+    @property
+    def base(self) -> str:
+        """The model that was there before the first of them."""
+        return str(self.record.get("base") or self.record.get("model"))
+
+    def preset(self, n_layers: int) -> Preset:
+        """The preset the edits were made with: by its name, or, where it came from a file, as the record has it."""
+        name = self.record.get("preset")
+        if name == UNTUNED:
+            return untuned(n_layers)
+        if known := find_preset(str(name)):
+            return known
+        if settings := self.record.get("preset_settings"):
+            return Preset(**{**settings, "models": ()}, parameters=0.0, mlp_size=0, hidden_size=0)
+        return preset_for(self.base, n_layers)  # a folder of an older version
+
+    def contexts(self, config: EditConfig) -> tuple[str, ...] | None:
+        """Those sampled from the unedited model, where ``config`` asks for the same."""
+        kept = self.record.get("contexts")
+        return tuple(kept) if kept and self._has_settings(config, _CONTEXT_SETTINGS) else None
+
+    def statistics(self, config: EditConfig) -> Path | None:
+        """The file of those of the unedited model, where ``config`` asks for the same, or for some of their layers."""
+        told, file = self.record.get("statistics") or {}, self.folder / STATISTICS_FILE
+        fits = set(config.layers) <= set(told.get("layers", [])) and self._has_settings(config, _STATISTICS_SETTINGS)
+        return file if fits and file.is_file() else None
+
+    def _has_settings(self, config: EditConfig, names: tuple[str, ...]) -> bool:
+        was, now = self.record.get("config", {}), config.model_dump(mode="json")
+        return all(name in was and was[name] == now[name] for name in names)
+
+
+def find_saved(place: str) -> SavedModel | None:
+    """The saved model at ``LanguageModel.place``; ``None`` where there is none.
+
+    A record that other weights lie beside now, as after training, is not used, and that is said.
+
+    Raises:
+        ModelError: The record is damaged.
+    """
+    folder = Path(place)
+    if not (folder.is_absolute() and (folder / EDITS_FILE).is_file()):  # other places are names, not paths
+        return None
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return _read(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | None:
+    """The saved model, read once as long as its files stay what they are."""
+    file = folder / EDITS_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        known = record.get("weights", {})
+        found = hash_weights(folder, known.__contains__)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"{file} is damaged: {error}", mend="Save or export the edited model again, or take this file away."
+        ) from error
+    if found != known:
+        logger.warning(
+            "the weights in %s are not those that its %s tells of, so preset, statistics and contexts there are not "
+            "used.",
+            folder,
+            EDITS_FILE,
+        )
+        return None
+    return SavedModel(folder, record)
+
+
+def hash_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """``sha256:...`` of the tensors of ``wanted`` names in a model's files, by name, whatever type they are read as."""
+    return {
+        name: f"sha256:{hashlib.sha256(held).hexdigest()}"
+        for file in sorted(folder.glob("model*.safetensors"))
+        for name, held in _tensors(file, wanted)
+    }
+
+
+def _tensors(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes: the file begins with the length of a header, which tells where each tensor lies."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        for name in sorted(filter(wanted, header)):
+            begin, end = header[name]["data_offsets"]
+            opened.seek(8 + length + begin)
+            yield name, opened.read(end - begin)
