@@ -15,6 +15,7 @@
     ├── MethodError          an unknown method, or one that cannot do what was asked
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
     ├── CollapseError        a run that was told to stop once the model had collapsed
+    ├── NotHeldError         fewer facts are held than was asked for
     ├── RunFolderError       a folder that holds no run, or a broken or newer one
     ├── LedgerError          a workspace that is missing, damaged, in use, or cannot be written
     │   └── IdentityError            a workspace of another model, other statistics, or another method
@@ -127,6 +128,10 @@ class ConfigError(BetaEditError):
 
 class CollapseError(BetaEditError):
     """The edited model has collapsed, and the run was to stop there."""
+
+
+class NotHeldError(BetaEditError):
+    """Fewer facts are held by the edited model than was asked for."""
 
 
 class RunFolderError(BetaEditError):

@@ -12,6 +12,12 @@ from support.edits import moments_for
 from support.families import language_model
 
 
+@pytest.fixture(autouse=True)
+def _no_debug_of_earlier_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--debug`` speaks through the environment, which programs that a test starts would inherit."""
+    monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)
+
+
 @dataclass
 class Ran:
     code: int
@@ -34,7 +40,6 @@ def betaedit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Ran(code, captured.out, captured.err)
 
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("BETAEDIT_DEBUG", raising=False)  # an earlier --debug in this process
     return run
 
 

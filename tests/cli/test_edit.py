@@ -262,3 +262,62 @@ def test_settings_that_were_not_measured_are_told_once(betaedit, tiny, caplog: p
     assert betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny).code == 0
     assert sum("no settings were measured" in message for message in caplog.messages) == 1
     assert f"`betaedit calibrate --model {tiny[1]}" in caplog.text
+
+
+# ---- held or missed
+
+
+def test_wordings_and_form_are_options(betaedit, tiny, facts, text) -> None:
+    def config(*options: str) -> dict:
+        ran = betaedit("edit", "--from", facts, "--text", text, "--json", *options, *tiny)
+        return json.loads(ran.out)["setup"]["config"]
+
+    assert (config()["form"], config()["paraphrases"]) == ("completion", "unseen")
+    chosen = config("--form", "both", "--paraphrases", "written")
+    assert (chosen["form"], chosen["paraphrases"]) == ("both", "written")
+
+
+def test_the_last_line_counts_the_facts_that_are_not_held_and_scripts_can_ask_for_a_share(
+    betaedit, tiny, facts, text
+) -> None:
+    ran = betaedit("edit", "--from", facts, "--text", text, *tiny)
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1].startswith("2 of 2 not held: Ana was born in; The home of Bob is")
+    failed = betaedit("edit", "--from", facts, "--text", text, "--fail-under", "0.5", *tiny)
+    assert failed.code == 10
+    assert "0.0% of the facts are held" in failed.err
+    assert betaedit("edit", "--from", facts, "--text", text, "--fail-under", "0", *tiny).code == 0
+
+
+def test_a_fact_that_is_missed_is_taken_back_and_said_so_unless_it_is_to_be_kept(betaedit, tiny, facts, text) -> None:
+    tiny = [*tiny, "--set", "keep_missed=false"]
+    ran = betaedit("edit", "--from", facts, "--text", text, *tiny)
+    assert "2 of 2 not held (2 taken back: the model answers as before there)" in ran.out
+    report = json.loads(betaedit("edit", "--from", facts, "--text", text, "--json", *tiny).out)
+    assert report["held"] | {"missed": 0, "by probability": 0} == {
+        "facts": 2, "missed": 0, "runs on": 0, "by probability": 0, "held": 0, "taken back": 2
+    }  # fmt: skip
+    assert [(one["status"] == "held", one["kept"], one["keys"]) for one in report["results"]] == [(False, False, 0)] * 2
+    assert report["weight_change"]["mean"] == 0
+    kept = json.loads(betaedit("edit", "--from", facts, "--text", text, "--json", *tiny[:-2], "--keep-missed").out)
+    assert kept["held"]["taken back"] == 0
+    assert kept["weight_change"]["mean"] > 0
+
+
+def test_a_run_whose_facts_were_taken_back_goes_on_where_it_was(betaedit, tiny, facts, text, tmp_path: Path) -> None:
+    options = ("edit", "--from", facts, "--text", text, "--out", tmp_path / "run", "--json", *tiny)
+    first = json.loads(betaedit(*options, "--set", "keep_missed=false").out)
+    again = json.loads(betaedit(*options, "--set", "keep_missed=false").out)
+    assert first["results"] == again["results"]
+    exported = betaedit("export", tmp_path / "run", "--to", "facts", "--out", tmp_path / "out.jsonl")
+    assert "holds no edits" in exported.err
+
+
+def test_a_missed_fact_leaves_no_event_in_a_workspace(betaedit, tiny, facts, tmp_path: Path) -> None:
+    made = betaedit("init", tmp_path / "w", *tiny, "--set", "keep_missed=false")
+    assert made.code == 0, made.err
+    ran = betaedit("edit", "--from", facts, "--workspace", tmp_path / "w")
+    assert ran.code == 0, ran.err
+    assert "0 edits kept" in ran.out
+    assert json.loads(betaedit("log", "--json", "--workspace", tmp_path / "w").out)["edits"] == []
+    assert betaedit("verify", "--workspace", tmp_path / "w").code == 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from betaedit import Editor
 from betaedit.editors import EditConfig
 from betaedit.editors import engine as engine_module
-from betaedit.editors.keys import LayerWalk, average_keys
+from betaedit.editors.keys import LayerWalk
 from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
 from betaedit.errors import NumericalError
@@ -160,9 +160,10 @@ def test_the_walk_leaves_no_hooks_behind_even_when_writing_fails() -> None:
 
 
 def test_the_bare_prompt_weighs_as_much_as_all_contexts_together() -> None:
-    inputs = torch.tensor([[[2.0, 0.0], [0.0, 4.0], [0.0, 8.0]]])
-    assert torch.equal(average_keys(inputs), torch.tensor([[1.0], [3.0]]))
-    assert torch.equal(average_keys(inputs[:, :1]), torch.tensor([[2.0], [0.0]]))
+    model = language_model("llama")
+    config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
+    assert pose(model, FACTS[:1], CONTEXTS, config).key_weights(0).tolist() == [[0.5, 0.25, 0.25]]
+    assert pose(model, FACTS[:1], CONTEXTS[:1], config).key_weights(0).tolist() == [[1.0]]
 
 
 # ---- all or nothing

@@ -42,7 +42,7 @@ HUB = {
 
 
 def test_every_published_preset_is_checked_here():
-    assert {preset.name for preset in PRESETS} == {*PUBLISHED, "smollm2", "smollm2-adam"}
+    assert {preset.name for preset in PRESETS} == {*PUBLISHED, "smollm2", "smollm2-facts", "smollm2-adam"}
 
 
 @EVERY

@@ -191,6 +191,42 @@ def test_a_search_at_a_point_without_slope_stays_there():
     assert torch.equal(path.points, torch.zeros(3, 1, 2, dtype=torch.float64))
 
 
+# ---- L-BFGS
+
+
+@given(problems, st.floats(0.01, 3.0), st.floats(0.01, 3.0))
+@settings(max_examples=50, deadline=None)
+def test_an_lbfgs_search_stays_inside_the_ball(problem: Quadratics, first: float, longest: float):
+    search = problem.search(value_optimizer="lbfgs", value_first_step=first, value_longest_step=longest)
+    path = follow(search, len(problem), problem.at, 25)
+    assert torch.isfinite(path.points).all()
+    assert bool((path.points.norm(dim=2) <= problem.radius * SLACK).all())
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 8), st.floats(1.0, 50.0))
+@settings(max_examples=50, deadline=None)
+def test_an_lbfgs_search_finds_a_lowest_point_that_lies_inside_the_ball(seed: int, n: int, d: int, condition: float):
+    problem = Quadratics.random(seed, n, d, condition, 100.0)
+    path = follow(problem.search(value_optimizer="lbfgs", value_longest_step=5.0), n, problem.at, 60)
+    assert bool((path.lowest <= 1e-4 * path.losses[0] + 1e-12).all())
+
+
+@pytest.mark.parametrize("first", [0.1, 0.35, 2.0])
+def test_the_first_step_of_lbfgs_has_the_stated_length_against_the_slope(first: float):
+    hidden = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    search = make_search(hidden, EditConfig(value_optimizer="lbfgs", value_first_step=first, value_clamp=9.0))
+    rows = torch.arange(2)
+    search.step(rows, torch.tensor([7.0, 8.0]), torch.tensor([[0.0, 1e-3], [500.0, 0.0]]))
+    torch.testing.assert_close(search.points(rows), torch.tensor([[0.0, -5 * first], [-first, 0.0]]))
+
+
+@pytest.mark.parametrize("height", [5.0, float("inf"), float("nan")])
+def test_lbfgs_goes_half_as_far_after_a_loss_that_is_not_lower(height: float):
+    search = line_search(value_optimizer="lbfgs", value_first_step=0.8)
+    path = follow(search, 1, scripted([3.0, height, height, 2.0]), 4)
+    torch.testing.assert_close(path.points[:, 0, 0], torch.tensor([0.0, -0.8, -0.4, -0.2], dtype=torch.float64))
+
+
 # ---- Adam
 
 
@@ -215,7 +251,7 @@ def test_an_adam_search_is_torchs_adam_pulled_back_into_the_ball(problem: Quadra
 
 # ---- both
 
-EVERY = pytest.mark.parametrize("optimizer", ["adam", "spectral"])
+EVERY = pytest.mark.parametrize("optimizer", ["adam", "spectral", "lbfgs"])
 
 
 @EVERY

@@ -146,7 +146,7 @@ def test_each_fact_of_a_batch_gets_the_value_it_gets_alone(family: str, optimize
 def test_the_facts_of_these_batches_differ_in_length_and_in_evaluations() -> None:
     """Otherwise the comparison above would say nothing of facts that leave early."""
     model = language_model("llama")
-    assert len({len(ids) for ids in pose(model, NEAR, CONTEXTS, config_for()).target_ids}) >= 4
+    assert len({len(own[0].target_ids) for own in pose(model, NEAR, CONTEXTS, config_for()).wordings}) >= 4
     for stop in list(STOPPING.values())[1:]:
         assert len({value.n_evaluations for value in values_of(model, NEAR, config_for(**stop))}) >= 3
 

@@ -92,3 +92,12 @@ def test_demo_facts_are_known_before_and_said_after_the_edits(smollm2: LanguageM
     assert after.efficacy.probability == 1.0
     assert after.efficacy.argmax is not None
     assert after.efficacy.argmax >= 4 / 5
+
+
+def test_own_facts_have_a_preset_of_their_own_which_a_named_one_overrules(smollm2: LanguageModel) -> None:
+    def preset(**options: object) -> str:
+        editor = Editor.from_pretrained(smollm2.place, **options)  # type: ignore[arg-type]
+        return editor.preset.name
+
+    assert preset(own_facts=True) == "smollm2-facts"
+    assert preset() == preset(own_facts=True, preset="smollm2") == "smollm2"

@@ -32,7 +32,7 @@ from betaedit.facts import (
     read_cases,
 )
 from support.data import data_file
-from support.facts import long_file
+from support.facts import as_read, long_file
 
 Write = Callable[..., Path]
 
@@ -191,7 +191,14 @@ def test_the_own_format_is_read_whole(write: Write):
     assert file.rejected == ()
     assert file.cases == (
         EvaluationCase(
-            Fact("The mother tongue of {} is", "Danielle Darrieux", "English", "French", "darrieux"),
+            Fact(
+                "The mother tongue of {} is",
+                "Danielle Darrieux",
+                "English",
+                "French",
+                "darrieux",
+                wordings=("Danielle Darrieux grew up speaking", "Danielle Darrieux, a native"),
+            ),
             ("Danielle Darrieux grew up speaking", "Danielle Darrieux, a native"),
             (Probe("Léon Blum speaks", "French"), Probe("Goethe speaks", "German"), Probe("Homer speaks", None)),
         ),
@@ -673,7 +680,7 @@ def test_csv_has_the_headers_of_the_own_format(write: Write, name: str):
     file = read_cases(write("\ufeff" + text.getvalue(), name=name))
     assert file.cases == (
         EvaluationCase(
-            Fact("{} is in", "Rome, city", "France", "Italy", "a"),
+            Fact("{} is in", "Rome, city", "France", "Italy", "a", wordings=("Rome, city two",)),
             ("one", "Rome, city two"),
             (Probe("Pisa is in", "Italy"),),
         ),
@@ -990,7 +997,7 @@ def test_the_own_format_gives_back_every_case(tmp_path: Path, cases: list[Evalua
     path = tmp_path / "facts.jsonl"
     lines = [json.dumps(as_own(case), ensure_ascii=ascii_only) for case in cases]
     path.write_bytes("\n".join(lines).encode())
-    assert read_cases(path).cases == tuple(cases)
+    assert read_cases(path).cases == tuple(map(as_read, cases))
 
 
 # Datasets

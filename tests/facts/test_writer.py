@@ -6,6 +6,7 @@ import pytest
 
 from betaedit.errors import OutputError
 from betaedit.facts import EvaluationCase, Fact, Probe, Question, demo_path, read_cases, save_facts
+from support.facts import as_read
 
 FACT = Fact("The mother tongue of {} is", "Zoë \u2028 Ana", "English", "French", "f1")
 CASE = EvaluationCase(
@@ -21,7 +22,7 @@ CASE = EvaluationCase(
 def test_what_is_written_is_read_back_whole(tmp_path: Path):
     file = tmp_path / "new" / "facts.jsonl"
     save_facts([CASE, Fact("{} is in", "Rome", "Spain", id="2")], file)
-    assert read_cases(file).cases == (CASE, EvaluationCase(Fact("{} is in", "Rome", "Spain", id="2")))
+    assert read_cases(file).cases == (as_read(CASE), EvaluationCase(Fact("{} is in", "Rome", "Spain", id="2")))
 
 
 @pytest.mark.parametrize("joint", ["", " ", "\u00a0"])
@@ -30,7 +31,7 @@ def test_the_end_of_a_prompt_and_its_joint_are_read_back(joint: str, prompt: str
     fact = Fact(prompt, "Rome", "Spain", id="2", joint=joint)
     case = EvaluationCase(fact, ("Rome? ", "\tRome\n"), (Probe("Oslo is \n", "Norway"),), generation_prompts=("Rome ",))
     save_facts([case], tmp_path / "f.jsonl")
-    assert read_cases(tmp_path / "f.jsonl").cases == (case,)
+    assert read_cases(tmp_path / "f.jsonl").cases == (as_read(case),)
 
 
 def test_what_is_not_known_is_not_written(tmp_path: Path):

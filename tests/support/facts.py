@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
+
+from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.subject import names_subject
 
 
 def long_file(path: Path, number: int) -> Path:
@@ -23,3 +27,9 @@ def long_file(path: Path, number: int) -> Path:
         else:
             file.write(json.dumps(rows))
     return path
+
+
+def as_read(case: EvaluationCase) -> EvaluationCase:
+    """A case of the own format as it is read: paraphrases that name the subject are wordings of its fact."""
+    wordings = tuple(text for text in case.paraphrases if names_subject(text, case.fact.subject))
+    return replace(case, fact=replace(case.fact, wordings=wordings))

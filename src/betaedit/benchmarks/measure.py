@@ -336,7 +336,7 @@ def _least_seconds(editor: Editor, posed: Sequence[Pose], evaluations: Sequence[
     operations = 0.0
     for fact, count in zip(posed, evaluations, strict=True):
         n_positions = int((fact.lengths - fact.lookup).sum())
-        n_read = fact.n_contexts * len(fact.target_ids[0]) + 1
+        n_read = sum(len(wording.target_ids) for wording in fact.wordings[0]) + 1
         operations += 4 * count * sum(n * w.numel() for part, n in ((above, n_positions), (head, n_read)) for w in part)
     read = 2 * sum(evaluations) * sum(weight.nbytes for weight in [*above, *head])
     return {

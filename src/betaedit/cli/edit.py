@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from betaedit.cli import options
+from betaedit.cli.held import require_held, say_held, show_held
 from betaedit.cli.plan import show_plan
 from betaedit.errors import ConfigError, FactError
 
-_SHOWN = 10
+_BEFORE_TOKENS = 8
 _OF_THE_FACTS = {"prompt", "target", "source", "true", "limit", "skip_invalid", "zsre_target"}
-_IN_A_WORKSPACE = _OF_THE_FACTS | {"quick", "workspace", "batch_size", "plan", "save", "device", "json_"}
+_IN_A_WORKSPACE = _OF_THE_FACTS | {
+    *("quick", "workspace", "batch_size", "plan", "save", "device", "json_", "fail_under", "all_"),
+}
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +78,13 @@ def edit(
     device: options.DeviceOption = None,
     device_map: options.DeviceMapOption = None,
     workspace: options.WorkspaceOption = None,
+    form: options.FormOption = None,
+    paraphrases: options.ParaphrasesOption = None,
+    keep_missed: Annotated[
+        bool, typer.Option("--keep-missed", help="Keep edits that the model does not say in the end.")
+    ] = False,
+    fail_under: options.FailUnderOption = None,
+    all_: options.AllOption = False,
 ) -> None:
     """Write facts into a model, one after another, and say what that did.
 
@@ -86,13 +96,26 @@ def edit(
     if (place := _workspace(ctx, workspace, out)) is not None:
         from betaedit.cli.edit_workspace import edit_workspace
 
-        cases, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
+        cases, _, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
         options.check_new("--save", save)
-        edit_workspace(place, cases, source, batch_size=batch_size, plan=plan, save=save, device=device, json_=json_)
+        edit_workspace(
+            place,
+            cases,
+            source,
+            batch_size=batch_size,
+            plan=plan,
+            save=save,
+            device=device,
+            fail_under=fail_under,
+            everything=all_,
+            json_=json_,
+        )
         _refuse(refused)
         return
     values = options.overrides(config, set_, seed)
-    cases, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
+    chosen = {"form": form, "paraphrases": paraphrases, "keep_missed": keep_missed or None}
+    values |= {name: value for name, value in chosen.items() if value is not None}
+    cases, format_name, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
     if quick and out is not None:
         raise ConfigError("a run that is kept is measured whole.", mend="Leave out --quick, or --out.")
@@ -102,6 +125,7 @@ def edit(
 
     from betaedit.cli.render import Bars
     from betaedit.experiments.run import measuring_points, run_edits
+    from betaedit.facts.formats import OWN_FORMATS
     from betaedit.facts.sources import source_name
 
     measuring_points(counts, len(cases), batch_size)
@@ -116,6 +140,7 @@ def edit(
         values=values,
         statistics=statistics,
         progress=Bars(console),
+        own_facts=format_name in OWN_FORMATS,
     )
     if plan:
         show_plan(editor, cases, console, json_=json_)
@@ -130,7 +155,8 @@ def edit(
         source=None if source is None else source_name(source),
         on_collapse=on_collapse,
     )
-    _show_run(run, editor, cases, console, save, json_=json_)
+    share = _show_run(run, editor, cases, console, save, everything=all_, json_=json_)
+    require_held(share, fail_under)
 
 
 def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path | None:
@@ -163,8 +189,11 @@ def _cases(
     skip_invalid: bool,
     zsre_target: Literal["alt", "answers"],
     plan: bool,
-) -> tuple[list[EvaluationCase], list[FactError]]:
-    """The facts to write, and what is wrong with records that cannot be: a plan shows the others before it says so."""
+) -> tuple[list[EvaluationCase], str, list[FactError]]:
+    """The facts to write, with their format, and what is wrong with records that cannot be.
+
+    A plan shows the others before it says so.
+    """
     from betaedit.facts.fact import EvaluationCase, Fact
     from betaedit.facts.hints import refuse_placeholder
     from betaedit.facts.readers import read_cases
@@ -177,16 +206,16 @@ def _cases(
             )
         refuse_placeholder(target, "target_new")
         refuse_placeholder(true or "", "target_true")
-        return [EvaluationCase(Fact.from_bracketed(prompt, target, true))], []
+        return [EvaluationCase(Fact.from_bracketed(prompt, target, true))], "own", []
     if prompt is not None or true is not None:
         raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid or plan, zsre_target=zsre_target)
     errors = [rejected.error for rejected in facts.rejected]
     if not skip_invalid:
-        return list(facts.cases), errors
+        return list(facts.cases), facts.format, errors
     for error in errors:
         typer.echo(f"left out: {error}", err=True)
-    return list(facts.cases), []
+    return list(facts.cases), facts.format, []
 
 
 def _refuse(errors: list[FactError]) -> None:
@@ -204,22 +233,25 @@ def _show_run(
     console: Console,
     save: Path | None,
     *,
+    everything: bool,
     json_: bool,
-) -> None:
-    """Run, save, and only then show: what is on disk must not hang on whether it can be shown."""
-    from betaedit.cli.render import answers_table, summary_table
+) -> float:
+    """Run, save, and only then show: what is on disk must not hang on whether it can be shown; the share held."""
+    from betaedit.cli.render import summary_table
+    from betaedit.evaluation.continuing import complete_greedily
 
-    shown = [case.fact for case in cases[:_SHOWN]]
-    before = [] if json_ else [editor.complete(fact.text) for fact in shown]
+    prompts = [] if json_ else [case.fact.text for case in cases]
+    before = complete_greedily(editor.language_model, prompts, _BEFORE_TOKENS, label="asking")
     report = run(editor, cases)
     if save is not None:
         editor.save_pretrained(save)
     if json_:
         options.print_json(report.to_dict())
     else:
-        console.print(answers_table(shown, before, [editor.complete(fact.text) for fact in shown]))
+        show_held(console, report.results, report.holdings, before, everything=everything)
         console.print(summary_table(report))
         if report.folder is not None:
             console.print(f"kept in {report.folder}; draw it with: betaedit report {report.folder}")
     if save is not None:
         console.print(f"saved to {save}")
+    return say_held(console, report.results, report.holdings)

@@ -10,6 +10,7 @@ from betaedit.errors import (
     LedgerError,
     MethodError,
     ModelError,
+    NotHeldError,
     NumericalError,
     RunFolderError,
     StatisticsError,
@@ -25,6 +26,7 @@ EXIT_CODES: tuple[tuple[type[BetaEditError], int], ...] = (
     (RunFolderError, 7),
     (CollapseError, 8),
     (LedgerError, 9),
+    (NotHeldError, 10),
     (BetaEditError, 1),
 )
 

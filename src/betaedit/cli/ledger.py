@@ -60,6 +60,7 @@ def init(
         statistics=statistics,
         preset=preset,
         progress=Bars(console),
+        own_facts=True,
     )
     with Workspace.create(folder, editor, storage=storage) as made:
         told = status(made.store)

@@ -221,15 +221,18 @@ def _writings_table(found: list[Writing], ends: dict[int, Event]) -> Table:
 
     from betaedit.cli.render import day_and_time, told
 
-    columns = ("event", "when (UTC)", "probability", "evaluations", "seconds", "until")
+    columns = ("event", "when (UTC)", "held", "probability", "sought", "evaluations", "seconds", "until")
     table = Table(*columns, title=Text(told(found[-1])), title_justify="left")
     for writing in found:
         figures: dict[str, Any] = writing.figures
+        measured = figures.get("measured_probability")
         until = "" if writing.until is None else f"event {writing.until} ({ends[writing.until].kind})"
         table.add_row(
             str(writing.event),
             day_and_time(writing.at),
-            f"{figures['target_probability']:.3f}",
+            figures.get("status") or "not measured",
+            "-" if measured is None else f"{measured:.3f}",
+            f"{figures.get('sought_probability', figures.get('target_probability')):.3f}",
             str(figures["n_evaluations"]),
             f"{figures['seconds']:.2f}",
             until or "live",

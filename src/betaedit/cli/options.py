@@ -135,6 +135,19 @@ JudgeOption = Annotated[
     str | None, typer.Option("--judge", help="An OpenAI-compatible address that judges answers; words by default.")
 ]
 JudgeModelOption = Annotated[str | None, typer.Option("--judge-model", help="The judging model's name there.")]
+FormOption = Annotated[
+    Literal["completion", "chat", "both"] | None,
+    typer.Option("--form", help="Write for the plain prompt, for the chat template, or both; the preset's by default."),
+]
+ParaphrasesOption = Annotated[
+    Literal["written", "unseen"] | None,
+    typer.Option("--paraphrases", help="written: a record's own take part in writing; unseen: measured only."),
+]
+FailUnderOption = Annotated[
+    float | None,
+    typer.Option("--fail-under", min=0.0, max=1.0, help="Leave with 10 when a smaller share of the facts is held."),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Show every fact, also where there are hundreds.")]
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help="A workspace; the one the current folder lies in, by default.")
 ]
@@ -215,8 +228,9 @@ def load_editor(
     values: dict[str, Any],
     statistics: Path | None,
     progress: Progress,
+    own_facts: bool = False,
 ) -> Editor:
-    """The editor that the options describe."""
+    """The editor that the options describe; ``own_facts`` as in ``Editor.from_pretrained``."""
     from betaedit.editors.editor import Editor
     from betaedit.models.native.kernels import find_kernels
     from betaedit.native.library import NoCompilerError
@@ -231,6 +245,7 @@ def load_editor(
         preset=preset,
         statistics=statistics,
         progress=progress,
+        own_facts=own_facts,
         **values,
     )
     if editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):

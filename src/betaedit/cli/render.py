@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
     from betaedit.experiments.side_by_side import Comparison, HeldFact
-    from betaedit.facts.fact import Fact
     from betaedit.ledger.health import Health
     from betaedit.ledger.store import Writing
 
@@ -109,16 +108,6 @@ def highlighted(plan: PlannedEdit) -> Text:
 def _on_one_line(token: str) -> str:
     """A token with its line ends and tabs as one types them."""
     return token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-
-
-def answers_table(facts: Sequence[Fact], before: Sequence[str], after: Sequence[str]) -> Table:
-    """What the model said and says after some prompts."""
-    table = Table(title="answers", show_lines=False)
-    for name, style in (("prompt", "dim"), ("before", "red"), ("now", "green"), ("wanted", "bold")):
-        table.add_column(name, style=style)
-    for fact, was, now in zip(facts, before, after, strict=True):
-        table.add_row(*(Text(one_line(text)) for text in (fact.text, was, now, fact.target_new)))
-    return table
 
 
 def told(writing: Writing) -> str:

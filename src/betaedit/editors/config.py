@@ -19,9 +19,11 @@ SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Optimizer = Literal["adam", "spectral"]
+Optimizer = Literal["adam", "spectral", "lbfgs"]
 Conflicts = Literal["replace", "naive"]
 SharedSubjects = Literal["together", "batch", "apart"]
+Paraphrases = Literal["written", "unseen"]
+Form = Literal["completion", "chat", "both"]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -35,6 +37,21 @@ class EditConfig(BaseModel):
     )
     lookup: Lookup = Field("subject_last", description="Token at which a fact is keyed.")
 
+    paraphrases: Paraphrases = Field(
+        "unseen",
+        description="written: the fact's own wordings take part in writing, each with a key of its own; unseen: they "
+        "are only measured (published).",
+    )
+    form: Form = Field(
+        "completion",
+        description="completion: the prompt as it is (published); chat: as a user's message, in the model's chat "
+        "template; both: both, where the model has a template.",
+    )
+    answer_end: str = Field(
+        "",
+        description="Text that is written behind each answer, to end it; auto: a full stop, a line end or the end of "
+        "the turn, by the prompt; nothing by default (published).",
+    )
     context_templates: tuple[str, ...] | None = Field(
         None,
         description="Texts with one {} in which prompts are embedded, '{}' first; sampled from the model if not given.",
@@ -49,8 +66,12 @@ class EditConfig(BaseModel):
     value_steps: int = Field(
         25, ge=1, description="Evaluations of the value's loss at most, for each fact that shares it; one step fewer."
     )
+    value_steps_per_token: NotNegative = Field(
+        0.0, description="Evaluations more for every token of the answer beyond its first."
+    )
     value_optimizer: Optimizer = Field(
-        "adam", description="adam: as published; spectral: projected gradient with Barzilai-Borwein steps."
+        "adam",
+        description="adam: as published; spectral: projected gradient with Barzilai-Borwein steps; lbfgs: L-BFGS.",
     )
     value_learning_rate: Positive = Field(0.1, description="Adam learning rate of the value.")
     value_first_step: Positive = Field(0.35, description="First step of spectral, in norms of the hidden state.")
@@ -71,6 +92,15 @@ class EditConfig(BaseModel):
     value_margin: NotNegative = Field(
         0.0,
         description="Share by which the change found is lengthened, within the clamp: a margin against later edits.",
+    )
+    retries: int = Field(
+        0,
+        ge=0,
+        description="How often a fact is sought again, with more effort, when the edited model misses it on its own "
+        "prompt (0: never, as published).",
+    )
+    keep_missed: bool = Field(
+        True, description="Whether a fact that is missed in the end stays written (published), or is taken back."
     )
     value_norm_anchor: Positive | None = Field(
         None,
@@ -145,6 +175,15 @@ class EditConfig(BaseModel):
         if template.count(SLOT) != 1:
             raise ValueError("needs exactly one {}")
         return template
+
+    def harder(self, attempt: int) -> EditConfig:
+        """The search of the ``attempt``-th retry: L-BFGS, with more evaluations and a longer change each time."""
+        return self.replace(
+            value_optimizer="lbfgs",
+            value_steps=self.value_steps * (1 + attempt),
+            value_steps_per_token=self.value_steps_per_token * (1 + attempt),
+            value_clamp=self.value_clamp * (1 + attempt / 2),
+        )
 
     def replace(self, **changes: Any) -> EditConfig:
         """A checked copy with some values changed.

@@ -20,7 +20,7 @@ from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.matrix import check_unedited
 from betaedit.editors.names import check_names
 from betaedit.editors.preset_file import choose_preset, warn_untuned
-from betaedit.editors.presets import Preset
+from betaedit.editors.presets import Preset, find_preset
 from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.editors.saved import BEFORE_EDITS, EDITS_FILE, STATISTICS_FILE, find_saved, hash_weights
@@ -28,6 +28,7 @@ from betaedit.errors import ConfigError, FactError, ModelError, OutputError, Sta
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import file_errors, folder_written_whole
 from betaedit.models.anatomy import projection_shape
+from betaedit.models.chat import has_chat, typed_specials
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.models.lookup import Prompt, encode_target, find_lookup_token, tokenize
@@ -139,11 +140,13 @@ class Editor:
         device: str | None = None,
         device_map: str | dict[str, Any] | None = None,
         progress: Progress | None = None,
+        own_facts: bool = False,
         **overrides: Any,
     ) -> Editor:
         """An editor for a model by name or folder, or for a live model with its tokenizer.
 
-        ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset.
+        ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset. With ``own_facts`` and without
+        ``preset``, the model's preset for facts of people's own is taken, where it has one (``docs/user-facts.md``).
 
         Raises:
             MethodError: The method is unknown; no model is loaded then.
@@ -164,6 +167,8 @@ class Editor:
         else:
             model = LanguageModel.wrap(name, tokenizer)
         chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
+        if own_facts and preset is None:
+            chosen = find_preset(chosen.for_own_facts) or chosen
         if preset is None and config is None:
             warn_untuned(chosen, model.name)
         base = (config or chosen.config(find_recipe(method))).replace(**overrides)
@@ -403,6 +408,14 @@ class Editor:
                 len(chosen),
                 sharing[0].subject,
             )
+        if typed := [fact for fact in chosen if typed_specials(self.tokenizer, fact.text)]:
+            logger.warning(
+                "special tokens are typed in %d of %d prompts (%s): each is taken as a chat template's text and "
+                "written as it stands. Without them, form=chat or both puts a prompt into the template.",
+                len(typed),
+                len(chosen),
+                typed[0].text,
+            )
         held = [result.fact for result in self.results]
         if named := sharing_an_id(held, chosen, self.config):
             logger.warning(
@@ -443,6 +456,8 @@ class Editor:
     def _check_layers(self) -> None:
         for layer in self.config.layers:
             self.language_model.anatomy.projection(layer)
+        if self.config.form == "chat" and not has_chat(self.tokenizer):
+            raise ConfigError("the model has no chat template.", mend="Leave out form=chat, or use its chat version.")
         loss_layer, n_layers = self.config.value_loss_layer, self.language_model.anatomy.n_layers
         if loss_layer is not None and not 0 <= loss_layer < n_layers:
             raise ConfigError(

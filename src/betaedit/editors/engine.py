@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from typing import Any
@@ -24,6 +24,7 @@ from betaedit.editors.recipes import Recipe
 from betaedit.editors.spectra import spectra
 from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import MethodError, NumericalError, WeightsChangedError
+from betaedit.evaluation.holding import Status, measure_holding
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, segments
@@ -38,27 +39,41 @@ from betaedit.statistics.moments import Moments
 
 # Of float32's rounding of what was added along a key: 1e-5 of it, far less of the matrix.
 _MOST_AMPLIFIED = 100.0
+_RENAMED = {"target_probability": "sought_probability"}
 
 
 @dataclass(frozen=True)
 class EditResult:
-    """What writing one fact took.
+    """What writing one fact took, and whether the model says it.
 
     Args:
         fact: The fact.
-        target_probability: Mean probability per target token when the value search ended, over all contexts.
+        sought_probability: Mean probability per target token when the value search ended, over all its prompts.
         value_length: Length of the value's change in norms of the hidden state.
-        n_evaluations: Evaluations of the value's loss.
+        n_evaluations: Evaluations of the value's loss, in all tries.
         update_norms: Frobenius norm of its batch's update, by layer.
         seconds: Wall-clock time, its share of the batch.
+        n_keys: Keys it was written with: one, and one for each further wording that took part; none if it was not kept.
+        status: How the model held it on its own prompt once its batch was written (``evaluation.holding``); ``None``
+            in records of older versions.
+        measured_probability: Mean probability of the target's tokens there.
+        said: The model's text there, where it is not the answer.
+        tries: Searches for its value.
+        kept: Whether it is in the weights: a fact that is missed is taken back, unless ``keep_missed``.
     """
 
     fact: Fact
-    target_probability: float
+    sought_probability: float
     value_length: float
     n_evaluations: int
     update_norms: dict[int, float]
     seconds: float
+    n_keys: int = 1
+    status: Status | None = None
+    measured_probability: float | None = None
+    said: str = ""
+    tries: int = 1
+    kept: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -68,9 +83,15 @@ class EditResult:
             "subject": self.fact.subject,
             "target_new": self.fact.target_new,
             "joint": self.fact.joint,
-            "target_probability": self.target_probability,
+            "status": self.status,
+            "kept": self.kept,
+            "measured_probability": self.measured_probability,
+            "sought_probability": self.sought_probability,
+            "said": self.said,
             "value_length": self.value_length,
             "evaluations": self.n_evaluations,
+            "tries": self.tries,
+            "keys": self.n_keys,
             "update_norms": {str(layer): norm for layer, norm in self.update_norms.items()},
             "seconds": self.seconds,
         }
@@ -83,9 +104,15 @@ class EditResult:
 
     @classmethod
     def from_figures(cls, fact: Fact, figures: Mapping[str, Any]) -> EditResult:
-        """What ``figures`` came from, which may have been JSON meanwhile."""
+        """What ``figures`` came from, which may have been JSON meanwhile, or of an older version."""
+        renamed = {_RENAMED.get(name, name): value for name, value in figures.items()}
         norms = {int(layer): norm for layer, norm in figures["update_norms"].items()}
-        return cls(fact, **{**figures, "update_norms": norms})
+        return cls(fact, **{**renamed, "update_norms": norms})
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a reader of the model's text would call the answer right."""
+        return self.kept and self.status == "held"
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,8 @@ class WrittenBatch:
         updates: What each layer's memory answered: what was added to the matrix, save for what the recipe's operator
             made of it.
         again: One per earlier fact that was taken out and written again with these (``shared_subjects``).
+
+    Facts that were not kept are among the results, and have no keys.
     """
 
     results: tuple[EditResult, ...]
@@ -190,11 +219,15 @@ class Engine:
     def replay(self, batch: WrittenBatch) -> None:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
         self.check_weights()
-        leaving = in_the_way(self.live, (result.fact for result in batch.results), self.config)
+        kept = [result for result in batch.results if result.kept]
+        if not kept:
+            self._begin([result.fact for result in batch.results])
+            return
+        leaving = in_the_way(self.live, (result.fact for result in kept), self.config)
         with ExitStack() as undo:
             self._take_out(leaving, undo)
             undo.pop_all()
-        self._begin([result.fact for result in batch.again + batch.results])
+        self._begin([result.fact for result in (*batch.again, *kept)])
         written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
             keys, update = batch.keys[layer].to(matrix.device), batch.updates[layer]
@@ -205,8 +238,8 @@ class Engine:
             self._add(layer, update)
         with ExitStack() as undo:
             self._remember(written, undo)
+            self._hold(leaving, (*batch.again, *kept), written, undo)
             undo.pop_all()
-        self._hold(leaving, batch.again + batch.results, written)
 
     @usual_gradients
     def forget(self, facts: Sequence[LiveFact]) -> None:
@@ -238,7 +271,7 @@ class Engine:
             self._drop(leaving)
             for batch in again:
                 sought = self._seek([held.fact for held in batch])
-                self._write_rows(sought, range(len(batch)), len(batch), ())
+                self._write_rows(sought, range(len(batch)), 0, (), 0.0, undo)
             undo.pop_all()
 
     @usual_gradients
@@ -357,18 +390,92 @@ class Engine:
             share = (time.perf_counter() - started) / len(new)
             at = 0
             for number, batch in enumerate(window, start=1):
-                rows = range(at, at + len(again) + len(batch))
-                results, written, updates = self._write_rows(sought, rows, len(batch), leaving, share)
-                undo.pop_all()
+                rows = list(range(at, at + len(again) + len(batch)))
+                written = self._write_and_look(sought, rows, len(again), leaving, share, undo)
                 at += len(batch)
-                keys = {layer: facts.keys for layer, facts in written.items()}
                 before = self._other_weights() if number < len(window) else []
-                yield WrittenBatch(results[len(again) :], keys, updates, results[: len(again)])
+                yield written
                 if before and self._other_weights() != before:
                     raise WeightsChangedError(
                         "the model was changed between facts whose values had been sought together.",
                         mend="Write those again that were not reported as written.",
                     )
+
+    def _write_and_look(
+        self,
+        sought: _Sought,
+        rows: list[int],
+        n_again: int,
+        leaving: Sequence[LiveFact],
+        seconds: float,
+        undo: ExitStack,
+    ) -> WrittenBatch:
+        """Write some of the facts sought and ask the model; those that it misses are sought anew, then left out.
+
+        ``undo`` holds what takes ``leaving`` back in; it is used up. A batch with a fact that is left out is written
+        without it; where facts were taken out for it, they stay as they were and nothing of the batch is written.
+        """
+        config, n_new = self.config, len(rows) - n_again
+        missed: dict[int, EditResult] = {}
+        for attempt in range(config.retries + 1):
+            with ExitStack() as tried:
+                written = self._write_rows(sought, rows, n_again, leaving, seconds, tried)
+                results = self._looked_at(written.results, attempt + 1)
+                missed = {row: one for row, one in zip(rows[n_again:], results, strict=True) if not one.is_held}
+                if not missed or (attempt == config.retries and config.keep_missed):
+                    tried.pop_all()
+                    undo.pop_all()
+                    return replace(written, results=results)
+            if attempt < config.retries:
+                started = time.perf_counter()
+                sought = self._sought_again(sought, list(missed), attempt + 1)
+                seconds += (time.perf_counter() - started) / n_new
+        left = [row for row in rows if row not in missed]
+        if leaving or not left:
+            undo.close()
+            left = []
+        refused = {row: _not_kept(one) for row, one in missed.items()}
+        if not left:
+            kept = {row: _not_kept(one) for row, one in zip(rows[n_again:], results, strict=True)}
+            return WrittenBatch(tuple(kept.values()), *self._nothing())
+        with ExitStack() as tried:
+            written = self._write_rows(sought, left, n_again, leaving, seconds, tried)
+            tried.pop_all()
+        results = self._looked_at(written.results, config.retries + 1)
+        kept = dict(zip(left[n_again:], results, strict=True)) | refused
+        return replace(written, results=tuple(kept[row] for row in rows[n_again:]))
+
+    def _looked_at(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
+        """``results`` with what the model makes of the facts now."""
+        found = measure_holding(self.model, [result.fact for result in results])
+        looked = [
+            replace(one, status=held.status, measured_probability=held.probability, said=held.said, tries=tries)
+            for one, held in zip(results, found, strict=True)
+        ]
+        by_fact = {id(before): after for before, after in zip(results, looked, strict=True)}
+        self.live[:] = [
+            replace(held, result=by_fact[id(held.result)]) if id(held.result) in by_fact else held for held in self.live
+        ]
+        return tuple(looked)
+
+    def _sought_again(self, sought: _Sought, rows: list[int], attempt: int) -> _Sought:
+        """``sought`` with new values of the facts ``rows``, by a search that goes further at each attempt."""
+        harder = self.config.harder(attempt)
+        facts = [sought.facts[row] for row in rows]
+        found = optimize_values(self.model, pose(self.model, facts, self.contexts, self.config), harder)
+        values = list(sought.values)
+        for row, value in zip(rows, found, strict=True):
+            values[row] = replace(value, n_evaluations=values[row].n_evaluations + value.n_evaluations)
+        return _Sought(sought.facts, sought.posed, values)
+
+    def _nothing(self) -> tuple[dict[int, Tensor], dict[int, Update]]:
+        """Keys and updates of a batch of which nothing was kept."""
+        keys, updates = {}, {}
+        for layer, matrix in self.matrices.items():
+            d_out, d_in = matrix.shape
+            keys[layer] = torch.zeros(d_in, 0)
+            updates[layer] = Update(torch.zeros(d_out, 0), torch.zeros(d_in, 0))
+        return keys, updates
 
     def _other_weights(self) -> list[tuple[object, ...]]:
         """The state of all weights but the edited ones, which the matrices look after."""
@@ -383,32 +490,48 @@ class Engine:
         return _Sought(facts, posed, self._known.of(facts, self.contexts, self.config, search))
 
     def _write_rows(
-        self, sought: _Sought, rows: range, n_new: int, leaving: Sequence[LiveFact], seconds: float = 0.0
-    ) -> tuple[tuple[EditResult, ...], dict[int, Associations], dict[int, Update]]:
-        """Write some of the facts whose values were sought, in the place of ``leaving``; all or nothing.
+        self,
+        sought: _Sought,
+        rows: Sequence[int],
+        n_again: int,
+        leaving: Sequence[LiveFact],
+        seconds: float,
+        undo: ExitStack,
+    ) -> WrittenBatch:
+        """Write some of the facts whose values were sought, in the place of ``leaving``; ``undo`` takes that back.
 
-        ``seconds`` were spent on each of ``n_new`` before.
+        The first ``n_again`` of them were written before; ``seconds`` were spent on each of the others.
         """
         started = time.perf_counter()
         self._begin([sought.facts[row] for row in rows])
-        with ExitStack() as undo:
+        with ExitStack() as own:
             values = [sought.values[row] for row in rows]
-            written, updates, norms = self._write_values(sought.posed, rows, values, undo)
-            self._remember(written, undo)
+            written, updates, norms = self._write_values(sought.posed, rows, values, own)
+            self._remember(written, own)
             self.check_weights()
-            seconds += (time.perf_counter() - started) / n_new
+            seconds += (time.perf_counter() - started) / max(len(rows) - n_again, 1)
             results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
-            self._hold(leaving, results, written)
-            undo.pop_all()
-        return results, written, updates
+            self._hold(leaving, results, written, own)
+            undo.push(own.pop_all())
+        keys = {layer: facts.keys for layer, facts in written.items()}
+        return WrittenBatch(results[n_again:], keys, updates, results[:n_again])
 
     def _hold(
-        self, leaving: Sequence[LiveFact], results: Sequence[EditResult], written: dict[int, Associations]
+        self,
+        leaving: Sequence[LiveFact],
+        results: Sequence[EditResult],
+        written: dict[int, Associations],
+        undo: ExitStack,
     ) -> None:
-        """Count ``results`` among the live facts, ``leaving`` no more."""
+        """Count ``results`` among the live facts, ``leaving`` no more; ``undo`` takes that back."""
+        undo.callback(self.live.__setitem__, slice(None), list(self.live))
+        undo.callback(setattr, self, "_n_batches", self._n_batches)
         number, new = self._n_batches + 1, []
-        for column, result in enumerate(results):
-            asked = {layer: facts[column].to("cpu") for layer, facts in written.items()}
+        first = 0
+        for result in results:
+            columns = slice(first, first + result.n_keys)
+            asked = {layer: facts[columns].to("cpu") for layer, facts in written.items()}
+            first += result.n_keys
             new.append(LiveFact(result, number, asked))
         self._drop(leaving)
         self.live.extend(new)
@@ -424,7 +547,7 @@ class Engine:
             return
         self._fold()
         for matrix in self.matrices.values():
-            undo.callback(matrix.restore, matrix.snapshot())
+            undo.callback(matrix.savepoint())
         if self._adds_up() and self._subtract(leaving, undo):
             return
         undo.callback(setattr, self, "memories", self.memories)
@@ -437,7 +560,7 @@ class Engine:
             for layer, matrix in self.matrices.items():
                 memory = self.memories[layer]
                 facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.device)
-                back.callback(matrix.restore, matrix.snapshot())
+                back.callback(matrix.savepoint())
                 try:
                     matrix.add(forget(memory, matrix.change(), facts, amplification=_MOST_AMPLIFIED))
                 except NumericalError:
@@ -464,10 +587,11 @@ class Engine:
                 memory.remember(segment.keys)
 
     def _write_values(
-        self, posed: Pose, batch: range, values: Sequence[Value], undo: ExitStack
+        self, posed: Pose, batch: Sequence[int], values: Sequence[Value], undo: ExitStack
     ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
         """Spread the residual over the layers, updating each in turn; ``undo`` takes that back."""
-        targets = torch.stack([value.target for value in values], dim=1)
+        changes = [value.target - value.initial for value in values for _ in range(value.n_keys)]
+        targets = posed.leading_states(batch, self.config.layers[-1] + 1) + torch.stack(changes, dim=1)
         walk = LayerWalk(self.model, posed, batch, self.config)
         written: dict[int, Associations] = {}
         updates: dict[int, Update] = {}
@@ -483,7 +607,7 @@ class Engine:
                 residual = self._behind_norm(layer, key, missing).contiguous()
                 update = self._solve(layer, key, residual, walk.bare_keys)
                 written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
-                undo.callback(matrix.restore, matrix.snapshot())
+                undo.callback(matrix.savepoint())
                 norms[layer] = self._add(layer, update)
                 self._check_norm(layer, norms[layer], len(batch))
 
@@ -508,4 +632,9 @@ class Engine:
 
 
 def _result(fact: Fact, value: Value, norms: dict[int, float], seconds: float) -> EditResult:
-    return EditResult(fact, value.target_probability, value.relative_length, value.n_evaluations, norms, seconds)
+    length, n_evaluations = value.relative_length, value.n_evaluations
+    return EditResult(fact, value.target_probability, length, n_evaluations, norms, seconds, value.n_keys)
+
+
+def _not_kept(result: EditResult) -> EditResult:
+    return replace(result, kept=False, n_keys=0)

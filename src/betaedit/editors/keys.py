@@ -8,6 +8,7 @@ is written, and goes on with the new weight.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -37,33 +38,44 @@ class LayerWalk:
     def __init__(self, model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> None:
         first, self._last = config.layers[0], config.layers[-1]
         layers = range(first, self._last + 1)
-        prompts = pose.prompts(facts)[:, :-1]
+        prompts, leading = pose.prompts(facts)[:, :-1], pose.leading(facts)
         begin, end = torch.zeros_like(pose.lookup), pose.lookup + 1
-        pack, self._bare = (Pack.of(rows, begin, end) for rows in (prompts, prompts[:, :1]))
+        pack, leaders = (Pack.of(rows, begin, end) for rows in (prompts, leading))
         self._anatomy = model.anatomy
         self._calls = pack.calls(pose.recording, layers)
-        self._bare_calls = self._bare.calls(pose.recording, layers)
+        self._leaders_calls = leaders.calls(pose.recording, layers)
         self._hidden = pack.gather(pose.recording.inputs[first])
         self._next = first
-        self._lookup = pack.starts + pose.lookup[prompts]
+        self._weights = [pose.key_weights(fact) for fact in facts]
+        self._lookup = torch.where(prompts >= 0, pack.starts + pose.lookup[prompts], 0)
+        self._leaders_lookup = torch.where(leading >= 0, leaders.starts + pose.lookup[leading], 0)
+        entry = torch.zeros_like(pose.lookup)  # of each prompt's first token among those of its row
+        entry[prompts[prompts >= 0]] = pack.starts[prompts >= 0]
+        self._leaders = entry[leaders.prompts] + leaders.positions
         self.bare_keys: Tensor
 
     @torch.no_grad()
     def pass_layer(self, layer: int, write: Callable[[Tensor, Tensor], None]) -> None:
         """Run up to the projection of ``layer``, let ``write`` change its weight, and go on with the new one.
 
-        ``write`` is given the keys ``(d_in, b)`` of ``layer`` and the output ``(d_out, b)`` that the last edited layer
-        has at the bare prompts' lookup tokens, both under the weights as they are when it is called. Meanwhile
-        ``bare_keys`` holds the ``(d_in, b)`` keys of the bare prompts alone.
+        ``write`` is given the keys ``(d_in, c)`` of ``layer``, those of one fact after another, and the output
+        ``(d_out, c)`` that the last edited layer has at the lookup token of each key's first prompt, both under the
+        weights as they are when it is called. Meanwhile ``bare_keys`` holds, for each of them, the ``(d_in, c)`` key
+        of its fact's bare prompt alone.
         """
         self._hidden = run_lean_layers(self._anatomy, self._calls, self._hidden, self._next, layer - 1)
         self._next = layer
         output = self._output()
 
         def pause(entering: Tensor) -> None:
-            keys = _at(entering, self._lookup)
-            self.bare_keys = keys[:, 0].float().T
-            write(average_keys(keys), output)
+            keys = [
+                rows[: w.shape[1]].float() for rows, w in zip(_at(entering, self._lookup), self._weights, strict=True)
+            ]
+            self.bare_keys = torch.cat(
+                [rows[:1].expand(len(w), -1) for rows, w in zip(keys, self._weights, strict=True)]
+            ).T
+            averaged = [w.to(rows) @ rows for rows, w in zip(keys, self._weights, strict=True)]
+            write(torch.cat(averaged).T, output)
             if layer == self._last:
                 raise ForwardEnded
 
@@ -72,10 +84,12 @@ class LayerWalk:
             self._next = layer + 1
 
     def _output(self) -> Tensor:
-        """``(d_out, b)`` of the last edited layer; the bare prompt is the first in each row."""
-        bare = self._hidden[:, : self._bare.real.shape[1]]
-        hidden = run_lean_layers(self._anatomy, self._bare_calls, bare, self._next, self._last)
-        return _at(hidden, self._lookup[:, :1])[:, 0].float().T
+        """``(d_out, c)`` of the last edited layer at the lookup token of each key's first prompt."""
+        places = self._leaders.to(self._hidden.device)[:, :, None].expand(-1, -1, self._hidden.shape[2])
+        entering = self._hidden.gather(1, places)
+        hidden = run_lean_layers(self._anatomy, self._leaders_calls, entering, self._next, self._last)
+        outputs = _at(hidden, self._leaders_lookup)
+        return torch.cat([rows[: len(w)] for rows, w in zip(outputs, self._weights, strict=True)]).float().T
 
 
 @torch.no_grad()
@@ -84,14 +98,9 @@ def bare_outputs(model: LanguageModel, pose: Pose, facts: Sequence[int], config:
     walk, last = LayerWalk(model, pose, facts, config), config.layers[-1]
     walk.pass_layer(last, lambda *_: None)
     projection = model.anatomy.projection(last)
-    outputs: Tensor = projection(walk.bare_keys.T.to(projection.get_parameter("weight")))
+    firsts = [0, *itertools.accumulate(pose.n_keys(fact) for fact in facts[:-1])]
+    outputs: Tensor = projection(walk.bare_keys.T[firsts].to(projection.get_parameter("weight")))
     return outputs.float()
-
-
-def average_keys(keys: Tensor) -> Tensor:
-    """``(d_in, b)`` keys from inputs ``(b, contexts, d_in)``: bare prompt and mean of the others, one half each."""
-    bare, others = keys[:, 0].float(), keys[:, 1:].float()
-    return bare.T if others.shape[1] == 0 else ((bare + others.mean(dim=1)) / 2).T
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from betaedit.editors.values import Value
 from betaedit.facts.fact import Fact
 
 AFTERWARDS = {
+    "retries",
+    "keep_missed",
     "value_look_ahead",
     "leakage_weight",
     "ridge",

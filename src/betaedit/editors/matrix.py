@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -193,6 +193,18 @@ class EditedMatrix:
     def snapshot(self) -> Tensor:
         """A copy of the change, (d_out, d_in), to go back to with ``restore``."""
         return self.change().clone()
+
+    def savepoint(self) -> Callable[[], None]:
+        """What undoes all that is done to the matrix from now on, and takes it out of what is noted, bit for bit."""
+        snapshot, noted = self.snapshot(), self._changes
+        before = None if noted is None else (noted.restarted, list(noted.updates))
+
+        def back() -> None:
+            self.restore(snapshot)
+            if noted is not None and before is not None:
+                noted.restarted, noted.updates[:] = before
+
+        return back
 
     @torch.no_grad()
     def restore(self, snapshot: Tensor | None = None) -> None:

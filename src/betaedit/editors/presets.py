@@ -22,6 +22,7 @@ class Preset:
         hidden_size: Width of its hidden state, ``d_out``.
         values: What differs from ``EditConfig``'s defaults.
         by_method: What differs further for one recipe.
+        for_own_facts: The preset that takes its place for facts of people's own, where nobody names one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Preset:
     hidden_size: int
     values: dict[str, Any]
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    for_own_facts: str = ""
 
     def config(self, recipe: Recipe) -> EditConfig:
         """The configuration for a recipe."""
@@ -88,6 +90,23 @@ _QUICK_SEARCH: dict[str, Any] = {
     "value_stop_probability": 0.9,
     "value_margin": 0.2,
 }
+# Answers of any length that end, other wordings, chat; docs/user-facts.md.
+_OWN_FACTS: dict[str, Any] = {
+    "paraphrases": "written",
+    "form": "both",
+    "answer_end": "auto",
+    "retries": 2,
+    "keep_missed": False,
+    "shared_subjects": "together",
+    "value_steps_per_token": 3.0,
+    "value_optimizer": "lbfgs",
+    "value_clamp": 0.6,
+    "value_first_step": 0.2,
+    "value_longest_step": 0.2,
+    "value_stop_loss": 0.005,
+    "value_stop_probability": 0.7,
+    "value_margin": 0.1,
+}
 _ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
 
 PRESETS: tuple[Preset, ...] = (
@@ -104,6 +123,23 @@ PRESETS: tuple[Preset, ...] = (
             "context_openings": ("The", "Because", "You"),
             "value_steps": 20,
             "leakage_weight": 500.0,
+        },
+        by_method=_by_method(None, 5),
+        for_own_facts="smollm2-facts",
+    ),
+    Preset(
+        name="smollm2-facts",
+        models=(),
+        source="measured: docs/user-facts.md; for facts of people's own: all wordings, chat, answers that end",
+        parameters=0.135,
+        mlp_size=1536,
+        hidden_size=576,
+        values={
+            **_SMOLLM2,
+            **_OWN_FACTS,
+            "context_openings": ("The", "You"),
+            "value_steps": 20,
+            "leakage_weight": 1000.0,
         },
         by_method=_by_method(None, 5),
     ),

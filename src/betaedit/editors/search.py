@@ -1,4 +1,4 @@
-"""How the loss of values is brought down: Adam as published, or projected gradient with Barzilai-Borwein steps.
+"""How the loss of values is brought down: Adam as published, projected gradient, or L-BFGS.
 
 A search holds one point per fact, the change ``delta`` ``(d_out,)``, inside a ball around zero. The caller evaluates
 loss and gradient at the points of the facts still under way and hands them to ``step``.
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
+
+_PAIRS = 8
+_LEAST_CURVATURE = 1e-6
 
 
 class Search(Protocol):
@@ -100,10 +103,81 @@ class SpectralSearch:
         self._points[rows] = _into_ball(ahead, self._radius[rows, None])
 
 
+class QuasiNewtonSearch:
+    """L-BFGS (Liu and Nocedal 1989) within the ball, from the lowest point met.
+
+    The direction is ``-H g`` with ``H`` made of the last eight pairs of differences of point and gradient. A first step
+    has length ``value_first_step``, none is longer than ``value_longest_step``, both in norms of the hidden state. A
+    point that is not lower still tells of the curvature, and halves the length of the next step.
+    """
+
+    keeps_best: ClassVar[bool] = True
+
+    def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
+        self._radius = config.value_clamp * lengths
+        self._longest = config.value_longest_step * lengths
+        self._reach = config.value_first_step * lengths
+        self._points = torch.zeros_like(initial)
+        self._best = torch.zeros_like(initial)
+        self._slope = torch.zeros_like(initial)
+        self._loss = torch.full_like(lengths, torch.inf)
+        self._moved = initial.new_zeros(_PAIRS, *initial.shape)
+        self._turned = initial.new_zeros(_PAIRS, *initial.shape)
+
+    def points(self, rows: Tensor) -> Tensor:
+        """See ``Search``."""
+        return self._points[rows]
+
+    def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
+        """See ``Search``."""
+        lower, begun = loss < self._loss[rows], torch.isfinite(self._loss[rows])
+        moved, turned = self._points[rows] - self._best[rows], gradient - self._slope[rows]
+        self._learn(rows[begun], moved[begun], turned[begun])
+        self._reach[rows] = torch.where(lower & begun, self._longest[rows], self._reach[rows])
+        self._reach[rows] = torch.where(lower, self._reach[rows], moved.norm(dim=1) / 2)
+        keep = lower[:, None]
+        self._best[rows] = torch.where(keep, self._points[rows], self._best[rows])
+        self._slope[rows] = torch.where(keep, gradient, self._slope[rows])
+        self._loss[rows] = torch.where(lower, loss, self._loss[rows])
+        direction, known = self._direction(rows)
+        length = direction.norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
+        wanted = torch.where(known, length.minimum(self._reach[rows]), self._reach[rows])
+        ahead = self._best[rows] + direction * (wanted / length)[:, None]
+        self._points[rows] = _into_ball(ahead, self._radius[rows, None])
+
+    def _learn(self, rows: Tensor, moved: Tensor, turned: Tensor) -> None:
+        """Remember a pair of each of ``rows`` whose curvature is positive, in the place of its oldest."""
+        curved = (moved * turned).sum(dim=1) > _LEAST_CURVATURE * moved.norm(dim=1) * turned.norm(dim=1)
+        for pairs, new in ((self._moved, moved), (self._turned, turned)):
+            held = pairs[:, rows[curved]]
+            pairs[:, rows[curved]] = torch.cat([held[1:], new[curved][None]])
+
+    def _direction(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``-H g`` ``(a, d_out)`` by the two loops over the pairs, and which rows have any; ``-g`` without."""
+        moved, turned = self._moved[:, rows], self._turned[:, rows]
+        curvature = (moved * turned).sum(dim=2)  # zero where there is no pair yet
+        weight = torch.where(curvature > 0, 1 / curvature, 0.0)
+        found, shares = self._slope[rows].clone(), []
+        for at in reversed(range(_PAIRS)):
+            shares.append(weight[at] * (moved[at] * found).sum(dim=1))
+            found -= shares[-1][:, None] * turned[at]
+        known = curvature[-1] > 0
+        scale = torch.where(known, curvature[-1] / turned[-1].square().sum(dim=1), 1.0)
+        found *= scale[:, None]
+        for at in range(_PAIRS):
+            back = weight[at] * (turned[at] * found).sum(dim=1)
+            found += (shares[_PAIRS - 1 - at] - back)[:, None] * moved[at]
+        return -found, known
+
+
 def _into_ball(points: Tensor, radius: Tensor) -> Tensor:
     """``points`` ``(..., d_out)`` pulled back to at most ``radius`` from zero."""
     shrink: Tensor = radius / points.norm(dim=-1, keepdim=points.dim() > 1)
     return points * shrink.clamp(max=1.0)
 
 
-_SEARCHES: dict[str, Callable[[Tensor, Tensor, EditConfig], Search]] = {"adam": AdamSearch, "spectral": SpectralSearch}
+_SEARCHES: dict[str, Callable[[Tensor, Tensor, EditConfig], Search]] = {
+    "adam": AdamSearch,
+    "spectral": SpectralSearch,
+    "lbfgs": QuasiNewtonSearch,
+}

@@ -39,6 +39,7 @@ class Value:
         loss: Loss at ``target``, before a margin or an anchor scaled it; of facts that share their change, the mean.
         target_probability: Mean probability per target token over all contexts, likewise.
         n_evaluations: Evaluations of the loss.
+        n_keys: Keys at which the change is to be written.
     """
 
     target: Tensor
@@ -46,6 +47,7 @@ class Value:
     loss: float
     target_probability: float
     n_evaluations: int
+    n_keys: int = 1
 
     @property
     def relative_length(self) -> float:
@@ -70,18 +72,22 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     """
     found: dict[int, Value] = {}
     for facts in _passes(model, pose):
-        values = _optimize(_Problem.of(model, pose, facts, config), [pose.groups[fact] for fact in facts], config)
+        lengths = [max(len(w.target_ids) for w in pose.wordings[fact]) for fact in facts]
+        values = _optimize(
+            _Problem.of(model, pose, facts, config), [pose.groups[fact] for fact in facts], config, lengths
+        )
         if config.value_norm_anchor is not None:
             outputs = bare_outputs(model, pose, facts, config)
             values = [_anchored(*pair, config.value_norm_anchor) for pair in zip(values, outputs, strict=True)]
         found |= dict(zip(facts, values, strict=True))
-    return [found[fact] for fact in range(len(pose))]
+    return [replace(found[fact], n_keys=pose.n_keys(fact)) for fact in range(len(pose))]
 
 
 def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
     """Facts of similar size together, a bounded number of entries in each pass; a group is never divided."""
     limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
-    sizes = (pose.lengths - pose.lookup)[pose.prompts(range(len(pose)))].sum(dim=1).tolist()
+    rows = pose.prompts(range(len(pose)))
+    sizes = torch.where(rows >= 0, (pose.lengths - pose.lookup)[rows], 0).sum(dim=1).tolist()
     groups: dict[int, list[int]] = {}
     for fact, group in enumerate(pose.groups):
         groups.setdefault(group, []).append(fact)
@@ -275,20 +281,21 @@ class _Problem:
 
 def _targets(pose: Pose, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
     prompts = pose.prompts(facts)
-    ends = suffix.starts + (pose.lengths - pose.lookup)[prompts]
+    ends = suffix.starts + torch.where(prompts >= 0, (pose.lengths - pose.lookup)[prompts], 0)
     places: list[tuple[int, int, int, bool]] = []
     weights: list[float] = []
     for row, fact in enumerate(facts):
-        ids = pose.target_ids[fact]
-        for context, end in enumerate(ends[row, :-1].tolist()):
-            sampled = context > 0 or pose.n_contexts == 1
+        own = pose.wordings[fact]
+        for context, (wording, end) in enumerate(zip(own, ends[row].tolist(), strict=False)):
+            ids = wording.target_ids
+            sampled = context > 0 or len(own) == 1
             places += [(row, end - len(ids) + at, token, sampled) for at, token in enumerate(ids)]
-        weights += [1 / (len(ids) * pose.n_contexts)] * (len(ids) * pose.n_contexts)
+            weights += [1 / (len(ids) * len(own))] * len(ids)
     fact_of, entry, token, sampled_of = torch.tensor(places, device=device).unbind(dim=1)
     return _Targets(fact_of, entry, token, torch.tensor(weights, device=device), sampled_of.bool())
 
 
-def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) -> list[Value]:
+def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig, lengths: Sequence[int]) -> list[Value]:
     """The values of the problem's facts, whose groups ``group_of`` tells."""
     initial = problem.initial
     firsts = {group: group_of.index(group) for group in dict.fromkeys(group_of)}
@@ -301,6 +308,9 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
     rows = torch.arange(len(initial), device=initial.device)
     # One vector for the answers to several questions takes longer to find; MEMIT-Merge does not wait for it.
     share = torch.bincount(member) if config.shared_subjects == "together" else torch.ones_like(groups)
+    tokens = torch.tensor(lengths, device=initial.device, dtype=torch.float32)
+    longest = tokens.new_zeros(len(groups)).scatter_reduce(0, member, tokens, "amax")
+    most = (config.value_steps + config.value_steps_per_token * (longest - 1)).round() * share
     for evaluation in itertools.count(1):
         place = torch.searchsorted(groups, member[rows])
         points = search.points(groups).requires_grad_()
@@ -318,7 +328,7 @@ def _optimize(problem: _Problem, group_of: Sequence[int], config: EditConfig) ->
                 values[row] = replace(values[row], n_evaluations=evaluation)
             else:
                 values[row] = Value(targets[at], initial[row], height, probability, evaluation)
-        goes_on = ~done & (evaluation < config.value_steps * share[groups])
+        goes_on = ~done & (evaluation < most[groups])
         going = goes_on.nonzero()[:, 0]
         if len(going) == 0:
             break

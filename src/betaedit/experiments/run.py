@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import CollapseError, ConfigError
+from betaedit.evaluation.holding import STATUSES, Holding, measure_holding
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder
@@ -27,6 +28,7 @@ from betaedit.experiments.record import (
 from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
+from betaedit.facts.corrections import corrected_later
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.machine import describe_machine
 from betaedit.progress import Progress
@@ -46,12 +48,14 @@ class RunReport:
         setup: Model, method, hyper-parameters, statistics.
         results: Every edit.
         checkpoints: The unedited model first, the finished one last.
+        holdings: How the finished model holds each of them; ``None`` where a later one has another answer to the same.
         folder: Where the run is kept, if it is.
     """
 
     setup: dict[str, Any]
     results: tuple[EditResult, ...]
     checkpoints: tuple[Checkpoint, ...]
+    holdings: tuple[Holding | None, ...]
     folder: Path | None = None
 
     @property
@@ -73,6 +77,7 @@ class RunReport:
         """The report as plain data, as ``--json`` prints it."""
         return {
             "edits": len(self.results),
+            "held": count_held(self.results, self.holdings),
             "method": self.setup["method"],
             "model": self.setup["model"],
             "seconds_per_edit": self.seconds_per_edit,
@@ -89,7 +94,10 @@ class RunReport:
             "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in self.checkpoints],
             "folder": None if self.folder is None else str(self.folder),
             "setup": self.setup,
-            "results": [result.to_dict() for result in self.results],
+            "results": [
+                result.to_dict() | {"at_end": None if holding is None else asdict(holding)}
+                for result, holding in zip(self.results, self.holdings, strict=True)
+            ],
         }
 
     def _layers(self, name: str) -> dict[str, Any]:
@@ -101,6 +109,22 @@ class RunReport:
             "layers": layers,
             "relative_layers": relative,
         }
+
+
+def measure_held(editor: Editor, results: Sequence[EditResult]) -> list[Holding | None]:
+    """How the model holds the facts of ``results`` now; ``None`` where a later one has another answer to the same."""
+    facts = [result.fact for result in results]
+    corrected = corrected_later(facts)
+    asked = [fact for fact, mark in zip(facts, corrected, strict=True) if not mark]
+    found = iter(measure_holding(editor.language_model, asked))
+    return [None if mark else next(found) for mark in corrected]
+
+
+def count_held(results: Sequence[EditResult], holdings: Sequence[Holding | None]) -> dict[str, int]:
+    """How many facts there are, by how they are held in the end, and how many were not kept."""
+    known = [holding.status for holding in holdings if holding is not None]
+    counts: dict[str, int] = {status: known.count(status) for status in STATUSES}
+    return {"facts": len(known), **counts, "taken back": sum(not result.kept for result in results)}
 
 
 @dataclass
@@ -176,7 +200,9 @@ def run_edits(
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
     plain |= {name: getattr(setup, name) for name in ("dtype", "measured", "versions", "machine")}
-    return RunReport(plain, tuple(done.results), tuple(done.checkpoints), None if kept is None else kept.path)
+    path = None if kept is None else kept.path
+    holdings = measure_held(editor, done.results)
+    return RunReport(plain, tuple(done.results), tuple(done.checkpoints), tuple(holdings), path)
 
 
 def _edit_until(

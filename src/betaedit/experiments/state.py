@@ -82,10 +82,11 @@ def _load(file: Path) -> WrittenBatch:
 
 def _plain(result: EditResult) -> dict[str, Any]:
     fact = result.fact
-    words = [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, fact.joint]
+    words = [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, fact.joint, fact.wordings]
     return {**result.figures(), "fact": words}
 
 
 def _result(values: dict[str, Any]) -> EditResult:
-    prompt, subject, new, true, name, *joint = values.pop("fact")  # older versions kept no joint
-    return EditResult.from_figures(Fact(prompt, subject, new, true, name, *(joint or [EARLIER_JOINT])), values)
+    prompt, subject, new, true, name, *further = values.pop("fact")  # older versions kept neither joint nor wordings
+    joint, wordings = further or (EARLIER_JOINT, [])
+    return EditResult.from_figures(Fact(prompt, subject, new, true, name, joint, tuple(wordings)), values)

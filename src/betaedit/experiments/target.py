@@ -150,9 +150,10 @@ def facts_of(name: str) -> list[Fact]:
     live: list[LiveFact] = []
     state = run.path / "state"
     for number, batch in enumerate(load_batches(state, count_edits(state)), start=1):
-        leaving = in_the_way(live, (result.fact for result in batch.results), config)
+        kept = [result for result in batch.results if result.kept]
+        leaving = in_the_way(live, (result.fact for result in kept), config)
         live = [held for held in live if held not in leaving]
-        live += [LiveFact(result, number, {}) for result in batch.again + batch.results]
+        live += [LiveFact(result, number, {}) for result in (*batch.again, *kept)]
     return [held.fact for held in live]
 
 

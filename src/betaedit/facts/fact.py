@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from betaedit.errors import FactError, UnchangedError
 from betaedit.facts.hints import not_text
-from betaedit.facts.subject import find_subject
+from betaedit.facts.subject import find_subject, names_subject
 
 Group = Literal[
     "subject_aliasing",
@@ -45,9 +45,11 @@ class Fact:
         joint: The text between a prompt and its answer, here and in the other prompts that the fact is measured on
             (paraphrases, neighbors). ``None``: a space or nothing, as the language has it
             (``betaedit.writing.joint_between``).
+        wordings: Other prompts, with the subject written out, that shall continue with the new target as well. They
+            take part in writing where the configuration says so (``paraphrases=written``).
 
     Raises:
-        FactError: A slot is missing or doubled, or the subject or a target is empty.
+        FactError: A slot is missing or doubled, the subject or a target is empty, or a wording lacks the subject.
         UnchangedError: Both targets are equal.
     """
 
@@ -57,6 +59,7 @@ class Fact:
     target_true: str | None = None
     id: str | None = None
     joint: str | None = None
+    wordings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Take white space off subject, targets and id, then refuse what no method could write."""
@@ -69,6 +72,13 @@ class Fact:
             if name not in ("prompt", "joint"):
                 object.__setattr__(self, name, value.strip())
         self._check()
+        for text in self.wordings:
+            if not names_subject(text, self.subject):
+                raise FactError(
+                    f"the wording {text!r} does not name the subject {self.subject!r}.",
+                    mend="Name it there, or leave the wording out.",
+                    field="wordings",
+                )
 
     def _check(self) -> None:
         slots = self.prompt.count(SLOT)

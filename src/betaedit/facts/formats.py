@@ -17,7 +17,7 @@ from betaedit.facts import schemas
 from betaedit.facts.fact import GROUPS, SLOT, EvaluationCase, Fact, Group, Probe, Question
 from betaedit.facts.hints import refuse_placeholder
 from betaedit.facts.schemas import validated
-from betaedit.facts.subject import find_subject
+from betaedit.facts.subject import find_subject, names_subject
 
 Record = dict[str, Any]
 ZsreTarget = Literal["alt", "answers"]
@@ -65,6 +65,10 @@ class Format:
         return f"{self.name} ({keys})"
 
 
+OWN_FORMATS = frozenset({"own", "fastedit"})
+"""Formats in which people write facts of their own; the others are those of published data sets."""
+
+
 def find_format(record: Record) -> Format:
     """The first format whose identifying keys ``record`` has.
 
@@ -93,18 +97,24 @@ def _holds(value: object, path: str) -> bool:
 
 
 def _own(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    """The case of a record in the package's own format; ``{}`` in its prompts stands for the subject too."""
+    """The case of a record in the package's own format; ``{}`` in its prompts stands for the subject too.
+
+    Paraphrases that name the subject are wordings of the fact, which may take part in writing it.
+    """
     own = validated(schemas.Own, record, reading.format)
     prompt, subject = _slotted(own.prompt, own.subject)
     refuse_placeholder(own.target_new, "target_new")
-    fact = Fact(prompt, subject, own.target_new, own.target_true, own.id or reading.fact_id(), own.joint)
 
     def filled(text: str) -> str:
-        return text.replace(SLOT, fact.subject)
+        return text.replace(SLOT, subject)
 
+    paraphrases = tuple(map(filled, own.paraphrases))
+    wordings = tuple(text for text in paraphrases if names_subject(text, subject))
+    name = own.id or reading.fact_id()
+    fact = Fact(prompt, subject, own.target_new, own.target_true, name, own.joint, wordings)
     case = EvaluationCase(
         fact,
-        tuple(map(filled, own.paraphrases)),
+        paraphrases,
         _neighbors(own.neighbors, own.target_true),
         tuple(Question(filled(asked.prompt), asked.answers, asked.group) for asked in own.questions),
         tuple(map(filled, own.generation_prompts)),
@@ -173,7 +183,7 @@ def _fastedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
     read = validated(schemas.FastEdit, record, reading.format)
     fact = _fact(read.prompt, read.subject, read.target, (), reading.fact_id())
     queries = (query.replace(SLOT, fact.subject) for query in read.queries)
-    return (EvaluationCase(fact, tuple(query for query in queries if fact.subject in query)),)
+    return (EvaluationCase(fact, tuple(query for query in queries if names_subject(query, fact.subject))),)
 
 
 def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:

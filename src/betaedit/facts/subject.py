@@ -35,6 +35,11 @@ def find_subject(prompt: str, subject: str, *, any_case: bool = False, last: boo
     raise _no_place(prompt, subject, words, parts)
 
 
+def names_subject(text: str, subject: str) -> bool:
+    """Whether ``subject`` stands in ``text`` as a word, in whatever capitals."""
+    return any(stands_as_word(text, *span) for span in _spans(text, subject, re.IGNORECASE))
+
+
 def _spans(prompt: str, subject: str, flags: int) -> list[Span]:
     if not subject:
         return []

@@ -56,6 +56,7 @@ def told_apart(facts: Sequence[Fact]) -> list[Fact]:
 def _record(item: Fact | EvaluationCase, fact: Fact) -> dict[str, Any]:
     """The fields of ``item``, as ``fact``, that say something; a neighbor's target even where nobody knows it."""
     values = asdict(fact)
+    values["paraphrases"] = values.pop("wordings")
     if isinstance(item, EvaluationCase):
         values |= asdict(item)
         del values["fact"]

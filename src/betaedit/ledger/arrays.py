@@ -30,8 +30,8 @@ class Asked(Mapping[int, Associations]):
 
     def __getitem__(self, layer: int) -> Associations:
         key, wanted = self._store.asked(self._writing, layer)
-        dtype = self._store.identity.storage
-        return Associations(from_bytes(key, dtype, -1, 1), from_bytes(wanted, dtype, -1, 1))
+        dtype, (d_out, d_in) = self._store.identity.storage, self._store.identity.shapes[layer]
+        return Associations(from_bytes(key, dtype, d_in, -1), from_bytes(wanted, dtype, d_out, -1))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._store.identity.shapes)

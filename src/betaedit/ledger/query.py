@@ -172,6 +172,7 @@ def to_dict(writing: Writing) -> dict[str, Any]:
         "target_new": fact.target_new,
         "target_true": fact.target_true,
         "joint": fact.joint,
+        "wordings": list(fact.wordings),
         "figures": writing.figures,
     }
 

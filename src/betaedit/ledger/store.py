@@ -48,7 +48,7 @@ CREATE TABLE events (
 CREATE TABLE writings (
     id INTEGER PRIMARY KEY, number INTEGER NOT NULL, event INTEGER NOT NULL REFERENCES events (id),
     batch INTEGER NOT NULL, prompt TEXT NOT NULL, subject TEXT NOT NULL, target_new TEXT NOT NULL, target_true TEXT,
-    name TEXT, figures TEXT NOT NULL, asked TEXT NOT NULL, joint TEXT
+    name TEXT, figures TEXT NOT NULL, asked TEXT NOT NULL, joint TEXT, wordings TEXT
 );
 CREATE INDEX writings_number ON writings (number);
 CREATE INDEX writings_subject ON writings (subject);
@@ -517,8 +517,8 @@ class Store:
         fact, arrays = new.fact, [new.asked[layer] for layer in sorted(new.asked)]
         columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _plain(new.figures))
         written = self._open.execute(
-            "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, event, new.batch, *columns, _hash_arrays(arrays), fact.joint),
+            "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, event, new.batch, *columns, _hash_arrays(arrays), fact.joint, _listed(fact.wordings)),
         ).lastrowid
         self._open.execute("INSERT INTO spans VALUES (?, ?, NULL, NULL)", (written, event))
         self._open.executemany(
@@ -538,7 +538,7 @@ class Store:
             before = self._one("SELECT value FROM identity")
         else:
             before = self._one("SELECT hash FROM events WHERE id = ?", event - 1)
-        joint = self._joint
+        joint, wordings = self._further
         parts = [
             before,
             *self._rows("SELECT id, kind, parent, at, note, factors FROM events WHERE id = ?", event),
@@ -546,6 +546,9 @@ class Store:
             # Only what format 1 could not say, so that the hashes of its ledgers hold.
             *self._rows(
                 f"SELECT id, {joint} FROM writings WHERE event = ? AND {joint} IS NOT {_EARLIER} ORDER BY id", event
+            ),
+            *self._rows(
+                f"SELECT id, {wordings} FROM writings WHERE event = ? AND {wordings} IS NOT NULL ORDER BY id", event
             ),
             *self._rows("SELECT writing FROM spans WHERE since = ? ORDER BY writing", event),
             *self._rows("SELECT writing, why FROM spans WHERE until = ? ORDER BY writing", event),
@@ -568,22 +571,23 @@ class Store:
             )
 
     def _migrate(self) -> None:
-        """Bring a ledger of format 1 to this one: it gets the column ``joint``, which is what was put without one."""
+        """Bring a ledger of format 1 to this one: ``joint`` is what was put without one, ``wordings`` are none."""
         with self._transaction():
             if self._one("PRAGMA user_version") < FORMAT:
                 self._open.execute(f"ALTER TABLE writings ADD COLUMN joint TEXT DEFAULT {_EARLIER}")
+                self._open.execute("ALTER TABLE writings ADD COLUMN wordings TEXT")
                 self._open.execute(f"PRAGMA user_version = {FORMAT}")
 
     @property
-    def _joint(self) -> str:
-        """SQL for what joins a writing's prompt and answer; ledgers of format 1, open for reading, lack the column."""
-        return "joint" if self._one("PRAGMA user_version") >= FORMAT else _EARLIER
+    def _further(self) -> tuple[str, str]:
+        """SQL for a writing's joint and wordings; ledgers of format 1, open for reading, lack these columns."""
+        return ("joint", "wordings") if self._one("PRAGMA user_version") >= FORMAT else (_EARLIER, "NULL")
 
     @property
     def _writings(self) -> str:
         return (
             "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
-            f"{self._joint}, w.figures, s.until, s.why "
+            f"{', '.join(self._further)}, w.figures, s.until, s.why "
             "FROM writings w JOIN spans s ON s.writing = w.id JOIN events e ON e.id = w.event"
         )
 
@@ -672,8 +676,8 @@ def _event(row: tuple[Any, ...]) -> Event:
 
 
 def _writing(row: tuple[Any, ...]) -> Writing:
-    written, number, event, batch, at, prompt, subject, new, true, name, joint, figures, until, why = row
-    fact = Fact(prompt, subject, new, true, name, joint)
+    written, number, event, batch, at, prompt, subject, new, true, name, joint, wordings, figures, until, why = row
+    fact = Fact(prompt, subject, new, true, name, joint, tuple(json.loads(wordings or "[]")))
     return Writing(written, number, event, batch, at, fact, figures, _state(until is None, why), until)
 
 
@@ -682,6 +686,10 @@ def _state(live: bool, why: str | None) -> State:
         return "live"
     state: State = "replaced" if why == "rewritten" else cast(State, why)
     return state
+
+
+def _listed(texts: Sequence[str]) -> str | None:
+    return json.dumps(texts, ensure_ascii=False) if texts else None
 
 
 def _plain(values: Mapping[str, Any]) -> str:

@@ -581,9 +581,9 @@ class Workspace:
 
     def _keys(self, layer: int, writings: Iterable[Writing]) -> Iterator[Tensor]:
         """The keys of each batch in one layer, in order."""
-        dtype = self.store.identity.storage
+        dtype, (_, d_in) = self.store.identity.storage, self.store.identity.shapes[layer]
         for _, batch in groupby(writings, key=lambda fact: fact.batch):
-            columns = [from_bytes(self.store.key(fact.id, layer), dtype, -1, 1) for fact in batch]
+            columns = [from_bytes(self.store.key(fact.id, layer), dtype, d_in, -1) for fact in batch]
             yield torch.cat(columns, dim=1)
 
 

@@ -31,7 +31,7 @@ from betaedit.memory.update import Update
 
 @dataclass(frozen=True)
 class Associations:
-    """What facts ask of one matrix: ``W K -> V``, a column per fact.
+    """What facts ask of one matrix: ``W K -> V``, a column per key of each fact.
 
     Args:
         keys: (d_in, b), exactly as they were solved with and remembered.
@@ -60,9 +60,9 @@ class Associations:
     def __len__(self) -> int:
         return self.keys.shape[1]
 
-    def __getitem__(self, column: int) -> Associations:
-        """One fact, copied, so that it does not keep the others in memory."""
-        return Associations(self.keys[:, column : column + 1].clone(), self.values[:, column : column + 1].clone())
+    def __getitem__(self, columns: slice) -> Associations:
+        """Some columns, copied, so that they do not keep the others in memory."""
+        return Associations(self.keys[:, columns].clone(), self.values[:, columns].clone())
 
     def residuals(self, weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out b"]:
         """``V - W K``: what ``weight`` still lacks."""

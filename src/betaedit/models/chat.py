@@ -15,7 +15,8 @@ from betaedit.models.lookup import tokenize
 Message = Mapping[str, str]
 _MARK = "A1B2C3"
 _COMPLETE = "Complete the sentence: "
-_ASKED = re.compile(r"[:：?？؟]$")  # noqa: RUF001 - full-width signs are meant
+ASKS = re.compile(r"[:：?？؟]$")  # noqa: RUF001 - full-width signs are meant
+"""How a prompt ends that asks for an answer, rather than for the rest of a sentence."""
 
 
 def has_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -77,7 +78,7 @@ def chat_request(prompt: str) -> str:
     A chat model answers an unfinished sentence with a sentence of its own; asked to complete it, it goes on from there.
     """
     said = prompt.strip()
-    return said if _ASKED.search(said) else _COMPLETE + said
+    return said if ASKS.search(said) else _COMPLETE + said
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

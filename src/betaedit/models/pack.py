@@ -93,14 +93,14 @@ class Pack:
     @classmethod
     def of(cls, chosen: Tensor, begin: Tensor, end: Tensor) -> Pack:
         """The pack of ``chosen`` ``(g, p)`` prompts, row by row; ``begin`` and ``end`` are ``(n,)``, of all prompts."""
-        sizes = (end - begin)[chosen]
+        sizes = torch.where(chosen >= 0, (end - begin)[chosen], 0)
         ends = sizes.cumsum(dim=1)
         starts = ends - sizes
         entries = torch.arange(max(int(ends.max()), 1), device=chosen.device)
         slot = (entries[None, :, None] >= ends[:, None, :]).sum(dim=2)
         real = slot < chosen.shape[1]
         slot = slot.clamp(max=chosen.shape[1] - 1)
-        prompts = chosen.gather(1, slot)
+        prompts = chosen.gather(1, slot).clamp(min=0)
         positions = begin[prompts] + entries - starts.gather(1, slot)
         return cls(prompts, torch.where(real, positions, begin[prompts]), real, starts)
 
