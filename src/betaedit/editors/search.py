@@ -61,7 +61,37 @@ class AdamSearch:
                 self._points[row].copy_(_into_ball(self._points[row], self._radius[row]))
 
 
-class SpectralSearch:
+class _Descent:
+    """What searches from the lowest point met have in common: that point, its loss and slope, and how far to go."""
+
+    keeps_best: ClassVar[bool] = True
+
+    def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
+        self._radius = config.value_clamp * lengths
+        self._longest = config.value_longest_step * lengths
+        self._reach = config.value_first_step * lengths
+        self._points = torch.zeros_like(initial)
+        self._best = torch.zeros_like(initial)
+        self._slope = torch.zeros_like(initial)
+        self._loss = torch.full_like(lengths, torch.inf)
+
+    def points(self, rows: Tensor) -> Tensor:
+        """See ``Search``."""
+        return self._points[rows]
+
+    def _differences(self, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """``(a, d_out)`` how far the points are from the lowest ones met, and how the gradient differs there."""
+        return self._points[rows] - self._best[rows], gradient - self._slope[rows]
+
+    def _keep_lower(self, rows: Tensor, lower: Tensor, loss: Tensor, gradient: Tensor) -> None:
+        """Make the points of the rows that are ``lower`` ``(a,)`` the lowest ones met."""
+        keep = lower[:, None]
+        self._best[rows] = torch.where(keep, self._points[rows], self._best[rows])
+        self._slope[rows] = torch.where(keep, gradient, self._slope[rows])
+        self._loss[rows] = torch.where(lower, loss, self._loss[rows])
+
+
+class SpectralSearch(_Descent):
     """Projected gradient with Barzilai-Borwein step lengths (Birgin, Martinez and Raydan 2000), safeguarded.
 
     From the lowest point met, ``s`` and ``y`` the last differences of point and gradient, the step is
@@ -69,41 +99,23 @@ class SpectralSearch:
     norms of the hidden state. A point that is not lower is given up: the next one is half as far.
     """
 
-    keeps_best: ClassVar[bool] = True
-
-    def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
-        self._radius = config.value_clamp * lengths
-        self._longest = config.value_longest_step * lengths
-        self._reach = config.value_first_step * lengths
-        self._points = torch.zeros_like(initial)
-        self._best = torch.zeros_like(initial)
-        self._slope = torch.zeros_like(initial)
-        self._loss = torch.full_like(lengths, torch.inf)
-
-    def points(self, rows: Tensor) -> Tensor:
-        """See ``Search``."""
-        return self._points[rows]
-
     def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
         """See ``Search``."""
         lower, begun = loss < self._loss[rows], torch.isfinite(self._loss[rows])
-        moved, turned = self._points[rows] - self._best[rows], gradient - self._slope[rows]
+        moved, turned = self._differences(rows, gradient)
         curvature = (moved * turned).sum(dim=1)
         spectral = moved.square().sum(dim=1) / curvature * gradient.norm(dim=1)
         spectral = torch.where(curvature > 0, spectral, torch.inf).minimum(self._longest[rows])
         onward = torch.where(begun, spectral, self._reach[rows])
         self._reach[rows] = torch.where(lower, onward, moved.norm(dim=1) / 2)
-        keep = lower[:, None]
-        self._best[rows] = torch.where(keep, self._points[rows], self._best[rows])
-        self._slope[rows] = torch.where(keep, gradient, self._slope[rows])
-        self._loss[rows] = torch.where(lower, loss, self._loss[rows])
+        self._keep_lower(rows, lower, loss, gradient)
         slope = self._slope[rows]
         steepest = slope / slope.norm(dim=1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
         ahead = self._best[rows] - self._reach[rows, None] * steepest
         self._points[rows] = _into_ball(ahead, self._radius[rows, None])
 
 
-class QuasiNewtonSearch:
+class QuasiNewtonSearch(_Descent):
     """L-BFGS (Liu and Nocedal 1989) within the ball, from the lowest point met.
 
     The direction is ``-H g`` with ``H`` made of the last eight pairs of differences of point and gradient. A first step
@@ -111,34 +123,19 @@ class QuasiNewtonSearch:
     point that is not lower still tells of the curvature, and halves the length of the next step.
     """
 
-    keeps_best: ClassVar[bool] = True
-
     def __init__(self, lengths: Tensor, initial: Tensor, config: EditConfig) -> None:
-        self._radius = config.value_clamp * lengths
-        self._longest = config.value_longest_step * lengths
-        self._reach = config.value_first_step * lengths
-        self._points = torch.zeros_like(initial)
-        self._best = torch.zeros_like(initial)
-        self._slope = torch.zeros_like(initial)
-        self._loss = torch.full_like(lengths, torch.inf)
+        super().__init__(lengths, initial, config)
         self._moved = initial.new_zeros(_PAIRS, *initial.shape)
         self._turned = initial.new_zeros(_PAIRS, *initial.shape)
-
-    def points(self, rows: Tensor) -> Tensor:
-        """See ``Search``."""
-        return self._points[rows]
 
     def step(self, rows: Tensor, loss: Tensor, gradient: Tensor) -> None:
         """See ``Search``."""
         lower, begun = loss < self._loss[rows], torch.isfinite(self._loss[rows])
-        moved, turned = self._points[rows] - self._best[rows], gradient - self._slope[rows]
+        moved, turned = self._differences(rows, gradient)
         self._learn(rows[begun], moved[begun], turned[begun])
-        self._reach[rows] = torch.where(lower & begun, self._longest[rows], self._reach[rows])
-        self._reach[rows] = torch.where(lower, self._reach[rows], moved.norm(dim=1) / 2)
-        keep = lower[:, None]
-        self._best[rows] = torch.where(keep, self._points[rows], self._best[rows])
-        self._slope[rows] = torch.where(keep, gradient, self._slope[rows])
-        self._loss[rows] = torch.where(lower, loss, self._loss[rows])
+        onward = torch.where(begun, self._longest[rows], self._reach[rows])
+        self._reach[rows] = torch.where(lower, onward, moved.norm(dim=1) / 2)
+        self._keep_lower(rows, lower, loss, gradient)
         direction, known = self._direction(rows)
         length = direction.norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
         wanted = torch.where(known, length.minimum(self._reach[rows]), self._reach[rows])
