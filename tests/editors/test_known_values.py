@@ -70,5 +70,5 @@ def test_every_setting_is_either_part_of_a_search_or_named_as_none() -> None:
     assert set(EditConfig.model_fields) >= AFTERWARDS
     searched = set(EditConfig.model_fields) - AFTERWARDS
     assert {name for name in searched if not name.startswith(("value_", "context_", "kl_"))} == {
-        "layers", "lookup", "shared_subjects", "seed",
+        "layers", "lookup", "shared_subjects", "seed", "paraphrases", "form", "answer_end",
     }  # fmt: skip

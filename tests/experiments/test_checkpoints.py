@@ -137,7 +137,7 @@ def test_free_answers_and_tokens_of_a_corrected_fact_are_left_out_but_what_shoul
     questions = (Question("a king", ("was",), "reasoning"), Question("a king", ("is",), "relation_specificity"))
     cases = [EvaluationCase(fact, ("a king",), (Probe("a king", "is"),), questions), EvaluationCase(later)]
     model, measures = chain_model(" king is gold river"), Measures(extras=("tokens", "questions"))
-    before = free_answers(model, cases, SilentProgress())
+    before = free_answers(model, cases, measures, SilentProgress())
     found = extra_figures(model, cases, measures, SilentProgress(), before, [True, False])
     assert {name: (value.mean, value.count) for name, value in found.items()} == {
         "token accuracy, prompts": (1.0, 1), "token accuracy, neighbors": (1.0, 1), "reliability": (1.0, 1),

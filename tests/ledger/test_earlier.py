@@ -35,6 +35,7 @@ def folder(tmp_path: Path) -> Path:
         workspace.edit([as_earlier(fact) for fact in TYPED])
     with sqlite3.connect(tmp_path / "w" / LEDGER) as file:
         file.execute("ALTER TABLE writings DROP COLUMN joint")
+        file.execute("ALTER TABLE writings DROP COLUMN wordings")
         file.execute("PRAGMA user_version = 1")
     return tmp_path / "w"
 

@@ -32,7 +32,7 @@ class Sheet:
         assert relative_error(facts.values, values) < 1e-12
         self.weight = self.weight + update.dense()
         self.memory.remember(keys)
-        self.live += [facts[at] for at in range(len(facts))]
+        self.live += [facts[at : at + 1] for at in range(len(facts))]
 
     def take(self, chosen: set[int]) -> Associations:
         gone = [self.live[at] for at in sorted(chosen)]
@@ -44,7 +44,7 @@ class Sheet:
 
     def replace(self, chosen: set[int], new: Associations) -> None:
         self.weight = self.weight + replace(self.memory, self.weight, self.take(chosen), new).dense()
-        self.live += [new[at] for at in range(len(new))]
+        self.live += [new[at : at + 1] for at in range(len(new))]
 
     def solution(self) -> Tensor:
         """``W_0 + (V - W_0 K) K^T Q (Q S Q + lambda2 I)^-1`` over the live facts (methods.md D.1), term by term."""
