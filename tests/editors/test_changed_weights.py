@@ -359,7 +359,7 @@ def test_the_probability_that_is_reported_is_that_of_the_model_as_it_is_then(
 
     def sought(model: LanguageModel) -> float:
         (value,) = optimize_values(model, pose(model, FACTS[1:2], CONTEXTS, editor.config), editor.config)
-        return value.sought_probability
+        return value.target_probability
 
     assert result.sought_probability == pytest.approx(sought(fresh), rel=1e-5)
     assert result.sought_probability != pytest.approx(sought(unchanged_model), rel=1e-9)
