@@ -20,6 +20,7 @@ from betaedit.errors import (
     LedgerError,
     MethodError,
     ModelError,
+    NotHeldError,
     NumericalError,
     WeightsChangedError,
 )
@@ -734,3 +735,19 @@ def test_facts_are_found_by_number_id_subject_and_text(tmp_path: Path):
         told = status(store)
         assert (told["live"], told["forgotten"], told["events"]) == (4, 1, 7)
         assert told["bytes"] > 0
+
+
+@pytest.mark.parametrize("conflicts", ["replace", "naive"])
+def test_a_new_answer_that_the_model_misses_leaves_the_old_one_in_its_place(tmp_path: Path, conflicts: str) -> None:
+    model = tiny_llama()
+    fact = Fact("The home of {} is", "Bob", "Rome")
+    with Workspace.create(tmp_path / "w", editor_for(model, value_steps=2, conflicts=conflicts)) as workspace:
+        workspace.edit(fact)
+        before, head = weights(model), workspace.store.head
+        engine = workspace.editor.engine
+        engine.config = engine.config.replace(keep_missed=False)
+        with pytest.raises(NotHeldError, match="the old answer stays"):
+            workspace.replace("Bob", "the wrong moon")
+        assert [held.fact for held in workspace.store.live()] == [fact]
+        assert workspace.store.head == head
+        assert unchanged(before, weights(workspace.language_model))

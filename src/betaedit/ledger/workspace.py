@@ -21,7 +21,7 @@ from betaedit.editors.editor import Editor
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
 from betaedit.editors.live import LiveFact
 from betaedit.editors.matrix import Changes, EditedMatrix, edited_matrices, recording
-from betaedit.errors import ConfigError, LedgerError, MethodError, OutputError
+from betaedit.errors import ConfigError, LedgerError, MethodError, NotHeldError, OutputError
 from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
@@ -308,9 +308,13 @@ class Workspace:
         Raises:
             LedgerError: There is none of that name, or there are several.
             FactError, LookupTokenError, NumericalError: See ``Editor.edit``; the old answer stays then.
+            NotHeldError: The model does not say the new answer in the end; the old one stays.
         """
         old = find_one(self.store, name)
-        return old, self.supersede([(old, replace(old.fact, target_new=target))])[0]
+        result = self.supersede([(old, replace(old.fact, target_new=target))])[0]
+        if not result.kept:
+            raise _not_held(result)
+        return old, result
 
     def supersede(
         self, changes: Sequence[tuple[Writing, Fact]], *, note: Mapping[str, Any] | None = None
@@ -337,6 +341,8 @@ class Workspace:
                         self._take_out({old.number for old, _ in group})
                     for _, fact in group:
                         (batch,) = self.editor.write(fact)
+                        if not replaces and not batch.results[0].kept:
+                            raise _not_held(batch.results[0])  # the event is undone: the old answers are back
                         results += batch.results
                         task.advance()
         return results
@@ -600,6 +606,14 @@ def _words(fact: Fact) -> tuple[str, str, str, str | None]:
 def _words_of_earlier(fact: Fact) -> tuple[str, str, str, str | None]:
     """The same as a version wrote it that knew no joint: it took white space off the prompt and put a space behind."""
     return fact.prompt.strip(), fact.subject, fact.target_new, EARLIER_JOINT
+
+
+def _not_held(result: EditResult) -> NotHeldError:
+    return NotHeldError(
+        f"the model does not say {result.fact.target_new!r} after {result.fact.text!r}, but {result.said!r}: the old "
+        "answer stays.",
+        mend="Give the fact other wordings, or make the workspace with --set keep_missed=true.",
+    )
 
 
 def _keep_statistics(editor: Editor, file: Path) -> None:
