@@ -23,7 +23,7 @@
     ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 
-Each error says what is wrong and, in ``mend``, what to do about it.
+Each error says what is wrong and, in ``hint``, what to do about it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from pathlib import Path
 
 
 class BetaEditError(Exception):
-    """Root of all errors raised on purpose; ``mend`` is one sentence on what to do."""
+    """Root of all errors raised on purpose; ``hint`` is one sentence on what to do."""
 
-    def __init__(self, message: str, *, mend: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.mend}".strip()
+        return f"{self.message} {self.hint}".strip()
 
 
 class FactError(BetaEditError):
@@ -52,24 +52,24 @@ class FactError(BetaEditError):
         self,
         message: str,
         *,
-        mend: str = "",
+        hint: str = "",
         field: str | None = None,
         path: Path | None = None,
         line: int | None = None,
     ) -> None:
-        super().__init__(message, mend=mend)
+        super().__init__(message, hint=hint)
         self.field = field
         self.path = path
         self.line = line
 
     def at(self, path: Path, line: int) -> FactError:
         """The same error, located in a file (lines count from 1)."""
-        return type(self)(self.message, mend=self.mend, field=self.field, path=path, line=line)
+        return type(self)(self.message, hint=self.hint, field=self.field, path=path, line=line)
 
     def within(self, field: str) -> FactError:
         """The same error, inside the named field."""
         inner = field if self.field is None else f"{field}.{self.field}"
-        return type(self)(self.message, mend=self.mend, field=inner, path=self.path, line=self.line)
+        return type(self)(self.message, hint=self.hint, field=inner, path=self.path, line=self.line)
 
     def __str__(self) -> str:
         line = "" if self.line is None else f":{self.line}"

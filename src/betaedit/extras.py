@@ -25,5 +25,5 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs {module.partition('.')[0]}.", mend=f'{sys.executable} -m pip install "betaedit[{extra}]"'
+            f"{purpose} needs {module.partition('.')[0]}.", hint=f'{sys.executable} -m pip install "betaedit[{extra}]"'
         ) from error

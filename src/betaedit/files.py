@@ -120,10 +120,10 @@ def file_errors(path: Path, kind: type[BetaEditError]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        mend = "Look at the rights of the folder and the room on the disk, then repeat the command."
+        hint = "Look at the rights of the folder and the room on the disk, then repeat the command."
         if isinstance(error, IsADirectoryError):
-            mend = "Name a file."
-        raise kind(f"{path} cannot be written: {error}.", mend=mend) from error
+            hint = "Name a file."
+        raise kind(f"{path} cannot be written: {error}.", hint=hint) from error
 
 
 def _scratch(path: Path) -> Path:

@@ -28,12 +28,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_settings(path: Path, mend: str) -> dict[str, Any]:
+def read_settings(path: Path, hint: str) -> dict[str, Any]:
     """The mapping of names to values in a file: TOML where its name ends in ``.toml``, else YAML or JSON.
 
     Args:
         path: The file, in UTF-8 or with the mark of another Unicode encoding.
-        mend: What such a file looks like, or how to get one.
+        hint: What such a file looks like, or how to get one.
 
     Raises:
         ConfigError: The file is missing or broken, gives a key twice, or holds no mapping.
@@ -43,12 +43,12 @@ def read_settings(path: Path, mend: str) -> dict[str, Any]:
         text = raw.decode(text_encoding(raw[:4]))
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}", mend="Check the path.") from error
+        raise ConfigError(f"{path} cannot be read: {error}", hint="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} cannot be read: {error}", mend="Save the file as UTF-8.") from error
+        raise ConfigError(f"{path} cannot be read: {error}", hint="Save the file as UTF-8.") from error
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         told = "Correct this place; a key stands there once."
-        raise ConfigError(f"{path} cannot be read: {error}", mend=f"{told} {mend}") from error
+        raise ConfigError(f"{path} cannot be read: {error}", hint=f"{told} {hint}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of names to values.", mend=mend)
+        raise ConfigError(f"{path} holds no mapping of names to values.", hint=hint)
     return {str(key): value for key, value in values.items()}

@@ -55,7 +55,7 @@ def test_depth_is_how_many_of_its_layers_a_shape_has() -> None:
 def test_an_unknown_shape_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="no shape 'llama-8'") as refused:
         benchmark.find_shape("llama-8")
-    assert "llama-8b" in refused.value.mend
+    assert "llama-8b" in refused.value.hint
 
 
 def test_one_fact_is_too_few() -> None:
@@ -70,7 +70,7 @@ def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_made(monkey
     monkeypatch.setattr(benchmark.psutil, "virtual_memory", Little)
     with pytest.raises(ConfigError, match="weights alone take") as refused:
         benchmark.random_model(TINY, torch.float32, "cpu")
-    assert "--depth" in refused.value.mend
+    assert "--depth" in refused.value.hint
 
 
 def test_the_users_cache_gets_nothing_of_a_random_model(tmp_path, monkeypatch) -> None:

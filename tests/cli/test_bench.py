@@ -51,4 +51,4 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
     found = runner.invoke(app, ["bench", "nothing"])
     assert isinstance(found.exception, ConfigError)
-    assert "solve" in found.exception.mend
+    assert "solve" in found.exception.hint

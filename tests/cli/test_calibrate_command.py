@@ -67,7 +67,7 @@ def test_what_cannot_work_is_refused_before_the_search(betaedit, command, option
     ran = betaedit(*command, *options)
     assert ran.code == 2
     assert told in ran.err
-    assert "mend:" in ran.err
+    assert "hint:" in ran.err
 
 
 @pytest.mark.parametrize("command", ["edit", "compare", "statistics"])

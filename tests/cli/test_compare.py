@@ -32,7 +32,7 @@ def test_settings_stand_in_brackets_behind_the_method(text: str, meant: list[Var
 def test_brackets_that_say_nothing_are_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         variants(text)
-    assert "'alphaedit,alphaedit[lookup=last]'" in caught.value.mend
+    assert "'alphaedit,alphaedit[lookup=last]'" in caught.value.hint
 
 
 @pytest.mark.parametrize(

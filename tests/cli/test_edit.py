@@ -139,7 +139,7 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
 @pytest.mark.parametrize(
     ("args", "code", "parts"),
     [
-        (["edit"], 2, ["nothing to write", "mend:"]),
+        (["edit"], 2, ["nothing to write", "hint:"]),
         (["edit", "The home of Bob is", "Rome"], 3, ["0 subjects in brackets", "[Danielle Darrieux]"]),
         (["edit", "The home of [] is", "Rome"], 3, ["subject is empty"]),
         (["edit", "The home of [Bob] is", " "], 3, ["new target is empty"]),

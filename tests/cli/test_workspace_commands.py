@@ -371,7 +371,7 @@ def test_a_workspace_is_exported_and_measured_as_a_model_is(betaedit, told, fill
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["ana", "bob"]
     (tmp_path / "empty").mkdir()
     ran = betaedit("export", filled, "--to", "facts", "--out", tmp_path / "empty")
-    assert (ran.code, "mend: Name a file" in ran.err) == (2, True)
+    assert (ran.code, "hint: Name a file" in ran.err) == (2, True)
     adapter = tmp_path / "adapter"
     assert told("export", filled, "--to", "adapter", "--out", adapter)["facts"] == 2
     by_workspace, by_adapter = (told("eval", name, "--from", facts) for name in (filled, adapter))
@@ -395,12 +395,12 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
     assert ran.code == 9
     assert ran.out == ""
     assert "workspace" in ran.err
-    assert "mend: " in ran.err
+    assert "hint: " in ran.err
     assert "betaedit init" in ran.err
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "says", "mend"),
+    ("command", "code", "says", "hint"),
     [
         (["forget", "Anna"], 9, "the model holds no fact 'Anna'", "Did you mean Ana"),
         (["forget", "nobody at all"], 9, "no fact 'nobody at all'", "betaedit log --state live"),
@@ -421,13 +421,13 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
     ],
 )
 def test_what_cannot_be_done_is_refused_with_cause_and_mend(
-    betaedit, listed, filled, monkeypatch, command, code, says, mend
+    betaedit, listed, filled, monkeypatch, command, code, says, hint
 ) -> None:
     monkeypatch.chdir(filled)
     ran = betaedit(*command)
     assert ran.code == code, ran.err
     assert says in ran.err
-    assert mend in ran.err
+    assert hint in ran.err
     assert listed(filled) == LIVE
 
 
@@ -446,7 +446,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(betaedit, listed, filled
         ran = betaedit("forget", "Ana", "--workspace", filled)
         assert ran.code == 9
         assert "another program is writing" in ran.err
-        assert "mend: Wait until it has finished" in ran.err
+        assert "hint: Wait until it has finished" in ran.err
         assert listed(filled) == LIVE
 
 
@@ -456,7 +456,7 @@ def test_a_damaged_file_is_refused_with_what_to_do(betaedit, filled, tmp_path: P
     (broken / "ledger.sqlite").write_bytes((filled / "ledger.sqlite").read_bytes()[:6000])
     ran = betaedit(*command, "--workspace", broken)
     assert ran.code == 9, ran.out + ran.err
-    assert "mend: The file is damaged: take the last copy of it." in ran.err
+    assert "hint: The file is damaged: take the last copy of it." in ran.err
 
 
 def test_another_model_in_the_same_place_is_refused(betaedit, filled, tiny_folder, tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_the_defaults_are_those_the_papers_share_for_8b_models():
 def test_an_unknown_hyper_parameter_is_answered_with_the_nearest(typed: str, meant: str):
     with pytest.raises(ConfigError, match=f"there is no hyper-parameter '{typed}'") as caught:
         make_config({typed: 1})
-    assert caught.value.mend == f"Did you mean {meant}?"
+    assert caught.value.hint == f"Did you mean {meant}?"
 
 
 def test_a_hyper_parameter_like_no_other_is_answered_with_where_all_are_listed():
     with pytest.raises(ConfigError) as caught:
         make_config({"xyzzy": 1})
-    assert caught.value.mend == "See `betaedit methods --config` for all names."
+    assert caught.value.hint == "See `betaedit methods --config` for all names."
 
 
 IMPOSSIBLE: list[tuple[str, Any, str]] = [
@@ -100,19 +100,19 @@ def test_an_impossible_value_is_refused_with_the_field_the_reason_and_its_meanin
     assert caught.value.message.startswith(f"{name}: ")
     assert part in caught.value.message
     assert repr(value) in caught.value.message
-    assert caught.value.mend.startswith(str(EditConfig.model_fields[name].description))
+    assert caught.value.hint.startswith(str(EditConfig.model_fields[name].description))
 
 
 def test_one_value_where_a_list_belongs_is_told_how_to_be_one():
     with pytest.raises(ConfigError, match=r"^layers: ") as caught:
         make_config({"layers": 2})
-    assert caught.value.mend.endswith("Write a list: layers=[2].")
+    assert caught.value.hint.endswith("Write a list: layers=[2].")
 
 
 def test_an_impossible_value_inside_a_list_is_named_with_its_place():
     with pytest.raises(ConfigError, match=r"^layers\.1: ") as caught:
         make_config({"layers": [4, "five"]})
-    assert caught.value.mend == EditConfig.model_fields["layers"].description
+    assert caught.value.hint == EditConfig.model_fields["layers"].description
 
 
 @pytest.mark.parametrize("name", ["leakage_weight", "ridge"])
@@ -144,7 +144,7 @@ def test_replacing_gives_a_changed_copy_and_leaves_the_first_alone():
 def test_replacing_checks_names_and_values_as_making_does():
     with pytest.raises(ConfigError, match="no hyper-parameter 'rigde'") as caught:
         EditConfig().replace(rigde=1.0)
-    assert caught.value.mend == "Did you mean ridge?"
+    assert caught.value.hint == "Did you mean ridge?"
     with pytest.raises(ConfigError, match=r"^layers: "):
         EditConfig().replace(layers=(3, 1))
 

@@ -125,7 +125,7 @@ def test_bad_facts_are_refused_before_any_weight_changes(facts: list, kind: type
     before = weights(model)
     with pytest.raises(kind, match=message) as caught:
         editor_for(model).edit([FACTS[0], *facts])
-    assert caught.value.mend
+    assert caught.value.hint
     assert unchanged(before, weights(model))
 
 
@@ -134,7 +134,7 @@ def test_a_target_without_tokens_is_refused_before_any_weight_changes(monkeypatc
     before = weights(model)
 
     def refuse(*_: object) -> None:
-        raise LookupTokenError("the target has no tokens.", mend="x")
+        raise LookupTokenError("the target has no tokens.", hint="x")
 
     monkeypatch.setattr("betaedit.editors.editor.encode_target", refuse)
     with pytest.raises(LookupTokenError):

@@ -216,7 +216,7 @@ def test_a_name_that_nothing_has_is_answered_with_the_nearest() -> None:
     before = weights(model)
     with pytest.raises(FactError, match="there is no fact 'Daniele Darieux' to forget") as caught:
         editor.forget("Daniele Darieux")
-    assert caught.value.mend == "Did you mean Danielle Darrieux?"
+    assert caught.value.hint == "Did you mean Danielle Darrieux?"
     with pytest.raises(FactError, match="Name the subject or the id"):
         editor.forget("xyzzy")
     assert unchanged(before, weights(model))

@@ -69,7 +69,7 @@ def test_a_broken_file_is_refused_by_its_name_and_key(file: Path, old: str, new:
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=told) as refused:
         choose_preset(file, "any", 12)
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def test_a_file_without_a_mapping_is_refused(file: Path) -> None:
@@ -82,5 +82,5 @@ def test_a_preset_that_is_nowhere_is_refused_with_the_known_names() -> None:
     with pytest.raises(ConfigError, match="no preset 'nowhere'") as refused:
         choose_preset("nowhere", "any", 12)
     for name in [preset.name for preset in PRESETS] + ["untuned"]:
-        assert name in refused.value.mend
+        assert name in refused.value.hint
         choose_preset(name, "any", 12)

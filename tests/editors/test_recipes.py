@@ -163,14 +163,14 @@ def test_a_rule_without_choices_has_the_published_strengths(recipe: Recipe):
 def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str):
     with pytest.raises(MethodError, match=f"there is no method '{typed}'") as caught:
         find_recipe(typed)
-    assert caught.value.mend.startswith("Did you mean ")
-    assert meant in caught.value.mend
+    assert caught.value.hint.startswith("Did you mean ")
+    assert meant in caught.value.hint
 
 
 def test_a_name_like_no_other_is_answered_with_all_of_them():
     with pytest.raises(MethodError) as caught:
         find_recipe("xyzzy")
-    assert caught.value.mend == f"Methods: {', '.join(recipe.name for recipe in RECIPES)}."
+    assert caught.value.hint == f"Methods: {', '.join(recipe.name for recipe in RECIPES)}."
 
 
 def test_a_recipe_cannot_be_changed():

@@ -104,9 +104,9 @@ def test_the_official_labels_of_rte_are_the_wrong_way_round_and_no_other_tasks_c
     assert find_task("nli", official_rte=True) is TASKS["nli"]
 
 
-@pytest.mark.parametrize(("typed", "mend"), [("sst", "Did you mean sst2"), ("xyz", "Choose from sst2, mrpc")])
-def test_an_unknown_task_is_refused_with_the_nearest_name(typed: str, mend: str):
-    with pytest.raises(ConfigError, match=mend):
+@pytest.mark.parametrize(("typed", "hint"), [("sst", "Did you mean sst2"), ("xyz", "Choose from sst2, mrpc")])
+def test_an_unknown_task_is_refused_with_the_nearest_name(typed: str, hint: str):
+    with pytest.raises(ConfigError, match=hint):
         find_task(typed)
 
 

@@ -389,7 +389,7 @@ def test_a_kept_run_does_not_go_on_with_statistics_of_another_text(tmp_path: Pat
     before = figures(tmp_path / "run")
     with pytest.raises(StatisticsError, match="other statistics") as caught:
         with_statistics(tmp_path / "run", scaled(collected, 1.01, **origin))
-    assert "--statistics FILE" in caught.value.mend
+    assert "--statistics FILE" in caught.value.hint
     assert "text aaaaaaaaaaaa" in caught.value.message
     assert figures(tmp_path / "run") == before
     with_statistics(tmp_path / "run", collected)

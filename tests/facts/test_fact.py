@@ -67,7 +67,7 @@ def test_a_prompt_without_exactly_one_slot_is_refused(prompt: str, n_slots: int)
     with pytest.raises(FactError, match=f"has {n_slots} slots") as caught:
         darrieux(prompt=prompt)
     assert caught.value.field == "prompt"
-    assert "exactly one {}" in caught.value.mend
+    assert "exactly one {}" in caught.value.hint
 
 
 @pytest.mark.parametrize("field", ["subject", "target_new", "target_true"])
@@ -76,7 +76,7 @@ def test_an_empty_field_is_refused_by_name(field: str, empty: str):
     with pytest.raises(FactError, match="is empty") as caught:
         darrieux(**{field: empty})
     assert caught.value.field == field
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true", "id"])
@@ -132,7 +132,7 @@ def test_a_subject_that_is_not_in_the_prompt_is_refused(subject: str):
     with pytest.raises(FactError, match="does not occur in the prompt") as caught:
         Fact.from_text("Rome is in", subject, "France")
     assert caught.value.field == "subject"
-    assert "exactly as it stands" in caught.value.mend
+    assert "exactly as it stands" in caught.value.hint
 
 
 def test_unicode_subjects_are_found_letter_for_letter():
@@ -200,7 +200,7 @@ def test_an_edit_that_changes_nothing_is_an_error_of_its_own_wherever_it_is_loca
 
 
 def test_a_located_error_tells_file_line_field_and_mend():
-    error = FactError("it is wrong.", mend="Correct it.", field="subject")
+    error = FactError("it is wrong.", hint="Correct it.", field="subject")
     assert str(error) == "[subject] it is wrong. Correct it."
     assert str(error.at(Path("facts.jsonl"), 3)) == "facts.jsonl:3: [subject] it is wrong. Correct it."
     assert isinstance(error, BetaEditError)

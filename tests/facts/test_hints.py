@@ -28,7 +28,7 @@ def test_other_answers_are_answers(text: str):
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "mend"),
+    ("value", "kind", "hint"),
     [
         (None, "null", "Leave the record out, or name the subject."),
         (float("nan"), "null", "Leave the record out, or name the subject."),
@@ -41,10 +41,10 @@ def test_other_answers_are_answers(text: str):
         (b"Rome", "bytes", "Give it as a text: str(subject)."),
     ],
 )
-def test_each_kind_of_value_that_is_no_text_has_its_own_hint(value: Any, kind: str, mend: str):
+def test_each_kind_of_value_that_is_no_text_has_its_own_hint(value: Any, kind: str, hint: str):
     with pytest.raises(FactError) as caught:
         Fact("{} is in", value, "France")
-    assert (caught.value.message, caught.value.mend) == (f"must be text, not {kind}.", mend)
+    assert (caught.value.message, caught.value.hint) == (f"must be text, not {kind}.", hint)
 
 
 def test_a_list_of_new_targets_is_told_that_one_is_written():
@@ -73,7 +73,7 @@ def test_a_list_of_new_targets_is_told_that_one_is_written():
 def test_a_subject_that_only_looks_like_the_one_in_the_prompt_is_told(prompt: str, subject: str, told: str):
     with pytest.raises(FactError, match=f"the two differ in .*{told}") as caught:
         slotted(prompt, subject)
-    assert caught.value.mend.startswith("Copy it from the prompt.")
+    assert caught.value.hint.startswith("Copy it from the prompt.")
 
 
 def test_a_subject_that_is_not_there_at_all_is_told_so_alone():

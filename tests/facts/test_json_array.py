@@ -23,7 +23,7 @@ def in_blocks(text: str, size: int) -> list[str]:
 def error_of(text: str, size: int) -> FactError:
     with pytest.raises(FactError) as caught:
         list(array_items(iter(in_blocks(text, size))))
-    assert "one array [...] of records" in caught.value.mend
+    assert "one array [...] of records" in caught.value.hint
     return caught.value
 
 

@@ -178,7 +178,7 @@ def error_of(path: Path, **options: Any) -> FactError:
     with pytest.raises(FactError) as caught:
         read_cases(path, **options)
     assert caught.value.path == path
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -223,30 +223,30 @@ def test_null_and_empty_stand_for_not_given(write: Write):
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(write: Write):
     error = error_of(write(OWN, OWN | {"id": "b", "paraphrase": ["x"]}))
     assert (error.line, error.field) == (2, "paraphrase")
-    assert error.mend == "Did you mean 'paraphrases'?"
+    assert error.hint == "Did you mean 'paraphrases'?"
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones(write: Write):
     error = error_of(write(OWN | {"xyz": 1}))
     assert error.field == "xyz"
-    assert "subject, prompt, target_new" in error.mend
+    assert "subject, prompt, target_new" in error.hint
 
 
 def test_a_misspelt_key_is_told_rather_than_the_field_that_it_leaves_missing(write: Write):
     misspelt = {"subject": "Rome", "promt": "{} is in", "target_new": "France"}
     error = error_of(write(OWN, misspelt))
-    assert (error.line, error.field, error.mend) == (2, "promt", "Did you mean 'prompt'?")
+    assert (error.line, error.field, error.hint) == (2, "promt", "Did you mean 'prompt'?")
 
 
 def test_an_unknown_key_in_a_neighbor_is_refused_with_its_place(write: Write):
     error = error_of(write(OWN | {"neighbors": ["a", {"prompt": "b", "targt": "c"}]}))
     assert error.field == "neighbors.1.targt"
-    assert error.mend == "Did you mean 'target'?"
+    assert error.hint == "Did you mean 'target'?"
 
 
 def test_target_and_target_new_together_are_refused(write: Write):
     error = error_of(write(OWN | {"target": "German"}))
-    assert (error.field, error.mend) == ("target", "Keep one of them.")
+    assert (error.field, error.hint) == ("target", "Keep one of them.")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_field_missing_inside_another_is_named_with_its_path(write: Write):
     broken = {"case_id": 8, "requested_rewrite": REWRITE | {"target_new": {}}}
     error = error_of(write(COUNTERFACT, broken))
     assert (error.line, error.field) == (2, "requested_rewrite.target_new.str")
-    assert "counterfact" in error.mend
+    assert "counterfact" in error.hint
 
 
 def test_rome_requests_are_read(write: Write):
@@ -550,7 +550,7 @@ def test_a_special_token_as_new_target_is_refused(write: Write, record: object):
     error = error_of(write(record))
     assert error.field == "target_new"
     assert "is a special token, which is no answer" in error.message
-    assert error.mend == "Say what the model should answer."
+    assert error.hint == "Say what the model should answer."
 
 
 @pytest.mark.parametrize(
@@ -572,7 +572,7 @@ def test_what_pandas_writes_for_a_missing_value_is_not_given(write: Write):
 
 
 @pytest.mark.parametrize(
-    ("change", "mend"),
+    ("change", "hint"),
     [
         ({"target_new": ["Rome", "Pisa"]}, "One answer is written: give one text."),
         ({"target_new": None}, "Leave the record out, or say what to answer."),
@@ -582,8 +582,8 @@ def test_what_pandas_writes_for_a_missing_value_is_not_given(write: Write):
         ({"target_true": 7}, 'Give it as a text, as in "7".'),
     ],
 )
-def test_a_hint_fits_the_value(write: Write, change: dict[str, object], mend: str):
-    assert error_of(write(OWN | change)).mend == mend
+def test_a_hint_fits_the_value(write: Write, change: dict[str, object], hint: str):
+    assert error_of(write(OWN | change)).hint == hint
 
 
 def test_fastedit_records_are_read_and_queries_with_the_subject_are_paraphrases(write: Write):
@@ -636,7 +636,7 @@ def test_a_record_of_no_format_is_told_all_formats_and_an_example(write: Write):
     assert "question, answer" in error.message
     for name in ("mquake", "counterfact", "zsre", "rome", "knowedit", "easyedit", "fastedit", "elken", "own"):
         assert f"{name} (" in error.message
-    example = json.loads(error.mend[error.mend.index("{") :])
+    example = json.loads(error.hint[error.hint.index("{") :])
     assert Fact(**example).text == "The mother tongue of Danielle Darrieux is"
 
 
@@ -715,7 +715,7 @@ def test_a_csv_row_with_too_many_cells_names_its_line(write: Write):
     error = error_of(write("subject,prompt,target_new", "Rome,{} is in,France", "Rome,in {}, it is,nice", name="f.csv"))
     assert error.line == 3
     assert "'nice' stands under no header" in error.message
-    assert "quotes" in error.mend
+    assert "quotes" in error.hint
 
 
 def test_a_csv_error_counts_the_lines_inside_cells(write: Write):
@@ -746,7 +746,7 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
     error = error_of(path)
     assert error.line == 2
     assert str(error).startswith(f"{path}:2: this is no JSON: Expecting ',' delimiter at column 19.")
-    assert "one record {...} a line" in error.mend
+    assert "one record {...} a line" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -776,7 +776,7 @@ def test_text_in_another_encoding_names_the_line(tmp_path: Path, name: str):
     path.write_bytes(b"{}\n" + "{León}".encode("latin-1"))
     with pytest.raises(FactError, match="no UTF-8") as caught:
         list(iter_records(path))
-    assert (caught.value.line, caught.value.mend) == (2, "Save the file as UTF-8.")
+    assert (caught.value.line, caught.value.hint) == (2, "Save the file as UTF-8.")
 
 
 def test_a_line_in_another_encoding_can_be_skipped(tmp_path: Path):
@@ -790,7 +790,7 @@ def test_lines_in_a_json_file_are_told_how_to_be_named(tmp_path: Path):
     path.write_text(f"{json.dumps(OWN)}\n{json.dumps(OWN)}\n", encoding="utf-8")
     error = error_of(path)
     assert error.line == 2
-    assert ".jsonl file holds one record" in error.mend
+    assert ".jsonl file holds one record" in error.hint
 
 
 def test_an_object_in_a_json_file_is_no_array(tmp_path: Path):
@@ -818,7 +818,7 @@ def test_a_name_that_the_system_refuses_is_told(tmp_path: Path):
 def test_a_file_of_another_kind_is_refused(write: Write):
     error = error_of(write(OWN, name="facts.txt"))
     assert ".txt" in error.message
-    assert ".jsonl, .json, .csv" in error.mend
+    assert ".jsonl, .json, .csv" in error.hint
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.json", "f.csv"])
@@ -837,7 +837,7 @@ def test_a_compressed_file_that_breaks_off_is_told(write: Write):
     path.write_bytes(path.read_bytes()[:-12])
     error = error_of(path, skip_invalid=True)
     assert "breaks off" in error.message
-    assert error.mend == "Download it again."
+    assert error.hint == "Download it again."
 
 
 def test_damaged_compressed_data_are_told(write: Write):
@@ -1040,7 +1040,7 @@ def test_a_dataset_is_streamed_like_a_file(hub: list[object], source: str | Path
 def test_a_dataset_out_of_reach_is_told():
     error = error_of(Path("dataset:bob/facts"))
     assert "no network" in error.message
-    assert "network" in error.mend
+    assert "network" in error.hint
 
 
 def test_a_dataset_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

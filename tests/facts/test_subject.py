@@ -35,14 +35,14 @@ def test_a_subject_inside_other_words_alone_is_asked_about(prompt: str, subject:
     with pytest.raises(FactError, match="only inside other words") as caught:
         find_subject(prompt, subject)
     assert place in caught.value.message
-    assert "put {}" in caught.value.mend
+    assert "put {}" in caught.value.hint
 
 
 def test_a_subject_at_several_places_is_asked_about_with_all_of_them():
     with pytest.raises(FactError, match="at 2 places") as caught:
         find_subject("Rome was not built by Romans, but Rome is in", "Rome")
     assert "'>Rome< was not built by Ro', 'uilt by Romans, but >Rome< is in'" in caught.value.message
-    assert "'uilt by Romans, but {} is in'" in caught.value.mend
+    assert "'uilt by Romans, but {} is in'" in caught.value.hint
     assert caught.value.field == "subject"
 
 

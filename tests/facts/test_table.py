@@ -50,7 +50,7 @@ def test_the_row_numbers_of_pandas_are_passed_over(table, text: str):
 def test_another_column_without_a_header_is_to_be_named_or_dropped(table, text: str):
     error = reason(table(text))
     assert "has no header" in error.message
-    assert "Name or drop that column (in pandas: to_csv(..., index=False))" in error.mend
+    assert "Name or drop that column (in pandas: to_csv(..., index=False))" in error.hint
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

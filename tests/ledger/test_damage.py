@@ -97,7 +97,7 @@ def test_a_truncated_file_is_refused_or_found(folder: Path, share: float):
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(LedgerError) as refused, Workspace.open(folder, model=tiny_llama()) as workspace:
-        raise LedgerError("; ".join(workspace.verify()), mend="-")
+        raise LedgerError("; ".join(workspace.verify()), hint="-")
     assert str(file) in refused.value.message or refused.value.message
 
 
@@ -115,7 +115,7 @@ def test_a_ledger_of_a_newer_version_is_refused(folder: Path):
     altered(folder, "PRAGMA user_version = 99")
     with pytest.raises(LedgerError, match="format 99") as refused:
         Workspace.open(folder)
-    assert "newer betaedit" in (refused.value.mend or "")
+    assert "newer betaedit" in (refused.value.hint or "")
 
 
 def test_a_full_file_loses_the_edit_in_flight_only(folder: Path):
@@ -124,7 +124,7 @@ def test_a_full_file_loses_the_edit_in_flight_only(folder: Path):
         workspace.store._one(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(LedgerError, match="full") as refused:
             edit_for_ever(workspace)
-        assert "Free some space" in (refused.value.mend or "")
+        assert "Free some space" in (refused.value.hint or "")
         workspace.store._one(f"PRAGMA max_page_count = {pages + 10_000}")
         workspace.edit(FACTS[4])
         assert workspace.verify(replay=True) == []
@@ -175,7 +175,7 @@ def test_a_workspace_on_a_read_only_disk_is_read_and_refused_for_writing(
         assert workspace.verify() == []
     with pytest.raises(LedgerError, match="unable to open") as refused:
         Workspace.open(there, write=True, model=tiny_llama())
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -195,7 +195,7 @@ def test_a_ledger_that_another_program_locks_says_so(folder: Path, monkeypatch: 
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="locked") as refused:
             workspace.edit(FACTS[3])
-        assert "Another program" in (refused.value.mend or "")
+        assert "Another program" in (refused.value.hint or "")
         other.execute("ROLLBACK")
         workspace.edit(FACTS[3])
         assert workspace.verify(replay=True) == []

@@ -57,7 +57,7 @@ def test_a_place_that_cannot_be_written_is_refused(editor: Editor, tmp_path: Pat
         save_model(editor, tmp_path / "file", FIGURES)
     with pytest.raises(OutputError, match="cannot be written") as refused:
         save_factors(editor.language_model, changes_of(editor), tmp_path)
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def test_factors_multiply_to_the_change_and_name_its_place(editor: Editor, tmp_path: Path) -> None:

@@ -543,7 +543,7 @@ def test_a_folder_that_cannot_be_made_or_filled_says_what_to_do(tmp_path: Path):
     (tmp_path / "w").write_text("a file, and no folder")
     with pytest.raises(LedgerError, match="cannot be written") as refused:
         made(tmp_path / "w")
-    assert "rights of the folder" in refused.value.mend
+    assert "rights of the folder" in refused.value.hint
     (tmp_path / "new" / "w" / STATISTICS).mkdir(parents=True)
     with pytest.raises(LedgerError, match=f"{STATISTICS} cannot be written"):
         made(tmp_path / "new")
@@ -580,7 +580,7 @@ def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path):
 
 def test_a_creation_that_failed_can_be_repeated_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
-        raise LedgerError("the disk is full.", mend="Free some space.")
+        raise LedgerError("the disk is full.", hint="Free some space.")
 
     with monkeypatch.context() as patched:
         patched.setattr("betaedit.ledger.store.Store.append", full)
@@ -658,7 +658,7 @@ def test_an_event_that_cannot_be_committed_is_taken_out_of_the_model(tmp_path: P
         before = state(workspace)
 
         def full(_: object) -> int:
-            raise LedgerError("the disk is full.", mend="Free some space.")
+            raise LedgerError("the disk is full.", hint="Free some space.")
 
         with monkeypatch.context() as patched:
             patched.setattr(workspace.store, "append", full)
@@ -692,7 +692,7 @@ def test_unknown_facts_and_events_are_refused(tmp_path: Path):
         workspace.edit(FACTS)
         with pytest.raises(LedgerError, match="holds no fact 'Danielle Darieux'") as refused:
             workspace.forget("Danielle Darieux")
-        assert "Danielle Darrieux" in (refused.value.mend or "")
+        assert "Danielle Darrieux" in (refused.value.hint or "")
         with pytest.raises(LedgerError, match="no event 99"):
             workspace.restore(99)
         with pytest.raises(LedgerError, match="means 2 facts"):

@@ -533,7 +533,7 @@ def assert_still_as_filled(memory: AssociativeMemory) -> None:
 def test_a_moment_that_is_not_square_is_refused(shape: tuple[int, ...]):
     with pytest.raises(ShapeError, match="a second moment is square, not") as caught:
         AssociativeMemory(torch.ones(shape), rule_of("betaedit"))
-    assert caught.value.mend == "Check the statistics file."
+    assert caught.value.hint == "Check the statistics file."
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -542,14 +542,14 @@ def test_a_moment_that_is_not_finite_is_refused(name: str):
     moment[3, 0] = math.nan
     with pytest.raises(NumericalError, match="not finite") as caught:
         AssociativeMemory(moment, rule_of(name))
-    assert caught.value.mend == "Compute the statistics again."
+    assert caught.value.hint == "Compute the statistics again."
 
 
 @pytest.mark.parametrize("name", PROJECTING)
 def test_a_threshold_below_all_eigenvalues_is_refused(name: str):
     with pytest.raises(NumericalError, match=r"below 0\.02 \(the smallest is 1\)") as caught:
         AssociativeMemory(eye(4), rule_of(name))
-    assert caught.value.mend == "Raise nullspace_threshold."
+    assert caught.value.hint == "Raise nullspace_threshold."
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (5, 2), (4,), (1, 4, 2)])
@@ -557,7 +557,7 @@ def test_keys_of_another_width_are_refused_and_nothing_changes(shape: tuple[int,
     memory = filled()
     with pytest.raises(ShapeError, match=r"keys are \(4, b\) columns, not") as caught:
         memory.solve(torch.ones(shape), torch.ones(3, 2))
-    assert caught.value.mend == "Check the layer."
+    assert caught.value.hint == "Check the layer."
     assert_still_as_filled(memory)
 
 
@@ -565,7 +565,7 @@ def test_unequal_numbers_of_keys_and_residuals_are_refused_and_nothing_changes()
     memory = filled()
     with pytest.raises(ShapeError, match="2 keys but 3 residuals") as caught:
         memory.solve(torch.ones(4, 2), torch.ones(3, 3))
-    assert caught.value.mend.startswith("Give one ")
+    assert caught.value.hint.startswith("Give one ")
     assert_still_as_filled(memory)
 
 
@@ -575,7 +575,7 @@ def test_keys_that_are_not_finite_are_refused_and_nothing_changes(broken: float)
     keys[1, 1] = broken
     with pytest.raises(NumericalError) as caught:
         memory.solve(keys, torch.ones(3, 2))
-    assert caught.value.mend
+    assert caught.value.hint
     assert_still_as_filled(memory)
 
 
@@ -585,7 +585,7 @@ def test_the_refusal_of_keys_that_are_not_finite_says_so(broken: float):
     keys[1, 1] = broken
     with pytest.raises(NumericalError, match="not finite") as caught:
         filled().solve(keys, torch.ones(3, 2))
-    assert "lambda2" not in caught.value.mend, "no ridge makes these keys finite"
+    assert "lambda2" not in caught.value.hint, "no ridge makes these keys finite"
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -594,7 +594,7 @@ def test_residuals_that_are_not_finite_are_refused_and_nothing_changes(broken: f
     residuals[0, 1] = broken
     with pytest.raises(NumericalError, match="the update is not finite") as caught:
         memory.solve(torch.ones(4, 2), residuals)
-    assert caught.value.mend == "Look at the keys and residuals for overflow."
+    assert caught.value.hint == "Look at the keys and residuals for overflow."
     assert_still_as_filled(memory)
 
 
@@ -667,7 +667,7 @@ def test_a_moment_of_too_few_tokens_needs_no_warning_where_there_is_a_ridge():
 def test_a_system_that_is_not_positive_is_refused(moment: Tensor, strengths: dict[str, float]):
     with pytest.raises(NumericalError, match="not positive definite") as caught:
         AssociativeMemory(moment, rule_of("memit", **strengths))
-    assert caught.value.mend == "Use more tokens of statistics, or a rule with a ridge (lambda2 > 0)."
+    assert caught.value.hint == "Use more tokens of statistics, or a rule with a ridge (lambda2 > 0)."
 
 
 def test_every_refusal_is_an_error_of_this_package():

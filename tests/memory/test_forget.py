@@ -175,7 +175,7 @@ def test_more_keys_than_were_remembered_are_refused(name: str):
     memory.remember(eye(4)[:, :1])
     with pytest.raises(MethodError, match="not all of these keys are among those remembered") as caught:
         memory.forget(eye(4)[:, [0, 0]])
-    assert caught.value.mend
+    assert caught.value.hint
     assert isinstance(caught.value, BetaEditError)
     assert memory.n_written == 1
 

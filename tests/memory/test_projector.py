@@ -111,13 +111,13 @@ def test_a_moment_that_is_not_finite_is_refused_before_the_decomposition(broken:
     moment[2, 1] = broken
     with pytest.raises(NumericalError, match="values that are not finite") as caught:
         Spectrum.of(moment).null_space(0.02)
-    assert caught.value.mend == "Compute the statistics again."
+    assert caught.value.hint == "Compute the statistics again."
 
 
 def test_a_threshold_below_every_eigenvalue_is_refused_with_the_smallest_eigenvalue_named():
     with pytest.raises(NumericalError, match=r"below 0\.02 \(the smallest is 3\)") as caught:
         Spectrum.of(3 * torch.eye(4)).null_space(0.02)
-    assert caught.value.mend == "Raise nullspace_threshold."
+    assert caught.value.hint == "Raise nullspace_threshold."
 
 
 # --- strong directions ---------------------------------------------------------------------------------------------

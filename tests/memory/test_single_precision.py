@@ -76,4 +76,4 @@ def test_factors_are_in_double_all_the_same():
 def test_a_root_in_any_other_type_is_refused(dtype: torch.dtype):
     with pytest.raises(ConfigError, match="is not supported") as caught:
         AssociativeMemory(0.001 * torch.eye(4), rule_of("betaedit"), basis_dtype=dtype)
-    assert caught.value.mend == "Use torch.float64 or torch.float32."
+    assert caught.value.hint == "Use torch.float64 or torch.float32."

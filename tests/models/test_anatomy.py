@@ -183,13 +183,13 @@ def test_a_layer_out_of_range_is_refused_with_the_range(name: str, layer: int):
     anatomy = find_anatomy(shared_model(name))
     with pytest.raises(AnatomyError, match=rf"no layer {layer}: the model has layers 0 to 3") as caught:
         anatomy.projection(layer)
-    assert "layers" in caught.value.mend
+    assert "layers" in caught.value.hint
 
 
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(AnatomyError, match="LlamaModel") as caught:
         find_anatomy(LlamaModel(family("llama").config(**family("llama").settings)))
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_model_without_decoder_blocks_is_refused():
@@ -197,7 +197,7 @@ def test_a_model_without_decoder_blocks_is_refused():
     model.model.layers = nn.ModuleList()
     with pytest.raises(AnatomyError, match="no decoder layers are found in LlamaForCausalLM") as caught:
         find_anatomy(model)
-    assert "decoder-only" in caught.value.mend
+    assert "decoder-only" in caught.value.hint
 
 
 def test_a_model_without_a_final_norm_is_refused():
@@ -211,7 +211,7 @@ def test_a_model_without_a_final_norm_is_refused():
     )
     with pytest.raises(AnatomyError, match="no final norm") as caught:
         find_anatomy(BertLMHeadModel(config))
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_block_with_two_candidates_that_no_name_decides_is_refused_by_listing_them():
@@ -222,7 +222,7 @@ def test_a_block_with_two_candidates_that_no_name_decides_is_refused_by_listing_
     del mlp.down_proj
     with pytest.raises(AnatomyError, match=r"layer 1 is not clear.*another_out.*one_more_out") as caught:
         find_anatomy(model).projection_path(1)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 MIXTURES = {
@@ -247,7 +247,7 @@ def test_a_mixture_of_experts_is_refused_before_any_weight_changes(name: str):
     before = weights(model)
     with pytest.raises(UnsupportedMatrixError, match="layer 1 is a mixture of experts") as caught:
         editor_of(model)
-    assert "dense" in caught.value.mend
+    assert "dense" in caught.value.hint
     assert not changed(model, before)
 
 
@@ -279,7 +279,7 @@ def test_a_quantized_matrix_is_refused_before_any_weight_changes(name: str, repl
     before = weights(model)
     with pytest.raises(UnsupportedMatrixError, match="layer 2 is quantized") as caught:
         editor_of(model)
-    assert "without quantization" in caught.value.mend
+    assert "without quantization" in caught.value.hint
     assert not changed(model, before)
 
 
@@ -296,7 +296,7 @@ def test_a_loss_layer_that_does_not_exist_is_refused_before_any_weight_changes()
     before = weights(model)
     with pytest.raises(BetaEditError, match="9") as caught:
         editor_of(model, value_loss_layer=9).edit(FACT)
-    assert caught.value.mend
+    assert caught.value.hint
     assert not changed(model, before)
 
 

@@ -58,7 +58,7 @@ def test_special_tokens_without_a_name_of_their_own_are_recognised() -> None:
 def test_a_model_without_a_template_has_no_chat() -> None:
     with pytest.raises(ModelError, match="no chat template") as caught:
         chat_prompt(tiny_llama().tokenizer, "Where?")
-    assert "plain text" in caught.value.mend
+    assert "plain text" in caught.value.hint
 
 
 def test_messages_that_the_template_refuses_are_told() -> None:

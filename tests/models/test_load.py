@@ -110,11 +110,11 @@ def test_the_model_is_put_where_asked_and_runs_there(saved: Path, place: dict[st
 # --- what is refused ---
 
 
-def refused(name: str | Path, error: type[ModelError], message: str, mend: str, **options: Any) -> None:
+def refused(name: str | Path, error: type[ModelError], message: str, hint: str, **options: Any) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         load_language_model(str(name), **options)
     assert type(caught.value) is error
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint
 
 
 def test_a_folder_without_a_configuration_is_refused(folder: Path):
@@ -356,7 +356,7 @@ def test_a_model_of_the_hub_whose_rest_is_out_of_reach_asks_for_the_network():
     for why in (diagnosis.why_no_tokenizer, diagnosis.why_no_weights):
         error = why("nobody/has-this-model", "nobody/has-this-model", OSError("We couldn't connect"))
         assert "We couldn't connect" in error.message
-        assert "network" in error.mend
+        assert "network" in error.hint
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

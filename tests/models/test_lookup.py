@@ -245,7 +245,7 @@ def test_a_subject_without_tokens_is_refused_by_name():
     prompt = Prompt.fill("{}", "the capital {} is", "東京")
     with pytest.raises(LookupTokenError, match=r"東京.*no token of its own") as caught:
         find_lookup_token(dropping_tokenizer(), prompt)
-    assert "drops" in caught.value.mend
+    assert "drops" in caught.value.hint
 
 
 def test_characters_that_the_tokenizer_drops_move_no_index():
@@ -356,7 +356,7 @@ def test_a_target_whose_space_merges_into_the_prompt_is_tokenized_alone():
 def test_a_target_without_tokens_is_refused_by_name():
     with pytest.raises(LookupTokenError, match="the target '東京' has no tokens") as caught:
         encode_target(dropping_tokenizer(), "the capital is", "東京")
-    assert "dropped" in caught.value.mend
+    assert "dropped" in caught.value.hint
 
 
 @every_tokenizer

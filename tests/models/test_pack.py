@@ -414,7 +414,7 @@ def test_attention_without_a_plain_mask_is_refused_with_the_setting_that_helps()
     calls = {layer: LayerCall({**call.kwargs, "attention_mask": padding}) for layer, call in recording.calls.items()}
     with pytest.raises(ModelError, match="plain mask") as caught:
         pack.calls(dataclasses.replace(recording, calls=calls), range(2, N_LAYERS))
-    assert 'attn_implementation="sdpa"' in caught.value.mend
+    assert 'attn_implementation="sdpa"' in caught.value.hint
 
 
 def test_layers_that_take_no_mask_are_refused():
@@ -425,7 +425,7 @@ def test_layers_that_take_no_mask_are_refused():
     }
     with pytest.raises(ModelError, match="no attention mask") as caught:
         pack.calls(dataclasses.replace(recording, calls=bare), range(2, N_LAYERS))
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @every_attention

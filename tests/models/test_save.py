@@ -91,7 +91,7 @@ def test_what_was_attached_after_the_edits_is_refused_with_nothing_written(
     attach(editor.model)
     with pytest.raises(ModelError, match="attached to it") as refused:
         editor.save_pretrained(tmp_path / "new" / "out")
-    assert "take it off" in refused.value.mend
+    assert "take it off" in refused.value.hint
     assert not list(tmp_path.iterdir())
 
 

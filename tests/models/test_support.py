@@ -58,8 +58,8 @@ def test_a_model_with_an_adapter_is_refused_and_merging_is_advised(name: str):
     model = ADAPTED[name]()
     with pytest.raises(ModelError, match="carries a PEFT adapter") as caught:
         Editor.from_pretrained(model, tokenizer=shared_tokenizer(), layers=(1,))
-    assert "merge_and_unload" in caught.value.mend
-    assert "base model" in caught.value.mend
+    assert "merge_and_unload" in caught.value.hint
+    assert "base model" in caught.value.hint
 
 
 def test_a_refused_model_is_left_as_it_was():
@@ -85,7 +85,7 @@ def test_a_folder_with_an_adapter_in_it_is_refused(beside_a_model: bool, tmp_pat
     wrapped_by_peft("q_proj").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"holds a PEFT adapter \(adapter_config\.json\)") as caught:
         load_language_model(str(tmp_path))
-    assert "merge_and_unload" in caught.value.mend
+    assert "merge_and_unload" in caught.value.hint
 
 
 WRAPPED: dict[str, tuple[Callable[[Any], Any], str]] = {

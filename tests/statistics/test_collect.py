@@ -281,7 +281,7 @@ def test_skip_first_token_counts_other_tokens_only_against_the_budget(llama: Lan
 def test_too_few_tokens_for_the_width_are_refused(llama: LanguageModel, cache: Path):
     with pytest.raises(StatisticsError, match=f"only {MLP - 1} tokens.*{MLP} directions") as caught:
         collect_moments(llama, [1], Blocks([random_rows(llama, [MLP - 1])]), n_tokens=PLENTY)
-    assert caught.value.mend
+    assert caught.value.hint
     assert finished(cache) == []
 
 
@@ -299,7 +299,7 @@ def test_keys_that_are_no_numbers_are_refused_and_not_kept(llama: LanguageModel,
         llama.anatomy.layers[1].mlp.up_proj.weight.fill_(float("inf"))
     with pytest.raises(StatisticsError, match="keys of layer 1 are not finite") as caught:
         collect_moments(llama, [0, 1], Blocks(mixed_blocks(llama)), n_tokens=100)
-    assert "--dtype" in caught.value.mend
+    assert "--dtype" in caught.value.hint
     assert finished(cache) == []
 
 
@@ -308,7 +308,7 @@ def test_a_budget_below_the_width_is_refused_without_blaming_the_corpus(llama: L
     with pytest.raises(StatisticsError) as caught:
         collect_moments(llama, [1], Blocks(mixed_blocks(llama)), n_tokens=n_tokens)
     assert "corpus has only" not in str(caught.value)
-    assert "Give more text" not in caught.value.mend
+    assert "Give more text" not in caught.value.hint
 
 
 # Where they came from, and when they are computed again

@@ -303,7 +303,7 @@ def test_a_broken_line_is_named_with_its_file_and_number(write: Write, llama: La
     with pytest.raises(StatisticsError) as caught:
         rows_of(TextFiles((file,)), llama)
     assert f"{file}:3" in str(caught.value)
-    assert "text" in caught.value.mend
+    assert "text" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", ["null", "3", '["the", "king"]', "{}"])
@@ -325,7 +325,7 @@ def test_a_missing_file_is_named_before_any_work(tmp_path: Path, llama: Language
     with count_calls(llama.model.base_model) as calls, pytest.raises(StatisticsError) as caught:
         collect_moments(llama, [0], corpus, n_tokens=100)
     assert str(tmp_path / name) in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     assert len(calls) == 0
     with pytest.raises(StatisticsError, match=name):
         list(corpus.texts())
@@ -355,7 +355,7 @@ def test_a_damaged_gzip_file_is_named(write: Write, name: str, damage: str):
 def test_a_file_with_too_few_tokens_is_refused(write: Write, llama: LanguageModel):
     with pytest.raises(StatisticsError, match=r"only \d+ tokens") as caught:
         collect_moments(llama, [0], TextFiles((write("text.txt", "the king is old"),)), n_tokens=1000)
-    assert "more text" in caught.value.mend
+    assert "more text" in caught.value.hint
 
 
 def test_an_empty_file_is_refused(write: Write, llama: LanguageModel):
@@ -449,14 +449,14 @@ def test_without_the_datasets_library_the_pip_line_is_given(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match="datasets") as caught:
         collect_moments(llama, [0], DatasetText("owner/name"), n_tokens=100)
-    assert caught.value.mend == f'{sys.executable} -m pip install "betaedit[datasets]"'
+    assert caught.value.hint == f'{sys.executable} -m pip install "betaedit[datasets]"'
 
 
 def test_a_missing_column_is_named(hub: Hub, llama: LanguageModel):
     hub([{"body": "the king"}])
     with pytest.raises(StatisticsError, match=r"owner/name has no column .*text") as caught:
         rows_of(DatasetText("owner/name"), llama)
-    assert "column" in caught.value.mend
+    assert "column" in caught.value.hint
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route"), ValueError("unknown split"), FileNotFoundError("gone")])

@@ -39,7 +39,7 @@ def refusal(path: Path) -> StatisticsError:
     with pytest.raises(StatisticsError) as caught:
         Moments.load(path)
     assert str(path) in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -162,7 +162,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
 
 def test_a_file_without_such_tensors_is_refused_with_the_name_they_must_have(save: Save):
     path = save({"model.layers.3.mlp.down_proj.weight": moment()})
-    assert "layer.N.second_moment" in refusal(path).mend
+    assert "layer.N.second_moment" in refusal(path).hint
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6,), (2, 6, 6), (1, 36)])
@@ -181,7 +181,7 @@ def test_a_matrix_that_is_not_finite_is_refused(save: Save, value: float, place:
 def test_a_matrix_that_is_not_symmetric_is_refused(save: Save):
     matrix = moment()
     matrix[0, 1] += 0.1
-    assert "symmetric" in refusal(save({"layer.3.second_moment": matrix})).mend
+    assert "symmetric" in refusal(save({"layer.3.second_moment": matrix})).hint
 
 
 def test_a_matrix_with_a_negative_diagonal_is_refused(save: Save):
@@ -217,19 +217,19 @@ def test_more_layers_than_required_pass():
 def test_a_missing_layer_is_named_with_those_present():
     with pytest.raises(StatisticsError, match=r"layers \[2, 3\], not layer 5") as caught:
         Moments({3: moment(), 2: moment()}, 100).require({2: 6, 5: 6})
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_another_width_is_named_with_the_models():
     with pytest.raises(StatisticsError, match="layer 2 are 6 wide, the model 8") as caught:
         Moments({2: moment(6)}, 100).require({2: 8})
-    assert "another model" in caught.value.mend
+    assert "another model" in caught.value.hint
 
 
 def test_fewer_tokens_than_directions_are_refused_with_a_number_to_collect():
     with pytest.raises(StatisticsError, match="5 tokens cannot describe 6 directions") as caught:
         Moments({2: moment(6)}, 5).require({2: 6})
-    assert "60" in caught.value.mend
+    assert "60" in caught.value.hint
 
 
 def test_an_unknown_number_of_tokens_passes():

@@ -56,7 +56,7 @@ def measure_peak(facts: Sequence[Fact], **options: Any) -> Peak:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise ModelError(
             f"the process to be measured ended early: {said[0]}",
-            mend="Run `betaedit edit` with the same facts and options to see more.",
+            hint="Run `betaedit edit` with the same facts and options to see more.",
         )
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -81,7 +81,7 @@ def _target(model: str | None, workspace: Path | None) -> str:
     from betaedit.ledger.place import current_workspace, find_workspace
 
     if model is not None and workspace is not None:
-        raise ConfigError("--model and --workspace exclude each other.", mend="Give one of them.")
+        raise ConfigError("--model and --workspace exclude each other.", hint="Give one of them.")
     if model is not None:
         return model
     found = current_workspace() if workspace is None else find_workspace(workspace)
@@ -94,17 +94,17 @@ def _piped(json_: bool) -> list[str] | None:
     Raises:
         ConfigError: There is none, it is no text, or an object is to be printed and nothing was asked.
     """
-    mend = 'Write betaedit ask "The capital of Japan is", or pipe questions in, one a line.'
+    hint = 'Write betaedit ask "The capital of Japan is", or pipe questions in, one a line.'
     if sys.stdin.isatty():
         if json_:
-            raise ConfigError("--json needs a question.", mend=mend)
+            raise ConfigError("--json needs a question.", hint=hint)
         return None
     try:
         found = [line.strip() for line in sys.stdin.read().removeprefix("\ufeff").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the questions are no text: {error.reason}.", mend="Write them as UTF-8.") from error
+        raise ConfigError(f"the questions are no text: {error.reason}.", hint="Write them as UTF-8.") from error
     if not found:
-        raise ConfigError("there is no question.", mend=mend)
+        raise ConfigError("there is no question.", hint=hint)
     return found
 
 

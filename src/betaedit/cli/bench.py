@@ -56,7 +56,7 @@ def bench(
     wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
-        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", mend=f"Choose from {', '.join(NAMES)}.")
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}.", hint=f"Choose from {', '.join(NAMES)}.")
     import torch
     from rich.console import Console
 

@@ -99,7 +99,7 @@ def _check_plot(plot: Path | None) -> None:
     if plot is None:
         return
     if plot.suffix not in _PLOTS:
-        raise ConfigError(f"--plot {plot} names no kind of figure.", mend=f"End it in one of {', '.join(_PLOTS)}.")
+        raise ConfigError(f"--plot {plot} names no kind of figure.", hint=f"End it in one of {', '.join(_PLOTS)}.")
     from betaedit.reports.figures import need_matplotlib
 
     need_matplotlib()

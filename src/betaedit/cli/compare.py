@@ -55,7 +55,7 @@ def compare(
 
     variants = options.variants(methods)
     if not variants:
-        raise ConfigError("there is no method to compare.", mend="Write --methods memit,betaedit.")
+        raise ConfigError("there is no method to compare.", hint="Write --methods memit,betaedit.")
     values = options.overrides(config, set_, seed)
     check_variants(variants, preset, values)
     measures = options.measures(text, also, tasks, n_tests, None, None)

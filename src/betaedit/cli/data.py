@@ -56,7 +56,7 @@ def _show(found: Check, console: Console) -> None:
         for one in found.duplicates
     ])  # fmt: skip
     _list(console, "rejected records", found.n_rejected, [
-        f"{found.path}:{one.line}: {'' if one.field is None else f'[{one.field}] '}{one.reason} {one.mend}".rstrip()
+        f"{found.path}:{one.line}: {'' if one.field is None else f'[{one.field}] '}{one.reason} {one.hint}".rstrip()
         for one in found.rejected
     ])  # fmt: skip
 

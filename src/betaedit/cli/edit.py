@@ -118,7 +118,7 @@ def edit(
     cases, format_name, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
     if quick and out is not None:
-        raise ConfigError("a run that is kept is measured whole.", mend="Leave out --quick, or --out.")
+        raise ConfigError("a run that is kept is measured whole.", hint="Leave out --quick, or --out.")
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model, quick=quick)
     counts = options.numbers("--evaluate-at", evaluate_at)
     from rich.console import Console
@@ -175,7 +175,7 @@ def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path
         if parameter.name not in _IN_A_WORKSPACE and given is not None and given.name == "COMMANDLINE":
             raise ConfigError(
                 f"{parameter.opts[0]} is not for a workspace ({place}).",
-                mend="Model, method and settings are the workspace's; `betaedit check` and `betaedit eval` measure it.",
+                hint="Model, method and settings are the workspace's; `betaedit check` and `betaedit eval` measure it.",
             )
     return place
 
@@ -202,13 +202,13 @@ def _cases(
         if prompt is None or target is None:
             raise ConfigError(
                 "there is nothing to write.",
-                mend='Type a fact: betaedit edit "The capital of [Japan] is" "Madrid", or give --from FILE.',
+                hint='Type a fact: betaedit edit "The capital of [Japan] is" "Madrid", or give --from FILE.',
             )
         refuse_placeholder(target, "target_new")
         refuse_placeholder(true or "", "target_true")
         return [EvaluationCase(Fact.from_bracketed(prompt, target, true))], "own", []
     if prompt is not None or true is not None:
-        raise ConfigError("a typed fact (and --true) and --from exclude each other.", mend="Give one of them.")
+        raise ConfigError("a typed fact (and --true) and --from exclude each other.", hint="Give one of them.")
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid or plan, zsre_target=zsre_target)
     errors = [rejected.error for rejected in facts.rejected]
     if not skip_invalid:

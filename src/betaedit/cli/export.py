@@ -41,14 +41,14 @@ def export(
 
     options.check_new("--out", out)
     if to in ("factors", "facts") and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; {to} are one file.", mend="Name a file.")
+        raise ConfigError(f"--out {out} is a folder; {to} are one file.", hint="Name a file.")
     if to != "adapter" and (rank is not None or for_servers):
-        raise ConfigError("--rank and --for-servers are for adapters.", mend="Add --to adapter, or leave them out.")
+        raise ConfigError("--rank and --for-servers are for adapters.", hint="Add --to adapter, or leave them out.")
     console = Console(stderr=json_)
     options.quiet_libraries()
     facts = facts_of(source)
     if not facts:
-        raise ConfigError(f"{source} holds no edits.", mend="Name a run that has written facts.")
+        raise ConfigError(f"{source} holds no edits.", hint="Name a run that has written facts.")
     report = None
     if to == "facts":
         save_facts(facts, out)

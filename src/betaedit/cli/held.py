@@ -68,7 +68,7 @@ def require_held(share: float, wanted: float | None) -> None:
     if wanted is not None and share < wanted:
         raise NotHeldError(
             f"{share:.1%} of the facts are held, fewer than the {wanted:.1%} asked for.",
-            mend="The rows above say what the model answers; give more wordings, or leave these facts out.",
+            hint="The rows above say what the model answers; give more wordings, or leave these facts out.",
         )
 
 

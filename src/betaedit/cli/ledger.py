@@ -86,7 +86,7 @@ def forget(
     from betaedit.ledger.query import to_dict
 
     if not facts and not last:
-        raise ConfigError("there is nothing to forget.", mend="Name a fact, or give --last N.")
+        raise ConfigError("there is nothing to forget.", hint="Name a fact, or give --last N.")
     with _opened(workspace, device, json_=json_) as (opened, console):
         before = opened.store.head
         gone = opened.forget(*(facts or []), last=last or 0, all_matching=all_matching)

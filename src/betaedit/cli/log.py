@@ -118,7 +118,7 @@ def diff(
     from betaedit.ledger.weights import distances
 
     if text is not None and not drift:
-        raise ConfigError("--text is what --drift compares on.", mend="Add --drift, or leave --text out.")
+        raise ConfigError("--text is what --drift compares on.", hint="Add --drift, or leave --text out.")
     with closing(_store(workspace)) as store:
         end = store.head if after is None else after
         found, moved = compare(store, before, end), distances(store, before, end)

@@ -91,7 +91,7 @@ def _check_current_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError as error:
-        raise BetaEditError("the current folder no longer exists.", mend="Change to another one (cd).") from error
+        raise BetaEditError("the current folder no longer exists.", hint="Change to another one (cd).") from error
 
 
 def main() -> None:
@@ -124,14 +124,14 @@ def _open_closed_streams() -> None:
 def _of_the_system(error: OSError) -> BetaEditError | None:
     """What the system says against a file or the output; ``None`` for all else."""
     if error.filename is not None:
-        mend = "Look at the place, its rights and the room on the disk."
-        return BetaEditError(f"{error.filename}: {error.strerror}.", mend=mend)
+        hint = "Look at the place, its rights and the room on the disk."
+        return BetaEditError(f"{error.filename}: {error.strerror}.", hint=hint)
     if error.errno not in _UNWRITTEN:
         return None
     with suppress(OSError, ValueError):  # what is still to be written would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OutputError(
-        f"the output cannot be written: {error.strerror}.", mend="Make room on the disk, then repeat the command."
+        f"the output cannot be written: {error.strerror}.", hint="Make room on the disk, then repeat the command."
     )
 
 
@@ -140,7 +140,7 @@ def _report(error: BetaEditError) -> None:
     from rich.markup import escape
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    text = str(error).removesuffix(error.mend).strip()
+    text = str(error).removesuffix(error.hint).strip()
     console.print(f"[bold red]error:[/] {escape(text)}")
-    if error.mend:
-        console.print(f"[bold]mend:[/] {escape(error.mend)}")
+    if error.hint:
+        console.print(f"[bold]hint:[/] {escape(error.hint)}")

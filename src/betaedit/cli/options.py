@@ -176,23 +176,23 @@ def variants(text: str) -> list[Variant]:
     """
     from betaedit.experiments.variants import Variant
 
-    mend = "Write --methods 'alphaedit,alphaedit[lookup=last]'."
+    hint = "Write --methods 'alphaedit,alphaedit[lookup=last]'."
     found = []
     for part in _split(text):
         match = re.fullmatch(r"([^\[\]]+)(?:\[(.*)\])?", part)
         if match is None:
-            raise ConfigError(f"--methods: {part!r} is no method with settings in brackets.", mend=mend)
+            raise ConfigError(f"--methods: {part!r} is no method with settings in brackets.", hint=hint)
         settings: dict[str, Any] = {}
         for setting in _split(match[2] or ""):
-            settings |= _setting(setting, "--methods:", mend)
+            settings |= _setting(setting, "--methods:", hint)
         found.append(Variant(match[1].strip(), settings))
     return found
 
 
-def _setting(text: str, option: str, mend: str) -> dict[str, Any]:
+def _setting(text: str, option: str, hint: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"{option} {text!r} is not KEY=VALUE.", mend=mend)
+        raise ConfigError(f"{option} {text!r} is not KEY=VALUE.", hint=hint)
     return {key.strip(): _value(value)}
 
 
@@ -278,17 +278,17 @@ def measures(
     extras = tuple(name for name in EXTRAS if name != "abilities" or tasks) if also == "all" else names(also)
     unknown = [name for name in extras if name not in EXTRAS]
     if unknown:
-        raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", mend=f"Choose from {', '.join(EXTRAS)}.")
+        raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", hint=f"Choose from {', '.join(EXTRAS)}.")
     if "abilities" in extras and tasks is None:
-        raise ConfigError("abilities need the tasks' files.", mend="Name their folder with --tasks FOLDER.")
+        raise ConfigError("abilities need the tasks' files.", hint="Name their folder with --tasks FOLDER.")
     if (judge is None) != (judge_model is None):
-        raise ConfigError("a judge needs an address and a model.", mend="Give --judge URL and --judge-model NAME.")
+        raise ConfigError("a judge needs an address and a model.", hint="Give --judge URL and --judge-model NAME.")
     if judge is not None and "questions" not in extras:
-        raise ConfigError("a judge judges the answers to questions.", mend="Add --also questions.")
+        raise ConfigError("a judge judges the answers to questions.", hint="Add --also questions.")
     if tasks is not None and "abilities" not in extras and not by_harness:
-        raise ConfigError("--tasks is for abilities.", mend="Add --also abilities.")
+        raise ConfigError("--tasks is for abilities.", hint="Add --also abilities.")
     if quick and text is not None:
-        raise ConfigError("--text is for drift, which --quick leaves out.", mend="Give one of them.")
+        raise ConfigError("--text is for drift, which --quick leaves out.", hint="Give one of them.")
     from betaedit.evaluation.judge import EndpointJudge, MatchJudge
     from betaedit.experiments.figures import Measures
     from betaedit.statistics.corpus import TextFiles
@@ -314,7 +314,7 @@ def numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in names(text)]
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is no list of numbers.", mend=f"Write {option} 30,300.") from error
+        raise ConfigError(f"{option} {text!r} is no list of numbers.", hint=f"Write {option} 30,300.") from error
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -333,10 +333,10 @@ def check_new(option: str, path: Path | None) -> None:
     from betaedit.files import holds_nothing
 
     if path.exists() and not (path.is_dir() and holds_nothing(path)):
-        raise ConfigError(f"{option} {path} exists and is not empty.", mend="Name a new one.")
+        raise ConfigError(f"{option} {path} exists and is not empty.", hint="Name a new one.")
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(f"{option} {path}: {place} takes no files.", mend="Name another place, or mend its rights.")
+        raise ConfigError(f"{option} {path}: {place} takes no files.", hint="Name another place, or hint its rights.")
 
 
 def quiet_libraries() -> None:

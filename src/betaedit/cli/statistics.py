@@ -48,7 +48,7 @@ def statistics(
     values = options.overrides(config, set_, seed)
     chosen = None if layers is None else options.numbers("--layers", layers.strip("[] "))
     if file is not None and (corpus is not None or tokens is not None):
-        raise ConfigError("--from reads statistics that are there.", mend="Leave out --corpus and --tokens.")
+        raise ConfigError("--from reads statistics that are there.", hint="Leave out --corpus and --tokens.")
     given = {"statistics_corpus": corpus, "statistics_tokens": tokens, "layers": chosen}
     values = {**values, **{key: value for key, value in given.items() if value is not None}}
     console = Console(stderr=json_)

@@ -203,7 +203,7 @@ def make_config(values: dict[str, Any]) -> EditConfig:
     unknown = [name for name in values if name not in EditConfig.model_fields]
     if unknown:
         hint = did_you_mean(unknown[0], EditConfig.model_fields, "See `betaedit methods --config` for all names.")
-        raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", mend=hint)
+        raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", hint=hint)
     try:
         return EditConfig.model_validate(values)
     except ValidationError as error:
@@ -215,5 +215,5 @@ def make_config(values: dict[str, Any]) -> EditConfig:
         if first["type"] == "string_type" and isinstance(first["input"], Path):
             example = f" Give it as a text: {name}={str(first['input'])!r}."
         raise ConfigError(
-            f"{name}: {first['msg']} (given: {first['input']!r}).", mend=f"{description}{example}"
+            f"{name}: {first['msg']} (given: {first['input']!r}).", hint=f"{description}{example}"
         ) from error

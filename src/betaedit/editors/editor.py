@@ -161,9 +161,9 @@ class Editor:
         if isinstance(name, str | Path):
             model = load_language_model(str(name), dtype=dtype, device=device, device_map=device_map)
         elif tokenizer is None:
-            raise ConfigError("a live model needs its tokenizer.", mend="Pass tokenizer=...")
+            raise ConfigError("a live model needs its tokenizer.", hint="Pass tokenizer=...")
         elif device is not None or device_map is not None:
-            raise ConfigError("a live model stays where it is.", mend="Move it before, without device or device_map.")
+            raise ConfigError("a live model stays where it is.", hint="Move it before, without device or device_map.")
         else:
             model = LanguageModel.wrap(name, tokenizer)
         chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
@@ -227,7 +227,7 @@ class Editor:
             return None
         moments = Moments.load(file)
         if moments.fingerprint != self._saved.record["statistics"]["fingerprint"]:
-            raise StatisticsError(f"{file} is not what was saved there.", mend="Save or export the model again.")
+            raise StatisticsError(f"{file} is not what was saved there.", hint="Save or export the model again.")
         moments = replace(moments, origin={**moments.origin, BEFORE_EDITS: str(len(self._saved.edits))})
         self._check_moments(moments)
         return moments
@@ -392,11 +392,11 @@ class Editor:
 
     def _checked(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], batch_size: int) -> list[Fact]:
         if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}.", mend="Give 1 or more.")
+            raise ConfigError(f"batch_size is {batch_size}.", hint="Give 1 or more.")
         if self.model.training:
             raise ModelError(
                 "the model is in training mode, where dropout makes its answers random.",
-                mend="Call model.eval() first.",
+                hint="Call model.eval() first.",
             )
         self.recipe.check(self.config, batch_size)
         chosen = [planned.fact for planned in self.plan(facts)]
@@ -457,12 +457,12 @@ class Editor:
         for layer in self.config.layers:
             self.language_model.anatomy.projection(layer)
         if self.config.form == "chat" and not has_chat(self.tokenizer):
-            raise ConfigError("the model has no chat template.", mend="Leave out form=chat, or use its chat version.")
+            raise ConfigError("the model has no chat template.", hint="Leave out form=chat, or use its chat version.")
         loss_layer, n_layers = self.config.value_loss_layer, self.language_model.anatomy.n_layers
         if loss_layer is not None and not 0 <= loss_layer < n_layers:
             raise ConfigError(
                 f"value_loss_layer is {loss_layer}: the model has layers 0 to {n_layers - 1}.",
-                mend="Leave it out to use the last layer.",
+                hint="Leave it out to use the last layer.",
             )
 
     def _check_moments(self, moments: Moments) -> None:
@@ -479,7 +479,7 @@ def _as_moments(statistics: Moments | str | Path | None) -> Moments | None:
     if statistics is not None and not isinstance(statistics, Moments):
         raise StatisticsError(
             f"statistics is of the type {type(statistics).__name__}.",
-            mend="Give Moments, or the file that `betaedit statistics --save` wrote.",
+            hint="Give Moments, or the file that `betaedit statistics --save` wrote.",
         )
     return statistics
 
@@ -488,7 +488,7 @@ def _as_config(config: EditConfig | None) -> EditConfig | None:
     if config is not None and not isinstance(config, EditConfig):
         raise ConfigError(
             f"config is of the type {type(config).__name__}.",
-            mend="Give an EditConfig; single settings go beside it by name, as in "
+            hint="Give an EditConfig; single settings go beside it by name, as in "
             "Editor.from_pretrained(..., value_clamp=1.0).",
         )
     return config
@@ -502,10 +502,10 @@ def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) ->
         if not isinstance(fact, Fact):
             raise FactError(
                 f"{fact!r} is no fact.",
-                mend='Write Fact("The mother tongue of {} is", "Danielle Darrieux", "English").',
+                hint='Write Fact("The mother tongue of {} is", "Danielle Darrieux", "English").',
             )
         if fact.id is not None and fact.id in seen:
-            raise FactError(f"two facts share the id {fact.id!r}.", mend="Give every fact its own id.", field="id")
+            raise FactError(f"two facts share the id {fact.id!r}.", hint="Give every fact its own id.", field="id")
         if fact.id is not None:
             seen.add(fact.id)
     return chosen

@@ -258,7 +258,7 @@ class Engine:
         if not self.recipe.takes_back:
             raise MethodError(
                 f"{self.recipe.name} cannot forget: its updates do not follow from the facts written alone.",
-                mend="Edit with memit-h, alphaedit or betaedit.",
+                hint="Edit with memit-h, alphaedit or betaedit.",
             )
         self.check_weights()
         again = holding_traces(self.live, facts, self.config)
@@ -323,7 +323,7 @@ class Engine:
             if (now := matrix.check().device) != matrix.device:
                 raise WeightsChangedError(
                     f"layer {layer} is on {now} now, and what the editor remembers is on {matrix.device}.",
-                    mend="Move the model back, or call reset() and write the facts again.",
+                    hint="Move the model back, or call reset() and write the facts again.",
                 )
 
     def _new_memories(self) -> dict[int, AssociativeMemory]:
@@ -398,7 +398,7 @@ class Engine:
                 if before and self._other_weights() != before:
                     raise WeightsChangedError(
                         "the model was changed between facts whose values had been sought together.",
-                        mend="Write those again that were not reported as written.",
+                        hint="Write those again that were not reported as written.",
                     )
 
     def _write_and_look(
@@ -627,7 +627,7 @@ class Engine:
         if limit is not None and norm / n_facts**0.5 > limit:
             raise NumericalError(
                 f"the update of layer {layer} has norm {norm:.3g}, over the limit of {limit:g} per root fact.",
-                mend="The model is near collapse: stop here, or raise update_norm_limit.",
+                hint="The model is near collapse: stop here, or raise update_norm_limit.",
             )
 
 

@@ -133,15 +133,15 @@ def find(live: Sequence[LiveFact], name: str | Fact, *, all_matching: bool = Fal
             listed = "; ".join(f"{held.fact.text} -> {held.fact.target_new}" for held in found)
             raise FactError(
                 f"{name!r} means {len(found)} facts: {listed}.",
-                mend="Give the Fact itself (results lists them), or all_matching=True to take all of them.",
+                hint="Give the Fact itself (results lists them), or all_matching=True to take all of them.",
             )
     if found:
         return found
     if not live:
-        raise FactError(f"there is no fact {name!r} to forget.", mend="Nothing is written in this model.")
+        raise FactError(f"there is no fact {name!r} to forget.", hint="Nothing is written in this model.")
     names = {held.fact.subject for held in live} | {held.fact.id for held in live if held.fact.id is not None}
-    mend = did_you_mean(name, names, "Name the subject or the id of a fact that was written.", n=3)
-    raise FactError(f"there is no fact {name!r} to forget.", mend=mend)
+    hint = did_you_mean(name, names, "Name the subject or the id of a fact that was written.", n=3)
+    raise FactError(f"there is no fact {name!r} to forget.", hint=hint)
 
 
 def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:

@@ -139,7 +139,7 @@ class EditedMatrix:
                 raise WeightsChangedError(
                     f"{self._name} is not what this editor left there: training, load_state_dict, another editor or "
                     "other code changed it, and with it the edits.",
-                    mend="Put back what it was after the last edit; or what it was before the first, and call reset(); "
+                    hint="Put back what it was after the last edit; or what it was before the first, and call reset(); "
                     "or make a new Editor for the model as it is.",
                 )
             self._mark = _Mark.of(weight)
@@ -240,7 +240,7 @@ class EditedMatrix:
         if projection is not self._projection or weight is None:
             raise WeightsChangedError(
                 f"{self._name} is not the model's any more: a module there was replaced or wrapped.",
-                mend="Put the module back as it was, or make a new Editor for the model as it is.",
+                hint="Put the module back as it was, or make a new Editor for the model as it is.",
             )
         return weight
 
@@ -284,7 +284,7 @@ def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
     if held and all(held):
         raise ModelError(
             "the model holds the edits of another editor or workspace in the layers to be edited.",
-            mend="Go on with that one, call its reset() first, or load the model once more.",
+            hint="Go on with that one, call its reset() first, or load the model once more.",
         )
 
 

@@ -18,7 +18,7 @@ from betaedit.settings import read_settings
 logger = logging.getLogger(__name__)
 
 _HEADING = "# Written by `betaedit calibrate`; use it with --preset.\n"
-_MEND = "Write the file again with `betaedit calibrate`."
+_HINT = "Write the file again with `betaedit calibrate`."
 
 
 class PresetFile(BaseModel):
@@ -73,12 +73,12 @@ def read_preset(path: Path) -> PresetFile:
     Raises:
         ConfigError: The file is missing, no YAML, JSON or TOML, or a key or value in it is not possible; it is named.
     """
-    values = read_settings(path, _MEND)
+    values = read_settings(path, _HINT)
     try:
         found = PresetFile.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{path}: [{'.'.join(map(str, first['loc']))}] {first['msg']}.", mend=_MEND) from error
+        raise ConfigError(f"{path}: [{'.'.join(map(str, first['loc']))}] {first['msg']}.", hint=_HINT) from error
     _check(path, found)
     return found
 
@@ -123,7 +123,7 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
     if not isinstance(wanted, str | Path):
         raise ConfigError(
             f"preset is of the type {type(wanted).__name__}.",
-            mend="Give a name or a file; single settings go beside it by name, as in "
+            hint="Give a name or a file; single settings go beside it by name, as in "
             "Editor.from_pretrained(..., value_clamp=1.0).",
         )
     known = find_preset(str(wanted))
@@ -131,7 +131,7 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
         return known
     if not Path(wanted).is_file():
         names = ", ".join(preset.name for preset in PRESETS)
-        raise ConfigError(f"there is no preset {str(wanted)!r}.", mend=f"Name a file, or one of {names}, {UNTUNED}.")
+        raise ConfigError(f"there is no preset {str(wanted)!r}.", hint=f"Name a file, or one of {names}, {UNTUNED}.")
     return read_preset(Path(wanted)).preset
 
 
@@ -142,4 +142,4 @@ def _check(path: Path, found: PresetFile) -> None:
         try:
             found.preset.config(find_recipe(method))
         except (ConfigError, MethodError) as error:
-            raise ConfigError(f"{path}: [{key}] {error.message}", mend=error.mend) from error
+            raise ConfigError(f"{path}: [{key}] {error.message}", hint=error.hint) from error

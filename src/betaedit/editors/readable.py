@@ -48,7 +48,7 @@ def check_length(model: LanguageModel, fact: Fact, n_tokens: int) -> None:
         raise FactError(
             f"the prompt about {fact.subject[:40]!r} has {n_tokens} tokens with its longest context and its target, "
             f"and the model has {model.max_length} positions.",
-            mend="Shorten the prompt or the target, or context_length.",
+            hint="Shorten the prompt or the target, or context_length.",
             field="prompt",
         )
 
@@ -59,7 +59,7 @@ def _check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
         raise ModelError(
             f"the token {model.tokenizer.decode([max(ids)])!r} has the id {max(ids)}, and the model has embeddings for "
             f"{known} tokens: its tokenizer is another model's, or was added to.",
-            mend="Give the model its own tokenizer, or resize it first: model.resize_token_embeddings(len(tokenizer)).",
+            hint="Give the model its own tokenizer, or resize it first: model.resize_token_embeddings(len(tokenizer)).",
         )
 
 

@@ -89,9 +89,9 @@ class Recipe:
     def check(self, config: EditConfig, batch_size: int = 1) -> None:
         """Raises: ConfigError when this recipe cannot write so many layers, or facts together."""
         if self.form == "rank-one" and len(config.layers) > 1:
-            raise ConfigError(f"{self.name} edits one layer, not {len(config.layers)}.", mend="Set layers to one.")
+            raise ConfigError(f"{self.name} edits one layer, not {len(config.layers)}.", hint="Set layers to one.")
         if self.form == "rank-one" and batch_size > 1:
-            raise ConfigError(f"{self.name} writes one fact at a time.", mend="Use a batch size of 1, or emmet.")
+            raise ConfigError(f"{self.name} writes one fact at a time.", hint="Use a batch size of 1, or emmet.")
 
     @property
     def takes_back(self) -> bool:
@@ -466,4 +466,4 @@ def find_recipe(name: str) -> Recipe:
     if name in _BY_NAME:
         return _BY_NAME[name]
     hint = did_you_mean(name, _BY_NAME, f"Methods: {', '.join(recipe.name for recipe in RECIPES)}.", n=2)
-    raise MethodError(f"there is no method {name!r}.", mend=hint)
+    raise MethodError(f"there is no method {name!r}.", hint=hint)

@@ -102,7 +102,7 @@ def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | Non
         found = hash_weights(folder, known.__contains__)
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise ModelError(
-            f"{file} is damaged: {error}", mend="Save or export the edited model again, or take this file away."
+            f"{file} is damaged: {error}", hint="Save or export the edited model again, or take this file away."
         ) from error
     if found != known:
         logger.warning(

@@ -194,8 +194,8 @@ def find_task(name: str, *, official_rte: bool = False) -> AbilityTask:
         ConfigError: There is none.
     """
     if name not in TASKS:
-        mend = did_you_mean(name, TASKS, f"Choose from {', '.join(TASKS)}.")
-        raise ConfigError(f"there is no ability task {name!r}.", mend=mend)
+        hint = did_you_mean(name, TASKS, f"Choose from {', '.join(TASKS)}.")
+        raise ConfigError(f"there is no ability task {name!r}.", hint=hint)
     task = TASKS[name]
     return replace(task, labels=_BINARY) if official_rte and name == "rte" else task
 
@@ -212,7 +212,7 @@ def task_file(task: AbilityTask, folder: str | Path) -> Path:
             return path
     raise ConfigError(
         f"the task {task.name} has no file {paths[1]}.",
-        mend=f"Give the folder that holds {task.stem}.jsonl or {task.stem}.jsonl.gz.",
+        hint=f"Give the folder that holds {task.stem}.jsonl or {task.stem}.jsonl.gz.",
     )
 
 
@@ -224,7 +224,7 @@ def read_ability_items(task: AbilityTask, folder: str | Path, n_tests: int) -> l
         FactError: A line is broken, lacks a field or has an unknown label, or no item is left.
     """
     if n_tests < 1:
-        raise ConfigError(f"n_tests is {n_tests}.", mend="Ask for at least one item.")
+        raise ConfigError(f"n_tests is {n_tests}.", hint="Ask for at least one item.")
     path = task_file(task, folder)
     items: list[AbilityItem] = []
     for number, (line, record) in enumerate(iter_records(path)):
@@ -238,7 +238,7 @@ def read_ability_items(task: AbilityTask, folder: str | Path, n_tests: int) -> l
     if not items:
         raise FactError(
             f"the file has no item after the first {_FIRST_TEST}, which are kept for examples.",
-            mend="Add items.",
+            hint="Add items.",
             path=path,
         )
     return items
@@ -248,15 +248,15 @@ def _item(task: AbilityTask, record: Mapping[str, Any]) -> AbilityItem:
     try:
         prompt, answer = task.prompt(record), record[task.label_field]
     except KeyError as error:
-        mend = f"Items of {task.name} need it."
-        raise FactError("the field is missing.", mend=mend, field=str(error.args[0])) from error
+        hint = f"Items of {task.name} need it."
+        raise FactError("the field is missing.", hint=hint, field=str(error.args[0])) from error
     except (TypeError, ValueError) as error:
-        raise FactError(f"this is no item of {task.name}: {error}.", mend="Compare it with other lines.") from error
+        raise FactError(f"this is no item of {task.name}: {error}.", hint="Compare it with other lines.") from error
     for known, label in task.labels.items():
         if known == answer:
             return AbilityItem(prompt, label)
-    mend = f"Use one of {', '.join(map(repr, task.labels))}."
-    raise FactError(f"{answer!r} is no label of {task.name}.", mend=mend, field=task.label_field)
+    hint = f"Use one of {', '.join(map(repr, task.labels))}."
+    raise FactError(f"{answer!r} is no label of {task.name}.", hint=hint, field=task.label_field)
 
 
 def measure_abilities(
@@ -302,7 +302,7 @@ def _check_lengths(model: LanguageModel, task: AbilityTask, items: Sequence[Abil
     if longest > model.max_length:
         raise ConfigError(
             f"an item of {task.name} needs {longest} positions and the model has {model.max_length}.",
-            mend="Leave the task out, or take fewer items.",
+            hint="Leave the task out, or take fewer items.",
         )
 
 

@@ -100,11 +100,11 @@ def ask(
 def _check_length(model: LanguageModel, prompt: str, n_tokens: int) -> None:
     shown = shorten(prompt, _SHOWN, placeholder=" ...")
     if n_tokens == 0:
-        raise ModelError(f"the question {shown!r} has no tokens.", mend="Ask something in words.")
+        raise ModelError(f"the question {shown!r} has no tokens.", hint="Ask something in words.")
     if n_tokens >= model.max_length:
         raise ModelError(
             f"the question {shown!r} has {n_tokens} tokens; the model has {model.max_length} positions.",
-            mend="Ask a shorter one.",
+            hint="Ask a shorter one.",
         )
 
 

@@ -259,7 +259,7 @@ def _batches(
     rows = [tokenize(model.tokenizer, text)[:width] for text in texts]
     rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
     if not rows:
-        raise ConfigError("there is no text to measure the drift on.", mend="Give a text of two tokens or more.")
+        raise ConfigError("there is no text to measure the drift on.", hint="Give a text of two tokens or more.")
     number = 0
     with progress.task(label, len(rows), "texts") as task:
         while rows:

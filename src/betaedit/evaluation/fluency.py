@@ -118,7 +118,7 @@ def measure_fluency(texts: Sequence[str]) -> Fluency:
         ConfigError: There is no text.
     """
     if not texts:
-        raise ConfigError("there is no text to measure the fluency of.", mend="Give at least one.")
+        raise ConfigError("there is no text to measure the fluency of.", hint="Give at least one.")
     return Fluency(math.fsum(map(n_gram_entropy, texts)) / len(texts), len(texts))
 
 
@@ -142,7 +142,7 @@ class TextSimilarity:
         try:
             self._vectorizer.fit(corpus)
         except ValueError as error:
-            raise ConfigError(f"there are no words to fit on: {error}.", mend="Give texts with words.") from error
+            raise ConfigError(f"there are no words to fit on: {error}.", hint="Give texts with words.") from error
 
     def consistency(self, texts: Sequence[str], references: Sequence[str]) -> float:
         """Similarity from 0 to 1 of all ``texts`` joined to all ``references`` joined; 0 without a common word."""

@@ -92,7 +92,7 @@ def _bounded_length(model: LanguageModel) -> int:
 
 def _own_folder(name: str, folder: str | Path | None) -> Path:
     if folder is None:
-        raise ConfigError(f"the task {name} reads local files.", mend="Give the folder they are in.")
+        raise ConfigError(f"the task {name} reads local files.", hint="Give the folder they are in.")
     return Path(folder)
 
 
@@ -129,5 +129,5 @@ def task_yaml(name: str, task: AbilityTask, items: Path) -> dict[str, Any]:
 def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
     for name in tasks:
         if name not in known:
-            mend = did_you_mean(name, known, "List the tasks with: lm-eval ls tasks.")
-            raise ConfigError(f"the harness has no task {name!r}.", mend=mend)
+            hint = did_you_mean(name, known, "List the tasks with: lm-eval ls tasks.")
+            raise ConfigError(f"the harness has no task {name!r}.", hint=hint)

@@ -151,10 +151,10 @@ class EndpointJudge:
         """
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"{self.base_url!r} is no address of a judge.", mend="Give one like http://localhost:8000/v1."
+                f"{self.base_url!r} is no address of a judge.", hint="Give one like http://localhost:8000/v1."
             )
         if self.tries < 1:
-            raise ConfigError(f"a judge cannot be asked {self.tries} times.", mend="Give tries of 1 or more.")
+            raise ConfigError(f"a judge cannot be asked {self.tries} times.", hint="Give tries of 1 or more.")
 
     def judge(self, question: str, golds: Sequence[str], answer: str) -> bool:
         """Whether the model replies ``A``.
@@ -183,7 +183,7 @@ class EndpointJudge:
                 problem = f"it replies {reply[:80]!r} instead of A or B"
         raise JudgeError(
             f"the judge {self.model!r} at {self.base_url} gives no verdict: {problem}.",
-            mend="Check address, model name and key; unanswered questions are not counted as wrong.",
+            hint="Check address, model name and key; unanswered questions are not counted as wrong.",
         )
 
     def _ask(self, message: str) -> str:
@@ -216,5 +216,5 @@ def agreement(judge_a: Judge, judge_b: Judge, sample: Sequence[Answered]) -> Est
     """
     found = estimate([float(judge_a.judge(*each) == judge_b.judge(*each)) for each in sample])
     if found is None:
-        raise ConfigError("there is no sample to compare two judges on.", mend="Give at least one answered question.")
+        raise ConfigError("there is no sample to compare two judges on.", hint="Give at least one answered question.")
     return found

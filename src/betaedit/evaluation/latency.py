@@ -75,11 +75,11 @@ def measure_latency(
     """
     rows = [tokenize(model.tokenizer, prompt) for prompt in prompts]
     if not rows:
-        raise ConfigError("there is no prompt to time.", mend="Give at least one.")
+        raise ConfigError("there is no prompt to time.", hint="Give at least one.")
     if max(map(len, rows)) + n_tokens > model.max_length:
         raise ConfigError(
             f"a prompt and {n_tokens} tokens exceed the {model.max_length} positions of the model.",
-            mend="Give shorter prompts or fewer tokens.",
+            hint="Give shorter prompts or fewer tokens.",
         )
     for _ in range(n_warm_up):
         _timed(model, rows[0], n_tokens)

@@ -56,7 +56,7 @@ def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
         NumericalError: The facts cannot be solved together.
     """
     if not editor.results:
-        raise ConfigError("there is no sequence to look at.", mend="Write facts first.")
+        raise ConfigError("there is no sequence to look at.", hint="Write facts first.")
     return tuple(_align(editor, layer) for layer in editor.config.layers)
 
 

@@ -115,7 +115,7 @@ class Conversation:
         if system is None:
             return text
         if not takes_system_message(tokenizer):
-            raise ModelError("the model's chat template has no place for a system message.", mend="Leave it out.")
+            raise ModelError("the model's chat template has no place for a system message.", hint="Leave it out.")
         return chat_text(tokenizer, [{"role": "system", "content": system}, user])
 
 
@@ -126,9 +126,9 @@ def check_questions(questions: Sequence[str], *, chat: bool, system: str | None)
         ConfigError: A question is blank, or there is a system message without chat.
     """
     if any(not question.strip() for question in questions):
-        raise ConfigError("a question is blank.", mend="Ask something in words.")
+        raise ConfigError("a question is blank.", hint="Ask something in words.")
     if system is not None and not chat:
-        raise ConfigError("a system message belongs to a chat.", mend="Ask in chat (--chat), or leave it out.")
+        raise ConfigError("a system message belongs to a chat.", hint="Ask in chat (--chat), or leave it out.")
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def calibrate(
     """
     started = time.perf_counter()
     if not cases or n_trials < 1:
-        raise ConfigError("there is nothing to try.", mend="Give facts, and one trial or more.")
+        raise ConfigError("there is nothing to try.", hint="Give facts, and one trial or more.")
     recipe = find_recipe(method)
     setup = _setup(model, cases, check, recipe.name, seed, source)
     kept = Journal(setup, journal)
@@ -238,7 +238,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     """
     ranked = sorted(trials[1:], key=lambda trial: -score(trials[0], trial))
     if not ranked or score(trials[0], ranked[0]) == float("-inf"):
-        raise ConfigError("no setting could be tried to its end.", mend="Allow more trials or minutes, or other facts.")
+        raise ConfigError("no setting could be tried to its end.", hint="Allow more trials or minutes, or other facts.")
     return ranked[0]
 
 

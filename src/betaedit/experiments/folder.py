@@ -38,7 +38,7 @@ class RunFolder:
         if not file.is_file():
             missing = "it has no run.json" if self.path.is_dir() else "there is no such folder"
             raise RunFolderError(
-                f"{self.path} is no run folder: {missing}.", mend="Give a folder that a measured run wrote."
+                f"{self.path} is no run folder: {missing}.", hint="Give a folder that a measured run wrote."
             )
         self.setup = parse(RunSetup, _checked_format(file), str(file))
 
@@ -51,7 +51,7 @@ class RunFolder:
         """
         file = Path(path) / "run.json"
         if file.exists():
-            raise RunFolderError(f"{path} holds a run already.", mend="Name a new folder.")
+            raise RunFolderError(f"{path} holds a run already.", hint="Name a new folder.")
         write_json(file, setup)
         return cls(path)
 
@@ -68,7 +68,7 @@ class RunFolder:
         file = self._checkpoint_file(edits)
         if not file.is_file():
             raise RunFolderError(
-                f"{self.path} has no checkpoint after {edits} edits.", mend=f"It has {self.measured() or 'none'}."
+                f"{self.path} has no checkpoint after {edits} edits.", hint=f"It has {self.measured() or 'none'}."
             )
         return parse(Checkpoint, _loaded(file.read_bytes(), str(file)), str(file))
 
@@ -85,7 +85,7 @@ class RunFolder:
         """Every edit made, one by one."""
         for place, line in read_lines(self.path / "edits.jsonl"):
             if not isinstance(line, dict):
-                raise RunFolderError(f"{place}: an edit is an object.", mend="Remove the line.")
+                raise RunFolderError(f"{place}: an edit is an object.", hint="Remove the line.")
             yield line
 
     def write_checkpoint(self, checkpoint: Checkpoint, outcomes: Iterable[Outcome] = ()) -> None:
@@ -166,7 +166,7 @@ def _checked_format(file: Path) -> Any:
     written = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
     if isinstance(written, int) and written > FORMAT:
         raise RunFolderError(
-            f"{file} has format {written}; this version reads format {FORMAT}.", mend="Install a newer betaedit."
+            f"{file} has format {written}; this version reads format {FORMAT}.", hint="Install a newer betaedit."
         )
     return values
 
@@ -176,9 +176,9 @@ def _loaded(text: bytes, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = "" if text.count(b"\n") <= 1 else f" at line {error.lineno}"
-        raise RunFolderError(f"{place}: no JSON: {error.msg}{line}.", mend="Run it again.") from error
+        raise RunFolderError(f"{place}: no JSON: {error.msg}{line}.", hint="Run it again.") from error
     except UnicodeDecodeError as error:
-        raise RunFolderError(f"{place}: no UTF-8.", mend="Run it again.") from error
+        raise RunFolderError(f"{place}: no UTF-8.", hint="Run it again.") from error
 
 
 def parse(kind: type[Stored], values: Any, place: str) -> Stored:
@@ -192,4 +192,4 @@ def parse(kind: type[Stored], values: Any, place: str) -> Stored:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
-        raise RunFolderError(f"{place}: [{field}] {first['msg']}.", mend="Run it again.") from error
+        raise RunFolderError(f"{place}: [{field}] {first['msg']}.", hint="Run it again.") from error

@@ -25,7 +25,7 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     """
     if not (path / "run.json").exists():
         if path.is_dir() and any(path.iterdir()):
-            raise RunFolderError(f"{path} is not empty and holds no run.", mend="Name a new folder.")
+            raise RunFolderError(f"{path} is not empty and holds no run.", hint="Name a new folder.")
         return RunFolder.create(path, setup)
     found = RunFolder(path)
     if found.setup.model["weights"] != setup.model["weights"]:
@@ -84,7 +84,7 @@ def check_statistics(path: Path, kept: Mapping[str, Any], found: Mapping[str, An
     if not same_statistics(kept, found):
         raise StatisticsError(
             f"{path} was made with other statistics ({statistics_label(kept)}, not {statistics_label(found)}).",
-            mend="Give those it was made with: --statistics FILE, which `betaedit statistics --save FILE` writes where "
+            hint="Give those it was made with: --statistics FILE, which `betaedit statistics --save FILE` writes where "
             "they were collected.",
         )
 
@@ -100,4 +100,4 @@ def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[Evaluati
 
 
 def _another_run(path: Path, what: str) -> RunFolderError:
-    return RunFolderError(f"{path} holds a run with {what}.", mend="Repeat that run's command, or name a new folder.")
+    return RunFolderError(f"{path} holds a run with {what}.", hint="Repeat that run's command, or name a new folder.")

@@ -181,10 +181,10 @@ def run_edits(
         CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
     """
     if editor.results:
-        raise ConfigError("the model holds edits already.", mend="Call reset() first: a run starts unedited.")
+        raise ConfigError("the model holds edits already.", hint="Call reset() first: a run starts unedited.")
     measures = measures or Measures()
     if folder is not None and not measures.drift:
-        raise ConfigError("a run that is kept is measured whole.", mend="Leave out drift=False, or the folder.")
+        raise ConfigError("a run that is kept is measured whole.", hint="Leave out drift=False, or the folder.")
     points = measuring_points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
     editor.plan(cases)
     editor.prepare()
@@ -232,7 +232,7 @@ def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[
     wrong = [count for count in evaluate_at if not 0 <= count <= total or (count % step and count != total)]
     if wrong:
         steps = "" if step == 1 else f" in steps of {step} (batch size times look-ahead)"
-        raise ConfigError(f"cannot measure after {wrong[0]} edits.", mend=f"Give numbers from 0 to {total}{steps}.")
+        raise ConfigError(f"cannot measure after {wrong[0]} edits.", hint=f"Give numbers from 0 to {total}{steps}.")
     return sorted({0, *evaluate_at, total})
 
 
@@ -294,7 +294,7 @@ def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
         return
     if on_collapse == "stop" and len(checkpoints) > 1:
         raise CollapseError(
-            verdict.judgement, mend="Use the model as it was before, or another method; --on-collapse warn goes on."
+            verdict.judgement, hint="Use the model as it was before, or another method; --on-collapse warn goes on."
         )
     logger.warning("%s", verdict.judgement)
 

@@ -57,7 +57,7 @@ def load_batches(folder: Path, limit: int) -> Iterator[WrittenBatch]:
         if expected > limit:
             return
         if int(file.stem) != expected:
-            raise RunFolderError(f"{folder} lacks the batch of edit {expected}.", mend="Start the run in a new folder.")
+            raise RunFolderError(f"{folder} lacks the batch of edit {expected}.", hint="Start the run in a new folder.")
         batch = _load(file)
         expected += len(batch.results)
         yield batch
@@ -70,7 +70,7 @@ def _load(file: Path) -> WrittenBatch:
             metadata = opened.metadata()
         results, again = (json.loads(metadata[name]) for name in ("results", "again"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunFolderError(f"{file} cannot be read: {error}", mend="Delete it and those after it.") from error
+        raise RunFolderError(f"{file} cannot be read: {error}", hint="Delete it and those after it.") from error
     layers = sorted({int(name.partition(".")[0]) for name in tensors})
     return WrittenBatch(
         results=tuple(_result(values) for values in results),

@@ -61,8 +61,8 @@ def load_target(
     try:
         return load_language_model(name, dtype=dtype or "float32", device=device)
     except ModelNotFoundError as error:
-        mend = f"{error.mend} A run, a workspace or an adapter is named by its folder."
-        raise ModelNotFoundError(error.message, mend=mend) from error
+        hint = f"{error.hint} A run, a workspace or an adapter is named by its folder."
+        raise ModelNotFoundError(error.message, hint=hint) from error
 
 
 def editor_of(
@@ -170,7 +170,7 @@ def _check_weights(run: RunFolder, model: LanguageModel) -> None:
     if model.fingerprint() != run.setup.model["weights"]:
         raise ModelError(
             f"{run.path} was made with other weights than those of {model.place}.",
-            mend="Put the model's files back as they were then, or say where it is now: betaedit locate "
+            hint="Put the model's files back as they were then, or say where it is now: betaedit locate "
             f"{run.path} PLACE. A run of an older version may need its --dtype.",
         )
 
@@ -179,8 +179,8 @@ def _check_statistics(run: RunFolder, editor: Editor) -> None:
     try:
         found = editor.statistics.to_dict()
     except StatisticsError as error:
-        mend = f"{error.mend} Give those it was made with (--statistics)."
-        raise StatisticsError(error.message, mend=mend) from error
+        hint = f"{error.hint} Give those it was made with (--statistics)."
+        raise StatisticsError(error.message, hint=hint) from error
     check_statistics(run.path, run.setup.details["statistics"], found)
 
 
@@ -188,7 +188,7 @@ def _workspace_editor(
     name: str, statistics: Moments | Path | None, dtype: DtypeName | None, device: str | None
 ) -> Editor:
     if statistics is not None:
-        raise ConfigError(f"the workspace {name} has statistics of its own.", mend="Leave out --statistics.")
+        raise ConfigError(f"the workspace {name} has statistics of its own.", hint="Leave out --statistics.")
     workspace = Workspace.open(name, device=device)
     _check_type(name, workspace.store.identity.dtype, dtype)
     return workspace.editor
@@ -196,7 +196,7 @@ def _workspace_editor(
 
 def _check_type(name: str, own: str, asked: str | None) -> None:
     if asked not in (None, own):
-        raise ConfigError(f"{name} holds edits of {own} weights, not of {asked}.", mend="Leave out --dtype.")
+        raise ConfigError(f"{name} holds edits of {own} weights, not of {asked}.", hint="Leave out --dtype.")
 
 
 def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
@@ -229,7 +229,7 @@ def _run(name: str) -> RunFolder:
     """The run folder where a workspace would do as well, and is not there."""
     if not (Path(name) / "run.json").is_file():
         missing = "is neither a run folder nor a workspace" if Path(name).is_dir() else "is no folder here"
-        raise RunFolderError(f"{name} {missing}.", mend="Give a run folder or a workspace.")
+        raise RunFolderError(f"{name} {missing}.", hint="Give a run folder or a workspace.")
     return RunFolder(name)
 
 
@@ -241,11 +241,11 @@ def _adapted(folder: Path, dtype: DtypeName, device: str | None) -> LanguageMode
     peft = import_extra("peft", "peft", "an adapter")
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ModelError(f"{folder} does not name its base model.", mend="Set base_model_name_or_path in its config.")
+        raise ModelError(f"{folder} does not name its base model.", hint="Set base_model_name_or_path in its config.")
     try:
         model = load_language_model(base, dtype=dtype, device=device)
     except ModelNotFoundError as error:
-        mend = f"If it has moved, write where it is as base_model_name_or_path in {folder / 'adapter_config.json'}."
-        raise ModelNotFoundError(error.message, mend=f"{error.mend} {mend}") from error
+        hint = f"If it has moved, write where it is as base_model_name_or_path in {folder / 'adapter_config.json'}."
+        raise ModelNotFoundError(error.message, hint=f"{error.hint} {hint}") from error
     merged = peft.PeftModel.from_pretrained(model.model, folder).merge_and_unload()
     return LanguageModel.wrap(merged, model.tokenizer)

@@ -10,7 +10,7 @@ from betaedit.errors import RunFolderError
 from betaedit.experiments.folder import append_line, parse, read_lines, write_text
 from betaedit.experiments.record import EditFigure, Kept
 
-_MEND = "Repeat that calibration's command, or name a new file."
+_HINT = "Repeat that calibration's command, or name a new file."
 _PERPLEXITY_WEIGHT = 5.0
 
 
@@ -134,13 +134,13 @@ class Journal:
             elif kind in ("trial", "check"):
                 (self.trials if kind == "trial" else self.check).append(parse(Trial, values, place))
             else:
-                raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", mend=_MEND)
+                raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", hint=_HINT)
 
     def _compare(self, setup: CalibrationSetup, found: CalibrationSetup) -> None:
         before, now = found.deciding(), setup.deciding()
         for name, value in now.items():
             if before[name] != value:
-                raise RunFolderError(f"{self._path} holds a calibration with another {name}.", mend=_MEND)
+                raise RunFolderError(f"{self._path} holds a calibration with another {name}.", hint=_HINT)
 
 
 def score(before: Trial, trial: Trial) -> float:

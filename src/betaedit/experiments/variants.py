@@ -46,5 +46,5 @@ def check_variants(
         check_names(variant.method, preset, {**overrides, **variant.settings})
     names = [variant.name for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two methods to compare are both {twice[0]}.", mend="Name each of them once.")
+        raise ConfigError(f"two methods to compare are both {twice[0]}.", hint="Name each of them once.")
     return names

@@ -29,7 +29,7 @@ class RejectedRecord:
     line: int | None
     field: str | None
     reason: str
-    mend: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _prompts(case: EvaluationCase) -> Iterator[str]:
 def _reject(check: Check, error: FactError) -> None:
     check.n_rejected += 1
     if len(check.rejected) < _LISTED:
-        check.rejected.append(RejectedRecord(error.line, error.field, error.message, error.mend))
+        check.rejected.append(RejectedRecord(error.line, error.field, error.message, error.hint))
     if isinstance(error, UnchangedError):
         check.n_unchanged += 1
         if error.line is not None and len(check.unchanged_lines) < _LISTED:

@@ -76,7 +76,7 @@ class Fact:
             if not names_subject(text, self.subject):
                 raise FactError(
                     f"the wording {text!r} does not name the subject {self.subject!r}.",
-                    mend="Name it there, or leave the wording out.",
+                    hint="Name it there, or leave the wording out.",
                     field="wordings",
                 )
 
@@ -85,21 +85,21 @@ class Fact:
         if slots != 1:
             raise FactError(
                 f"the prompt {self.prompt!r} has {slots} slots for its subject.",
-                mend="Put exactly one {} where the subject goes, as in 'The mother tongue of {} is'.",
+                hint="Put exactly one {} where the subject goes, as in 'The mother tongue of {} is'.",
                 field="prompt",
             )
         if not self.subject:
-            raise FactError("the subject is empty.", mend="Name what the fact is about.", field="subject")
+            raise FactError("the subject is empty.", hint="Name what the fact is about.", field="subject")
         if SLOT in self.subject:
-            raise FactError("the subject contains a slot {}.", mend="Write the subject itself.", field="subject")
+            raise FactError("the subject contains a slot {}.", hint="Write the subject itself.", field="subject")
         if not self.target_new:
-            raise FactError("the new target is empty.", mend="Say what the model should answer.", field="target_new")
+            raise FactError("the new target is empty.", hint="Say what the model should answer.", field="target_new")
         if self.target_true is not None and not self.target_true:
-            raise FactError("the true target is empty.", mend="Leave it out when it is not known.", field="target_true")
+            raise FactError("the true target is empty.", hint="Leave it out when it is not known.", field="target_true")
         if self.target_true is not None and self.target_new == self.target_true:
             raise UnchangedError(
                 f"old and new target are both {self.target_new!r}: the edit would change nothing.",
-                mend="Give a new target that differs from the old one.",
+                hint="Give a new target that differs from the old one.",
                 field="target_new",
             )
 
@@ -128,7 +128,7 @@ class Fact:
         if len(subjects) != 1:
             raise FactError(
                 f"the prompt {prompt!r} has {len(subjects)} subjects in brackets.",
-                mend="Put brackets round the one subject, as in 'The mother tongue of [Danielle Darrieux] is'.",
+                hint="Put brackets round the one subject, as in 'The mother tongue of [Danielle Darrieux] is'.",
                 field="prompt",
             )
         return cls(_BRACKETED.sub(SLOT, prompt), subjects[0], target_new, target_true)
@@ -175,10 +175,10 @@ class Question:
     def __post_init__(self) -> None:
         """Refuse what could not be scored."""
         if not self.answers:
-            raise FactError(f"the question {self.prompt!r} has no answer.", mend="Give at least one.", field="answers")
+            raise FactError(f"the question {self.prompt!r} has no answer.", hint="Give at least one.", field="answers")
         if self.group not in GROUPS:
             raise FactError(
-                f"there is no group {self.group!r} of questions.", mend=f"Known are {', '.join(GROUPS)}.", field="group"
+                f"there is no group {self.group!r} of questions.", hint=f"Known are {', '.join(GROUPS)}.", field="group"
             )
 
 

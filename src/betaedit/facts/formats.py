@@ -80,7 +80,7 @@ def find_format(record: Record) -> Format:
             return candidate
     raise FactError(
         f"no known format has the keys {', '.join(record) or '(none)'}; known: {'; '.join(map(str, FORMATS))}.",
-        mend=f"Write one fact a line, as in {EXAMPLE}",
+        hint=f"Write one fact a line, as in {EXAMPLE}",
     )
 
 
@@ -215,7 +215,7 @@ def _elken(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
         with _within(f"fact.qas.{number}"):
             facts.append(_fact(asked.question, asked.subject.name, asked.answer.name, (), f"{name}-{len(facts) + 1}"))
     if not facts:
-        raise FactError("the event has no question with a known answer.", mend=_NO_FACT, field="fact.qas")
+        raise FactError("the event has no question with a known answer.", hint=_NO_FACT, field="fact.qas")
     questions = (
         *_asked(_elken_answers(others), "event"),
         *_asked(_elken_answers(read.fact.local_qas), "event_locality"),
@@ -321,7 +321,7 @@ def _as_question(text: str) -> str:
 def _known_facts(record: Record, reading: Reading) -> NoReturn:
     raise FactError(
         "this is a list of true facts (ROME's known facts): it has no new targets, so there is nothing to write.",
-        mend=f"Give each fact a new target, as in {EXAMPLE}",
+        hint=f"Give each fact a new target, as in {EXAMPLE}",
         field="target_new",
     )
 

@@ -43,8 +43,8 @@ def refuse_placeholder(answer: str, field: str) -> None:
         FactError: It is a special token.
     """
     if is_placeholder(answer):
-        mend = "Say what the model should answer." if field == "target_new" else "Leave it out when it is not known."
-        raise FactError(f"{answer!r} is a special token, which is no answer.", mend=mend, field=field)
+        hint = "Say what the model should answer." if field == "target_new" else "Leave it out when it is not known."
+        raise FactError(f"{answer!r} is a special token, which is no answer.", hint=hint, field=field)
 
 
 def kind_of(value: object) -> str:
@@ -59,7 +59,7 @@ def kind_of(value: object) -> str:
 def not_text(value: object, field: str) -> FactError:
     """The error for a ``value`` that stands where a text is expected; ``field`` is its path in the record."""
     kind, name = kind_of(value), field.rpartition(".")[2]
-    mends = {
+    hints = {
         "null": f"Leave the record out, or {_ABSENT.get(name, 'give a text here')}.",
         "a list": f"{'One answer is written: give' if name == 'target_new' else 'Give'} one text.",
         "an object": "Give the text alone, without an object around it.",
@@ -67,18 +67,18 @@ def not_text(value: object, field: str) -> FactError:
         "a number": f'Give it as a text, as in "{value}".',
     }
     return FactError(
-        f"must be text, not {kind}.", mend=mends.get(kind, f"Give it as a text: str({name})."), field=field
+        f"must be text, not {kind}.", hint=hints.get(kind, f"Give it as a text: str({name})."), field=field
     )
 
 
 def absent_subject(prompt: str, subject: str) -> FactError:
     """The error for a subject that its prompt does not hold; it says so when a reader would see no difference."""
     message = f"the subject {subject!r} does not occur in the prompt {prompt!r}"
-    mend = "Write the subject exactly as it stands in the prompt, or put {} in its place."
+    hint = "Write the subject exactly as it stands in the prompt, or put {} in its place."
     found = _difference(prompt, subject)
     if not subject or found is None:
-        return FactError(f"{message}.", mend=mend, field="subject")
-    return FactError(f"{message}: the two differ in {found}.", mend=f"Copy it from the prompt. {mend}", field="subject")
+        return FactError(f"{message}.", hint=hint, field="subject")
+    return FactError(f"{message}: the two differ in {found}.", hint=f"Copy it from the prompt. {hint}", field="subject")
 
 
 def _difference(prompt: str, subject: str) -> str | None:

@@ -28,7 +28,7 @@ def array_items(blocks: Iterator[str]) -> Iterator[Any]:
         text.expect_end()
         if isinstance(value, FactError):
             raise value
-        raise FactError(f"this is no array but {kind_of(value)}.", mend=SHAPES, line=1)
+        raise FactError(f"this is no array but {kind_of(value)}.", hint=SHAPES, line=1)
     text.take()
     if text.peek() != "]":
         yield text.value()
@@ -77,7 +77,7 @@ class _Text:
                 if not self._read_on():
                     self.fail(error.msg, ahead)
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-                raise FactError(f"this JSON cannot be read: {error}.", mend=SHAPES, line=self._line) from error
+                raise FactError(f"this JSON cannot be read: {error}.", hint=SHAPES, line=self._line) from error
             else:
                 # A number may go on in the next block, after its last digit or after a "." or "e" that ends the text.
                 length = end - self._at
@@ -93,7 +93,7 @@ class _Text:
     def fail(self, message: str, ahead: int = 0) -> NoReturn:
         """Refuse the text here, or some characters ahead."""
         line, column = self._place(self._at + ahead)
-        raise FactError(f"this is no JSON: {message} at column {column}.", mend=SHAPES, line=line)
+        raise FactError(f"this is no JSON: {message} at column {column}.", hint=SHAPES, line=line)
 
     def _read_on(self) -> bool:
         """Drop what has been passed and double what is held, so that a long value is parsed few times over."""

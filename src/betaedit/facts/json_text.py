@@ -33,7 +33,7 @@ class KeyWatch:
         """What to say of that key."""
         if self.twice is None:
             return None
-        return FactError(f"the key {self.twice!r} comes twice in one object.", mend="Keep one of the two.")
+        return FactError(f"the key {self.twice!r} comes twice in one object.", hint="Keep one of the two.")
 
 
 def decoded(raw: bytes) -> str:
@@ -59,9 +59,9 @@ def parsed(text: str) -> Any:
         value = json.loads(text, object_pairs_hook=watch)
     except json.JSONDecodeError as error:
         message = f"this is no JSON: {error.msg} at column {error.colno}."
-        raise FactError(message, mend=SHAPES, line=error.lineno) from error
+        raise FactError(message, hint=SHAPES, line=error.lineno) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise FactError(f"this JSON cannot be read: {error}.", mend=SHAPES) from error
+        raise FactError(f"this JSON cannot be read: {error}.", hint=SHAPES) from error
     if (twice := watch.error()) is not None:
         raise twice
     return value
@@ -71,4 +71,4 @@ def as_record(value: object) -> dict[str, Any] | FactError:
     """``value`` if it is an object, or an error already; else the error that it is none."""
     if isinstance(value, dict | FactError):
         return value
-    return FactError(f"the record is no object but {kind_of(value)}.", mend=SHAPES)
+    return FactError(f"the record is no object but {kind_of(value)}.", hint=SHAPES)

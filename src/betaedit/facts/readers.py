@@ -186,9 +186,9 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
 
 def _check_options(limit: int | None, zsre_target: str) -> None:
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}.", mend="Ask for at least one case, or leave it out to read all.")
+        raise ConfigError(f"limit is {limit}.", hint="Ask for at least one case, or leave it out to read all.")
     if zsre_target not in get_args(ZsreTarget):
-        raise ConfigError(f"zsre_target is {zsre_target!r}.", mend=f"Choose from {', '.join(get_args(ZsreTarget))}.")
+        raise ConfigError(f"zsre_target is {zsre_target!r}.", hint=f"Choose from {', '.join(get_args(ZsreTarget))}.")
 
 
 class _Converter:
@@ -219,7 +219,7 @@ class _Converter:
         if first != line:
             raise FactError(
                 f"the id {fact_id!r} of {self._unit} {first} comes again in {self._unit} {line}.",
-                mend="Give every fact an id of its own.",
+                hint="Give every fact an id of its own.",
                 field="id",
             )
 
@@ -239,7 +239,7 @@ def _entries(source: Source) -> Generator[tuple[int, Record | FactError], None, 
         empty = False
         yield numbered
     if empty:
-        raise FactError("the file holds no record.", mend=f"Write one fact a line, as in {EXAMPLE}", path=source.path)
+        raise FactError("the file holds no record.", hint=f"Write one fact a line, as in {EXAMPLE}", path=source.path)
 
 
 def _reader_of(source: Source) -> Callable[[Source], _Entries]:
@@ -247,7 +247,7 @@ def _reader_of(source: Source) -> Callable[[Source], _Entries]:
         next(source.lines(), None)  # that a file is missing or a folder matters more than its name
         raise FactError(
             f"files named {source.kind or source.path.name} are not read.",
-            mend=f"Name the file {', '.join(_ENDINGS)}, or one of these with .gz.",
+            hint=f"Name the file {', '.join(_ENDINGS)}, or one of these with .gz.",
             path=source.path,
         )
     return _READERS[source.kind]
@@ -282,7 +282,7 @@ def _read_dataset(source: Source) -> _Entries:
     except Exception as error:
         raise FactError(
             f"the dataset cannot be read: {error}",
-            mend="Check its name, its split and the network, or download it and name the file.",
+            hint="Check its name, its split and the network, or download it and name the file.",
             path=source.path,
         ) from error
 

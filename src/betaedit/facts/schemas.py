@@ -329,17 +329,17 @@ def _explained(found: ErrorDetails, schema: type[BaseModel], format_name: str) -
     if found["type"] == "string_type":
         return not_text(found["input"], field)
     if found["type"] == "missing":
-        message, mend = "the field is missing.", f"Every record of a file in the {format_name} format has it."
+        message, hint = "the field is missing.", f"Every record of a file in the {format_name} format has it."
     elif found["type"] == "extra_forbidden":
-        message, mend = _unknown_key(str(found["loc"][-1]), _schema_at(schema, found["loc"]))
+        message, hint = _unknown_key(str(found["loc"][-1]), _schema_at(schema, found["loc"]))
     elif found["type"] in _OBJECT_EXPECTED:
-        message, mend = (
+        message, hint = (
             f"must be an object, not {kind_of(found['input'])}.",
             f"Write it as the {format_name} format does.",
         )
     else:
-        message, mend = f"{found['msg']}.", "Correct or leave out this record."
-    return FactError(message, mend=mend, field=field)
+        message, hint = f"{found['msg']}.", "Correct or leave out this record."
+    return FactError(message, hint=hint, field=field)
 
 
 def _schema_at(schema: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
@@ -353,5 +353,5 @@ def _unknown_key(key: str, schema: type[BaseModel]) -> tuple[str, str]:
         return "'target' and 'target_new' mean the same and are both given.", "Keep one of them."
     known = list(schema.model_fields)
     close = get_close_matches(key, known, n=1)
-    mend = f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}; other remarks go into 'note'."
-    return f"unknown key {key!r}.", mend
+    hint = f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}; other remarks go into 'note'."
+    return f"unknown key {key!r}.", hint

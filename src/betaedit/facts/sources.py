@@ -158,7 +158,7 @@ def source_name(path: str | Path) -> str:
 def not_unicode(error: UnicodeDecodeError, line: int, path: Path | None = None) -> FactError:
     """The error for bytes that are no text; lines count from 1."""
     name = "UTF-8" if error.encoding.startswith("utf-8") else error.encoding.upper()
-    return FactError(f"this is no {name}: {error.reason}.", mend="Save the file as UTF-8.", path=path, line=line)
+    return FactError(f"this is no {name}: {error.reason}.", hint="Save the file as UTF-8.", path=path, line=line)
 
 
 def _is_pipe(path: Path) -> bool:
@@ -173,7 +173,7 @@ def _is_pipe(path: Path) -> bool:
 def _of_pipe(name: Path, pipe: IO[bytes] | None) -> Source:
     """All that ``pipe`` holds, with the kind that its first letter tells."""
     if pipe is None or pipe.isatty():
-        raise FactError("nothing is piped in.", mend=_PIPE_IN, path=name)
+        raise FactError("nothing is piped in.", hint=_PIPE_IN, path=name)
     content = pipe.read()
     source = Source(name, ".jsonl", content.startswith(_GZIP), content)
     first = next(source.blocks(), "").lstrip()[:1]
@@ -181,7 +181,7 @@ def _of_pipe(name: Path, pipe: IO[bytes] | None) -> Source:
 
 
 def _file_error(error: Exception, path: Path, line: int | None) -> FactError:
-    for kind, message, mend in _FILE_ERRORS:
+    for kind, message, hint in _FILE_ERRORS:
         if isinstance(error, kind):
-            return FactError(message, mend=mend, path=path, line=line)
-    return FactError(f"the file cannot be read: {error}.", mend="Check the path and the disk.", path=path)
+            return FactError(message, hint=hint, path=path, line=line)
+    return FactError(f"the file cannot be read: {error}.", hint="Check the path and the disk.", path=path)

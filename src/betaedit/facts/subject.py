@@ -49,14 +49,14 @@ def _spans(prompt: str, subject: str, flags: int) -> list[Span]:
 def _no_place(prompt: str, subject: str, words: list[Span], parts: list[Span]) -> FactError:
     if words:
         problem, spans = f"stands at {len(words)} places of the prompt", words
-        mend = f"Put {{}} at the place that is meant, as in {_excerpt(prompt, words[-1], '{}')}."
+        hint = f"Put {{}} at the place that is meant, as in {_excerpt(prompt, words[-1], '{}')}."
     elif parts:
         problem, spans = "stands only inside other words of the prompt", parts
-        mend = "Write the subject as a word of the prompt, or put {} at the place that is meant."
+        hint = "Write the subject as a word of the prompt, or put {} at the place that is meant."
     else:
         return absent_subject(prompt, subject)
     places = ", ".join(_excerpt(prompt, span, f">{prompt[slice(*span)]}<") for span in spans)
-    return FactError(f"the subject {subject!r} {problem}: {places}.", mend=mend, field="subject")
+    return FactError(f"the subject {subject!r} {problem}: {places}.", hint=hint, field="subject")
 
 
 def _excerpt(prompt: str, span: Span, subject: str) -> str:

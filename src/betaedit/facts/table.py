@@ -39,7 +39,7 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
     try:
         names = [_UNNAMED.sub("", cell.strip()) for cell in next(rows, [])]
         if any(name and names.count(name) > 1 for name in names):
-            raise FactError("two columns have the same header.", mend="Rename one.", path=source.path, line=first)
+            raise FactError("two columns have the same header.", hint="Rename one.", path=source.path, line=first)
         line = first + rows.line_num
         for cells in rows:
             if any(cells):
@@ -47,7 +47,7 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
             line = first + rows.line_num
     except csv.Error as error:
         raise FactError(
-            f"this is no CSV: {error}.", mend=_NOT_CSV, path=source.path, line=first + rows.line_num - 1
+            f"this is no CSV: {error}.", hint=_NOT_CSV, path=source.path, line=first + rows.line_num - 1
         ) from error
 
 
@@ -80,13 +80,13 @@ def _record(names: list[str], cells: list[str]) -> Record | FactError:
     if len(cells) > len(names) and any(cells[len(names) :]):
         extra = next(filter(None, cells[len(names) :]))
         return FactError(
-            f"the cell {extra!r} stands under no header.", mend="Put quotes round a cell that holds a comma."
+            f"the cell {extra!r} stands under no header.", hint="Put quotes round a cell that holds a comma."
         )
     record: Record = {name: cell for name, cell in zip_longest(names, cells, fillvalue="") if name or cell}
     if "" in record:
         return FactError(
             f"the column of the cell {record['']!r} has no header.",
-            mend="Name or drop that column (in pandas: to_csv(..., index=False)).",
+            hint="Name or drop that column (in pandas: to_csv(..., index=False)).",
         )
     if not record.get("joint"):
         record.pop("joint", None)

@@ -67,8 +67,8 @@ def load_kept(folder: Path, place: str, *, dtype: DtypeName, device: str | None)
     try:
         return load_language_model(place, dtype=dtype, device=device)
     except ModelNotFoundError as error:
-        mend = f"{error.mend} If it has moved: betaedit locate {folder} PLACE."
-        raise ModelNotFoundError(error.message, mend=mend) from error
+        hint = f"{error.hint} If it has moved: betaedit locate {folder} PLACE."
+        raise ModelNotFoundError(error.message, hint=hint) from error
 
 
 def checked_model(folder: Path, identity: Identity, model: LanguageModel) -> LanguageModel:
@@ -98,9 +98,9 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
 
 def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -> None:
     if wanted != found:
-        mend = "Use what it was made with, or make a new workspace and import the facts."
+        hint = "Use what it was made with, or make a new workspace and import the facts."
         raise IdentityError(
-            f"{folder} was made with another {what}: {wanted}, not {found}.", mend=f"{mend} {further}".strip()
+            f"{folder} was made with another {what}: {wanted}, not {found}.", hint=f"{hint} {further}".strip()
         )
 
 

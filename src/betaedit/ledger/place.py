@@ -31,12 +31,12 @@ def find_workspace(folder: Path | None) -> Path:
     """
     if folder is not None:
         if not (folder / LEDGER).is_file():
-            raise LedgerError(f"there is no workspace in {folder}.", mend=f"Make one: betaedit init {folder}.")
+            raise LedgerError(f"there is no workspace in {folder}.", hint=f"Make one: betaedit init {folder}.")
         return folder
     found = current_workspace()
     if found is None:
         raise LedgerError(
             "the current folder lies in no workspace.",
-            mend="Name one with --workspace DIR, or make one: betaedit init DIR.",
+            hint="Name one with --workspace DIR, or make one: betaedit init DIR.",
         )
     return found

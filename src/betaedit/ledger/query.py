@@ -61,7 +61,7 @@ def find(store: Store, name: str) -> list[Writing]:
     """
     if not name.strip():
         raise LedgerError(
-            "a blank name means no fact.", mend="Name a number, an id, a subject, or a text of the prompt."
+            "a blank name means no fact.", hint="Name a number, an id, a subject, or a text of the prompt."
         )
     known = store.facts()
     if (numbered := _numbered(known, name)) is not None:
@@ -71,8 +71,8 @@ def find(store: Store, name: str) -> list[Writing]:
         if found := [fact for fact in live if same(fact, name)]:
             return found
     names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
-    mend = did_you_mean(name, names, "`betaedit log --state live` lists what there is.", n=3)
-    raise LedgerError(f"the model holds no fact {name!r}.", mend=mend)
+    hint = did_you_mean(name, names, "`betaedit log --state live` lists what there is.", n=3)
+    raise LedgerError(f"the model holds no fact {name!r}.", hint=hint)
 
 
 def find_one(store: Store, name: str) -> Writing:
@@ -87,7 +87,7 @@ def find_one(store: Store, name: str) -> Writing:
         more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
         raise LedgerError(
             f"{name!r} means {len(found)} facts: {', '.join(listed + more)}.",
-            mend="Name one by its number; to forget all of them, add --all-matching (Python: all_matching=True).",
+            hint="Name one by its number; to forget all of them, add --all-matching (Python: all_matching=True).",
         )
     return found[0]
 
@@ -182,7 +182,7 @@ def _moment(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no date.", mend="Write 2026-11-21, or '2026-11-21 19:30' (UTC).") from error
+        raise ConfigError(f"{text!r} is no date.", hint="Write 2026-11-21, or '2026-11-21 19:30' (UTC).") from error
     return moment.isoformat()[: _DAY if len(text.strip()) <= _DAY else _MINUTE]
 
 
@@ -196,7 +196,7 @@ def _live(writing: Writing) -> Writing:
     """``writing``, which the model holds: its number means nothing else when it does not."""
     if writing.state != "live":
         raise LedgerError(
-            f"the fact #{writing.number} is {writing.state}.", mend="`betaedit log --state live` lists what there is."
+            f"the fact #{writing.number} is {writing.state}.", hint="`betaedit log --state live` lists what there is."
         )
     return writing
 

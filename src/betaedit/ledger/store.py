@@ -220,7 +220,7 @@ class Store:
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
         if not path.is_file():
-            raise LedgerError(f"there is no workspace in {path.parent}.", mend="Make one: betaedit init DIR.")
+            raise LedgerError(f"there is no workspace in {path.parent}.", hint="Make one: betaedit init DIR.")
         self._open = _connect(path, "rw" if write else "ro")
         try:
             with self._guarded():
@@ -242,7 +242,7 @@ class Store:
             LedgerError: There is one already, or it cannot be written.
         """
         if path.exists():
-            raise LedgerError(f"{path.parent} is a workspace already.", mend="Use it, or name a new folder.")
+            raise LedgerError(f"{path.parent} is a workspace already.", hint="Use it, or name a new folder.")
         scratch = scratch_files(path)[0]
         with _translated(scratch):
             scratch.unlink(missing_ok=True)  # SQLite itself drops the write-ahead log of a file that is gone
@@ -314,7 +314,7 @@ class Store:
         """
         found = self._rows("SELECT * FROM events WHERE id = ?", event)
         if not found:
-            raise LedgerError(f"there is no event {event}.", mend=f"The workspace has events 1 to {self.head}.")
+            raise LedgerError(f"there is no event {event}.", hint=f"The workspace has events 1 to {self.head}.")
         return _event(found[0])
 
     def events(self) -> list[Event]:
@@ -423,7 +423,7 @@ class Store:
         """All that was added to one matrix until ``event``."""
         rows = self._rows("SELECT change FROM snapshots WHERE event = ? AND layer = ?", event, layer)
         if not rows:
-            raise LedgerError(f"{self.path} lacks the snapshot of event {event}, layer {layer}.", mend=_DAMAGED)
+            raise LedgerError(f"{self.path} lacks the snapshot of event {event}, layer {layer}.", hint=_DAMAGED)
         return bytes(rows[0][0])
 
     @property
@@ -499,7 +499,7 @@ class Store:
     def _array(self, columns: str, writing: int, layer: int) -> tuple[bytes, ...]:
         rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", writing, layer)
         if not rows:
-            raise LedgerError(f"the keys and values of writing {writing} are gone.", mend="gc has purged them.")
+            raise LedgerError(f"the keys and values of writing {writing} are gone.", hint="gc has purged them.")
         found: tuple[bytes, ...] = rows[0]
         return found
 
@@ -559,15 +559,15 @@ class Store:
         try:
             return Identity.model_validate_json(self._one("SELECT value FROM identity"))
         except (ValidationError, TypeError) as error:
-            raise LedgerError(f"{self.path} says nothing usable of its model: {error}", mend=_DAMAGED) from error
+            raise LedgerError(f"{self.path} says nothing usable of its model: {error}", hint=_DAMAGED) from error
 
     def _check_kind(self) -> None:
         if self._one("PRAGMA application_id") != _APPLICATION:
-            raise LedgerError(f"{self.path} is no ledger.", mend="Name the folder of a workspace.")
+            raise LedgerError(f"{self.path} is no ledger.", hint="Name the folder of a workspace.")
         if (version := self._one("PRAGMA user_version")) > FORMAT:
             raise LedgerError(
                 f"{self.path} has format {version}, this version reads up to {FORMAT}.",
-                mend="Install a newer betaedit.",
+                hint="Install a newer betaedit.",
             )
 
     def _migrate(self) -> None:
@@ -666,8 +666,8 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        mend = next((mend for sign, mend in _ERRORS.items() if sign in str(error)), _DAMAGED)
-        raise LedgerError(f"{path}: {error}", mend=mend) from error
+        hint = next((hint for sign, hint in _ERRORS.items() if sign in str(error)), _DAMAGED)
+        raise LedgerError(f"{path}: {error}", hint=hint) from error
 
 
 def _event(row: tuple[Any, ...]) -> Event:

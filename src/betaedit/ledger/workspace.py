@@ -91,13 +91,13 @@ class Workspace:
         if not editor.recipe.takes_back:
             raise MethodError(
                 f"a workspace cannot take back what {editor.recipe.name} writes.",
-                mend="Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
+                hint="Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
             )
         if editor.results:
-            raise ConfigError("the model holds edits already.", mend="Call reset() first.")
+            raise ConfigError("the model holds edits already.", hint="Call reset() first.")
         cut_off = {folder / STATISTICS, folder / _LOCK, *scratch_files(folder / LEDGER)}
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
-            raise LedgerError(f"{folder} exists and is not empty.", mend="Name a new folder.")
+            raise LedgerError(f"{folder} exists and is not empty.", hint="Name a new folder.")
         engine = editor.engine
         with file_errors(folder, LedgerError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ class Workspace:
 
     def _check_writable(self) -> None:
         if self._lock is None:
-            raise LedgerError(f"{self.folder} is open for reading.", mend="Open it with write=True.")
+            raise LedgerError(f"{self.folder} is open for reading.", hint="Open it with write=True.")
 
     def write(
         self,
@@ -296,7 +296,7 @@ class Workspace:
         chosen = {fact.id: fact for facts in found for fact in facts}
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
-            raise LedgerError("there is nothing to forget.", mend="Name a fact: a number, an id, or its subject.")
+            raise LedgerError("there is nothing to forget.", hint="Name a fact: a number, an id, or its subject.")
         _ = self._engine
         with self.event("forget", "forgotten"):
             self._take_out({fact.number for fact in chosen.values()})
@@ -365,7 +365,7 @@ class Workspace:
         then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
         now = {writing.id for writing in self.store.live()}
         if not self.store.has_arrays(then):
-            raise LedgerError(f"the facts of event {event} were purged.", mend="Restore a later event.")
+            raise LedgerError(f"the facts of event {event} were purged.", hint="Restore a later event.")
         entry = Entry(
             "restore",
             note={"to": event},
@@ -403,7 +403,7 @@ class Workspace:
         with self._kept():
             if rebuild(self.store, self.store.event(event).id, self._matrices) is None:
                 raise LedgerError(
-                    f"gc dropped what leads to event {event}.", mend="`betaedit restore` can still write it again."
+                    f"gc dropped what leads to event {event}.", hint="`betaedit restore` can still write it again."
                 )
             yield model
 
@@ -568,7 +568,7 @@ class Workspace:
             added = rebuild(self.store, head, self._matrices)
             if added is None:
                 raise LedgerError(
-                    f"{self.store.path} lacks what leads to event {head}.", mend="Use the last copy of it."
+                    f"{self.store.path} lacks what leads to event {head}.", hint="Use the last copy of it."
                 )
             if self._editor is not None:
                 self._hold(self.store.live(head))
@@ -612,7 +612,7 @@ def _not_held(result: EditResult) -> NotHeldError:
     return NotHeldError(
         f"the model does not say {result.fact.target_new!r} after {result.fact.text!r}, but {result.said!r}: the old "
         "answer stays.",
-        mend="Give the fact other wordings, or make the workspace with --set keep_missed=true.",
+        hint="Give the fact other wordings, or make the workspace with --set keep_missed=true.",
     )
 
 
@@ -620,7 +620,7 @@ def _keep_statistics(editor: Editor, file: Path) -> None:
     try:
         editor.statistics.save(file)
     except OutputError as error:
-        raise LedgerError(error.message, mend=error.mend) from error
+        raise LedgerError(error.message, hint=error.hint) from error
 
 
 def _locked(folder: Path) -> FileLock:
@@ -632,6 +632,6 @@ def _locked(folder: Path) -> FileLock:
         except Timeout as error:
             raise LedgerError(
                 f"another program is writing to {folder}.",
-                mend="Wait until it has finished; reading is possible meanwhile.",
+                hint="Wait until it has finished; reading is possible meanwhile.",
             ) from error
     return lock

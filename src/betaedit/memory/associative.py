@@ -90,10 +90,10 @@ class AssociativeMemory:
     ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
             raise ShapeError(
-                f"a second moment is square, not {tuple(moment.shape)}.", mend="Check the statistics file."
+                f"a second moment is square, not {tuple(moment.shape)}.", hint="Check the statistics file."
             )
         if basis_dtype not in (torch.float64, torch.float32):
-            raise ConfigError(f"a root of {basis_dtype} is not supported.", mend="Use torch.float64 or torch.float32.")
+            raise ConfigError(f"a root of {basis_dtype} is not supported.", hint="Use torch.float64 or torch.float32.")
         self.rule = rule
         self.n_written = 0
         self.last_refresh = 0
@@ -148,7 +148,7 @@ class AssociativeMemory:
         right = self._lifted(solved, self._directions(solved.extension, reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
-            raise NumericalError("the update is not finite.", mend="Look at the keys and residuals for overflow.")
+            raise NumericalError("the update is not finite.", hint="Look at the keys and residuals for overflow.")
         return update
 
     def remember(self, keys: Float[Tensor, "d_in b"]) -> None:
@@ -233,9 +233,9 @@ class AssociativeMemory:
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
         if keys.dim() != _MATRIX or keys.shape[0] != self.d_in:
-            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", mend="Check the layer.")
+            raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", hint="Check the layer.")
         if not bool(torch.isfinite(keys).all()):
-            raise NumericalError("the keys are not finite.", mend="Look at the model's activations for overflow.")
+            raise NumericalError("the keys are not finite.", hint="Look at the model's activations for overflow.")
 
     def snapshot(self) -> dict[str, Any]:
         """All that changes, to go back to with ``restore``, once.
@@ -342,7 +342,7 @@ class AssociativeMemory:
         if largest <= 0 or bool((diagonal < -_RELATIVE_ROUNDING * largest).any()):
             raise NumericalError(
                 "the memory's system is not positive definite.",
-                mend="Use more tokens of statistics, or a rule with a ridge (lambda2 > 0).",
+                hint="Use more tokens of statistics, or a rule with a ridge (lambda2 > 0).",
             )
         if (low := int((diagonal < floor).sum())) > 0:
             text = f"{low} eigenvalues were raised to {floor:.3g} to stay positive."
@@ -430,5 +430,5 @@ class AssociativeMemory:
         self.check_keys(keys)
         if residuals.dim() != _MATRIX or keys.shape[1] != residuals.shape[1]:
             raise ShapeError(
-                f"{keys.shape[1]} keys but {residuals.shape[-1]} residuals.", mend="Give one column of each per fact."
+                f"{keys.shape[1]} keys but {residuals.shape[-1]} residuals.", hint="Give one column of each per fact."
             )

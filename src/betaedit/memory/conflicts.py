@@ -96,7 +96,7 @@ def forget(
         written = "in the equality form" if memory.rule.form == "equality" else "without history"
         raise MethodError(
             f"facts written {written} cannot be taken out of the sum of their updates.",
-            mend="Write the other facts again, from the original weights.",
+            hint="Write the other facts again, from the original weights.",
         )
     with memory.undone_by_failure():
         memory.forget(facts.keys)
@@ -115,7 +115,7 @@ def _subtraction(
     if int(info) != 0 or not float(torch.linalg.matrix_norm(unreached, 1)) <= amplification:
         raise NumericalError(
             "these facts cannot be taken out of the sum exactly enough.",
-            mend="Write the other facts again, from the original weights.",
+            hint="Write the other facts again, from the original weights.",
         )
     return Update(-solved.left, solved.right @ unreached)
 

@@ -127,7 +127,7 @@ class Postprocessor:
         change = update.dense() if self.withheld is None else update.dense() + self.withheld
         processed = self._operate(change, weight.to(change), tokens)
         if not bool(torch.isfinite(processed).all()):
-            raise NumericalError("the processed update is not finite.", mend="The model is near collapse: stop here.")
+            raise NumericalError("the processed update is not finite.", hint="The model is near collapse: stop here.")
         self._pending = change - processed if self.rule.aligned else None
         return processed
 

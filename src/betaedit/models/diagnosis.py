@@ -45,14 +45,14 @@ def why_no_configuration(name: str, place: str, error: Exception) -> ModelError:
         by = f" ({name!r} was saved with {saved})" if saved else ""
         return ModelError(
             f"the model type {kind!r} is not known to transformers {transformers.__version__}{by}.",
-            mend=f"Update transformers: {sys.executable} -m pip install --upgrade transformers.",
+            hint=f"Update transformers: {sys.executable} -m pip install --upgrade transformers.",
         )
     if Path(place).is_dir():
         said = f"the configuration of {name!r} cannot be read: {first_line(error)}"
-        return ModelError(said, mend=_damaged(name, place, "config.json is incomplete or damaged"))
+        return ModelError(said, hint=_damaged(name, place, "config.json is incomplete or damaged"))
     return ModelNotFoundError(
         f"no model {name!r}: {first_line(error)}",
-        mend=f"There is no such folder here. Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this "
+        hint=f"There is no such folder here. Use {DEFAULT_MODEL!r}, a local folder, or a Hugging Face id that this "
         "machine can reach.",
     )
 
@@ -69,11 +69,11 @@ def why_no_tokenizer(name: str, place: str, error: Exception) -> ModelError:
         for library, module in _TOKENIZER_LIBRARIES.items()
         if library in str(error).lower() and not _is_installed(module)
     ]:
-        return ModelError(said, mend=f"Install what it needs: {sys.executable} -m pip install {' '.join(absent)}.")
+        return ModelError(said, hint=f"Install what it needs: {sys.executable} -m pip install {' '.join(absent)}.")
     files = _found(place, (*_VOCABULARIES, *_TOKENIZER_SETTINGS))
     if broken := [file.name for file in files if file.suffix == ".json" and not _is_json(file)]:
-        return ModelError(said, mend=_damaged(name, place, f"{broken[0]} is incomplete or damaged"))
-    return ModelError(said, mend=_damaged(name, place, "Update transformers and tokenizers, or a file is damaged"))
+        return ModelError(said, hint=_damaged(name, place, f"{broken[0]} is incomplete or damaged"))
+    return ModelError(said, hint=_damaged(name, place, "Update transformers and tokenizers, or a file is damaged"))
 
 
 def lacks_tokenizer(place: str) -> bool:
@@ -84,10 +84,10 @@ def lacks_tokenizer(place: str) -> bool:
 def no_tokenizer(name: str, place: str) -> ModelError:
     """The error for a folder without a tokenizer."""
     if _is_converted(name, place):
-        return ModelError(f"{place} has no tokenizer.", mend=_damaged(name, place, ""))
+        return ModelError(f"{place} has no tokenizer.", hint=_damaged(name, place, ""))
     return ModelError(
         f"the folder {place} has no tokenizer.",
-        mend="Save it there too: tokenizer.save_pretrained(folder), with the tokenizer that the model was made with.",
+        hint="Save it there too: tokenizer.save_pretrained(folder), with the tokenizer that the model was made with.",
     )
 
 
@@ -96,10 +96,10 @@ def why_no_weights(name: str, place: str, error: Exception) -> ModelError:
     if _wants_own_code(error):
         return _own_code(name)
     if Path(place).is_dir() and (wrong := _wrong_weights(Path(place), error)):
-        return ModelError(f"the weights of {name!r} cannot be read: {wrong}.", mend=_damaged(name, place, ""))
+        return ModelError(f"the weights of {name!r} cannot be read: {wrong}.", hint=_damaged(name, place, ""))
     return ModelError(
         f"the weights of {name!r} cannot be read: {first_line(error)}",
-        mend=_damaged(name, place, "If a file is incomplete or damaged"),
+        hint=_damaged(name, place, "If a file is incomplete or damaged"),
     )
 
 
@@ -107,7 +107,7 @@ def missing_weights(name: str, place: str, missing: list[str]) -> ModelError:
     """The error for weights of which some are in no file: transformers fills them with random numbers."""
     return ModelError(
         f"{name!r} lacks {len(missing)} of its weights, {missing[0]} among them.",
-        mend=_damaged(name, place, "The files of its weights are incomplete"),
+        hint=_damaged(name, place, "The files of its weights are incomplete"),
     )
 
 
@@ -123,7 +123,7 @@ def _wants_own_code(error: Exception) -> bool:
 def _own_code(name: str) -> ModelError:
     return ModelError(
         f"{name!r} brings code of its own (auto_map), which is not run; only families that transformers knows.",
-        mend="Update transformers if it knows the family by now, or choose a model of a family that it knows.",
+        hint="Update transformers if it knows the family by now, or choose a model of a family that it knows.",
     )
 
 

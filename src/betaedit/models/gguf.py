@@ -41,7 +41,7 @@ def gguf_folder(parts: Sequence[Path], name: str, *, damaged: str) -> Path:
     """
     with parts[0].open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise ModelError(f"{parts[0]} is not a GGUF file.", mend=damaged)
+            raise ModelError(f"{parts[0]} is not a GGUF file.", hint=damaged)
     folder = cache_folder("models") / f"{name}-{_digest(parts)[:12]}"
     if not (folder / "config.json").exists():
         logger.info("converting %s into %s (once)", parts[0].name, folder)
@@ -72,7 +72,7 @@ def _convert(parts: Sequence[Path], folder: Path, damaged: str) -> None:
             return
         if isinstance(error, OutputError) and getattr(error.__cause__, "errno", 0) is not None:
             raise  # errors without a number are those of transformers, about what it reads
-        raise ModelError(f"{parts[0]} cannot be converted: {error}", mend=damaged) from error
+        raise ModelError(f"{parts[0]} cannot be converted: {error}", hint=damaged) from error
 
 
 def _joined(parts: Sequence[Path], folder: Path) -> Path:

@@ -141,7 +141,7 @@ def load_language_model(
         ModelError: It is no causal language model, its files are damaged, or weights are missing.
     """
     if device is not None and device_map is not None:
-        raise ModelError("device and device_map exclude each other.", mend="Give one of them.")
+        raise ModelError("device and device_map exclude each other.", hint="Give one of them.")
     place = _resolve(name)
     _check_config(name, place)
     tokenizer = _load_tokenizer(name, place)
@@ -160,10 +160,10 @@ def _resolve(name: str) -> str:
     if place.is_file():
         return str(gguf_folder([place], place.stem, damaged="Get the file again."))
     if (place / "adapter_config.json").exists():  # transformers would put it into the model without a word
-        raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json).", mend=MERGE)
+        raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json).", hint=MERGE)
     if not (place / "config.json").exists():
         raise ModelNotFoundError(
-            f"{place} holds no model: config.json is missing.", mend="Give a folder made by save_pretrained."
+            f"{place} holds no model: config.json is missing.", hint="Give a folder made by save_pretrained."
         )
     return str(place)
 
@@ -179,12 +179,12 @@ def _check_config(name: str, place: str) -> None:
     if expected is None or config.is_encoder_decoder or (named and not named[0].endswith(tuple(filter(None, causal)))):
         raise ModelError(
             f"{name!r} is no causal language model (it is {(named or [config.model_type])[0]}).",
-            mend="Choose a decoder-only model such as Llama, Qwen, Mistral, Gemma, Phi, OLMo or GPT.",
+            hint="Choose a decoder-only model such as Llama, Qwen, Mistral, Gemma, Phi, OLMo or GPT.",
         )
     if getattr(config, "quantization_config", None):
         raise UnsupportedMatrixError(
             f"{name!r} is quantized and cannot take exact updates.",
-            mend="Load the unquantized checkpoint (float32, bfloat16 or float16); quantize after editing.",
+            hint="Load the unquantized checkpoint (float32, bfloat16 or float16); quantize after editing.",
         )
 
 
@@ -221,4 +221,4 @@ def usable_device(device: str | None) -> torch.device:
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {wanted!r} cannot be used: {first_line(error)}", mend="Try --device cpu.") from error
+        raise ModelError(f"device {wanted!r} cannot be used: {first_line(error)}", hint="Try --device cpu.") from error

@@ -108,7 +108,7 @@ def find_lookup_token(
         raise LookupTokenError(
             f"the subject {prompt.text[prompt.subject_start : prompt.subject_end]!r} has no token of its own in "
             f"{prompt.text!r}.",
-            mend="Check the subject for characters that the tokenizer drops.",
+            hint="Check the subject for characters that the tokenizer drops.",
         )
     if strategy == "subject_first":
         return covered[0]
@@ -207,7 +207,7 @@ def encode_target(
     target_ids = ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else _alone(tokenizer, following)
     if not target_ids:
         raise LookupTokenError(
-            f"the target {target!r} has no tokens.", mend="Check it for characters that are dropped."
+            f"the target {target!r} has no tokens.", hint="Check it for characters that are dropped."
         )
     return target_ids
 

@@ -138,7 +138,7 @@ class Pack:
 
         def cut_call(call: LayerCall) -> LayerCall:
             if "attention_mask" not in call.kwargs:
-                raise ModelError("the layers take no attention mask.", mend="Report the model with `betaedit env`.")
+                raise ModelError("the layers take no attention mask.", hint="Report the model with `betaedit env`.")
             mask = _checked(call.kwargs["attention_mask"])
             if id(mask) not in masks:  # layers share their masks
                 masks[id(mask)] = self._mask(mask, recording.prompts, prior)
@@ -213,7 +213,7 @@ def _checked(mask: Any) -> Tensor | None:
         return mask
     raise ModelError(
         "the model's attention does not use a plain mask (flash or flex attention).",
-        mend='Load the model with attn_implementation="sdpa" or "eager".',
+        hint='Load the model with attn_implementation="sdpa" or "eager".',
     )
 
 
@@ -272,18 +272,18 @@ def _check_logits(anatomy: Anatomy, recording: Recording) -> None:
     if not bool(torch.isfinite(theirs).all()):
         raise ModelError(
             f"the logits of {type(anatomy.model).__name__} are not finite in {last.dtype}.",
-            mend="Load it with another --dtype (bfloat16, float32), or check its weights.",
+            hint="Load it with another --dtype (bfloat16, float32), or check its weights.",
         )
     ours = anatomy.logits(last)[real.to(logits.device)].to(theirs)
     if bool(((ours - theirs).norm(dim=1) > _TOLERANCE * theirs.norm(dim=1)).any()):
         raise ModelError(
             f"the logits of {type(anatomy.model).__name__} are not what its norm and head make of its last layer.",
-            mend="This family is not supported; report its name with `betaedit env`.",
+            hint="This family is not supported; report its name with `betaedit env`.",
         )
 
 
 def _refused(anatomy: Anatomy) -> ModelError:
     return ModelError(
         f"the layers of {type(anatomy.model).__name__} cannot be run on a part of the positions.",
-        mend="Models with ALiBi or masks of their own (BLOOM, MPT, GPT-Neo) are not supported.",
+        hint="Models with ALiBi or masks of their own (BLOOM, MPT, GPT-Neo) are not supported.",
     )

@@ -31,9 +31,9 @@ def find_place(name: str) -> Path | None:
     if name in BUNDLES:
         return None
     if place is None and "/" not in name and (near := get_close_matches(name, BUNDLES, n=1, cutoff=0.8)):
-        raise ModelNotFoundError(f"there is no model {name!r}.", mend=f"Did you mean {near[0]}?")
+        raise ModelNotFoundError(f"there is no model {name!r}.", hint=f"Did you mean {near[0]}?")
     if place is None and not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         return None
     if place is None or not (place.is_dir() or place.suffix == ".gguf"):
-        raise ModelNotFoundError(f"there is no model folder {name!r}.", mend="Check the path.")
+        raise ModelNotFoundError(f"there is no model folder {name!r}.", hint="Check the path.")
     return place

@@ -31,7 +31,7 @@ def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
     if (folder / _ADAPTER).exists():
         raise ModelError(
             f"{folder} holds {_ADAPTER}: transformers would load that adapter in place of what is saved there.",
-            mend="Name another folder.",
+            hint="Name another folder.",
         )
     with torch.device("meta"):
         plain = type(model.model)(copy.deepcopy(model.model.config))
@@ -39,7 +39,7 @@ def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
         raise ModelError(
             f"{model.name} cannot be saved: something is attached to it, such as an adapter, that its configuration "
             f"does not tell ({len(differing)} weights differ, {differing[0]} among them).",
-            mend="Merge it into the weights or take it off, then save again; the edits are still in the model.",
+            hint="Merge it into the weights or take it off, then save again; the edits are still in the model.",
         )
 
 
@@ -73,7 +73,7 @@ def save_language_model(model: LanguageModel, folder: Path, layers: Iterable[int
         if not any(_is_same(weight, found) for found in _saved(folder, path, tail)):
             raise ModelError(
                 f"{model.name} cannot be saved: the files do not hold the weight {path} that is in memory.",
-                mend="Save again; if that fails, export the edits as factors (`betaedit export --to factors`).",
+                hint="Save again; if that fails, export the edits as factors (`betaedit export --to factors`).",
             )
 
 

@@ -31,26 +31,26 @@ def refuse_unsuitable(model: Any) -> None:
     """
     kind = type(model).__name__
     if _carries_adapter(model):
-        raise ModelError("the model carries a PEFT adapter.", mend=MERGE)
+        raise ModelError("the model carries a PEFT adapter.", hint=MERGE)
     if (inner := _WRAPPERS.get(kind)) is not None:
-        raise ModelError(f"the model is wrapped in {kind}.", mend=f"Give what it wraps: {inner}.")
+        raise ModelError(f"the model is wrapped in {kind}.", hint=f"Give what it wraps: {inner}.")
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{kind} is no model of transformers.", mend="Load one with AutoModelForCausalLM.")
+        raise ModelError(f"{kind} is no model of transformers.", hint="Load one with AutoModelForCausalLM.")
     if not model.config.return_dict:  # generation by transformers fails on such a model, too
         raise ModelError(
             "the model answers in tuples: return_dict is false in its configuration.",
-            mend='Set model.config.return_dict = True, or "return_dict": true in config.json.',
+            hint='Set model.config.return_dict = True, or "return_dict": true in config.json.',
         )
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:
             raise ModelError(
                 f"the weights of the model are not in memory: {name} is on the meta device or offloaded.",
-                mend="Load all of it onto devices: without device_map, or with one that offloads nothing.",
+                hint="Load all of it onto devices: without device_map, or with one that offloads nothing.",
             )
         if tensor.is_inference():
             raise ModelError(
                 f"the model was made within torch.inference_mode ({name} was), so nothing can be sought with it.",
-                mend="Load the model outside of torch.inference_mode.",
+                hint="Load the model outside of torch.inference_mode.",
             )
 
 

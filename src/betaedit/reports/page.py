@@ -70,7 +70,7 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
         RunFolderError: A checkpoint cannot be read.
     """
     if not folders:
-        raise ConfigError("there is no run to report on.", mend="Name one or several run folders.")
+        raise ConfigError("there is no run to report on.", hint="Name one or several run folders.")
     template = _template()
     runs = charts.read_runs(folders)
     sections = _sections(runs)

@@ -73,7 +73,7 @@ def collect_moments(
     if n_tokens < max(widths.values()):
         raise StatisticsError(
             f"{n_tokens} tokens cannot describe {max(widths.values())} directions.",
-            mend=f"Collect at least {10 * max(widths.values())} (statistics_tokens, --tokens).",
+            hint=f"Collect at least {10 * max(widths.values())} (statistics_tokens, --tokens).",
         )
     origin = {
         "model": model.name,
@@ -111,14 +111,14 @@ def _means(sums: Sums, origin: dict[str, str]) -> Moments:
     if sums.n_tokens < width:
         raise StatisticsError(
             f"the corpus has only {sums.n_tokens} tokens; {width} directions need more.",
-            mend="Give more text, or use text sampled from the model (the default).",
+            hint="Give more text, or use text sampled from the model (the default).",
         )
     moments = Moments({layer: sums.mean(layer) for layer in sorted(sums.total)}, sums.n_tokens, origin)
     for layer, matrix in moments.matrices.items():
         if not bool(torch.isfinite(matrix).all()):
             raise StatisticsError(
                 f"the keys of layer {layer} are not finite: this model's computation overflows.",
-                mend="Load it with another --dtype (bfloat16, float32), or check its weights.",
+                hint="Load it with another --dtype (bfloat16, float32), or check its weights.",
             )
     return moments
 

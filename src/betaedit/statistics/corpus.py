@@ -191,11 +191,11 @@ class DatasetText:
                 if record[self.column] is not None:
                     yield str(record[self.column])
         except KeyError as error:
-            raise StatisticsError(f"{self.name} has no column {error}.", mend="Name the text column.") from error
+            raise StatisticsError(f"{self.name} has no column {error}.", hint="Name the text column.") from error
         except Exception as error:
             raise StatisticsError(
                 f"the dataset {self.name} cannot be read: {error}",
-                mend="Check the name and the network, or use text files.",
+                hint="Check the name and the network, or use text files.",
             ) from error
 
 
@@ -208,7 +208,7 @@ def _texts(path: Path) -> Iterator[str]:
                 yield from (text for text in _BLANK_LINES.split(file.read()) if text.strip())
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise StatisticsError(
-            f"the text file {path} cannot be read: {error}.", mend="It must be UTF-8 text, compressed if named .gz."
+            f"the text file {path} cannot be read: {error}.", hint="It must be UTF-8 text, compressed if named .gz."
         ) from error
 
 
@@ -227,7 +227,7 @@ def _jsonl_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
 def _no_text(path: Path, number: int, reason: str) -> StatisticsError:
     return StatisticsError(
-        f"{path}:{number}: no record with a 'text' field ({reason}).", mend='Lines look like {"text": "..."}.'
+        f"{path}:{number}: no record with a 'text' field ({reason}).", hint='Lines look like {"text": "..."}.'
     )
 
 
@@ -236,7 +236,7 @@ def _opened(path: Path) -> IO[str]:
         return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     except OSError as error:
         raise StatisticsError(
-            f"the text file {path} cannot be read: {error.strerror}.", mend="Check the path."
+            f"the text file {path} cannot be read: {error.strerror}.", hint="Check the path."
         ) from error
 
 

@@ -80,14 +80,14 @@ class Moments:
         matrices = {int(name.split(".")[1]): tensor.float() for name, tensor in tensors.items() if _is_moment(name)}
         if not matrices:
             raise StatisticsError(
-                f"{path} holds no second moments.", mend=f"Tensors must be named {_NAME.format('N')!r}."
+                f"{path} holds no second moments.", hint=f"Tensors must be named {_NAME.format('N')!r}."
             )
         for layer, matrix in matrices.items():
             _check(path, layer, matrix)
         known = {key: value for key, value in metadata.items() if key not in ("format", N_TOKENS, FINGERPRINT)}
         n_tokens = metadata.get(N_TOKENS, "0")
         if not n_tokens.isdecimal():
-            raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", mend="n_tokens must be a number.")
+            raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", hint="n_tokens must be a number.")
         return cls(matrices, int(n_tokens), known)
 
     def require(self, widths: dict[int, int]) -> None:
@@ -100,17 +100,17 @@ class Moments:
             if layer not in self.matrices:
                 raise StatisticsError(
                     f"the statistics cover layers {list(self.layers)}, not layer {layer}.",
-                    mend="Collect them for the layers to be edited, or edit other layers.",
+                    hint="Collect them for the layers to be edited, or edit other layers.",
                 )
             if self.matrices[layer].shape[0] != width:
                 raise StatisticsError(
                     f"the statistics of layer {layer} are {self.matrices[layer].shape[0]} wide, the model {width}.",
-                    mend="They belong to another model.",
+                    hint="They belong to another model.",
                 )
             if 0 < self.n_tokens < width:
                 raise StatisticsError(
                     f"{self.n_tokens} tokens cannot describe {width} directions.",
-                    mend=f"Collect at least {10 * width} tokens (--set statistics_tokens={10 * width}).",
+                    hint=f"Collect at least {10 * width} tokens (--set statistics_tokens={10 * width}).",
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _is_moment(name: str) -> bool:
 def _check(path: Path, layer: int, matrix: Tensor) -> None:
     square = matrix.numel() > 0 and matrix.dim() == _MATRIX and matrix.shape[0] == matrix.shape[1]
     if not square or not bool(torch.isfinite(matrix).all()):
-        raise StatisticsError(f"{path}: layer {layer} is no finite square matrix.", mend="The file is damaged.")
+        raise StatisticsError(f"{path}: layer {layer} is no finite square matrix.", hint="The file is damaged.")
     scale = float(matrix.abs().max())
     if float((matrix - matrix.T).abs().max()) > _SYMMETRY * scale or float(matrix.diagonal().min()) < 0:
-        raise StatisticsError(f"{path}: layer {layer} is no second moment.", mend="It must be symmetric, E[k k^T].")
+        raise StatisticsError(f"{path}: layer {layer} is no second moment.", hint="It must be symmetric, E[k k^T].")

@@ -68,7 +68,7 @@ def statistics_label(told: Mapping[str, Any]) -> str:
 def unreadable_statistics(path: Path, error: Exception) -> StatisticsError:
     """What to raise where a file of statistics cannot be opened."""
     return StatisticsError(
-        f"the statistics file {path} cannot be read: {error}", mend="Give a file made by `betaedit statistics`."
+        f"the statistics file {path} cannot be read: {error}", hint="Give a file made by `betaedit statistics`."
     )
 
 
