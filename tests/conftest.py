@@ -11,7 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from betaedit.editors.config import EditConfig
-    from betaedit.editors.pose import Pose
+    from betaedit.editors.encode import EncodedBatch
     from betaedit.editors.values import Value
     from betaedit.models import LanguageModel
 
@@ -65,9 +65,9 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     search = engine.optimize_values
 
-    def counted(model: LanguageModel, posed: Pose, config: EditConfig) -> list[Value]:
-        found.append(len(posed))
-        return search(model, posed, config)
+    def counted(model: LanguageModel, encoded: EncodedBatch, config: EditConfig) -> list[Value]:
+        found.append(len(encoded))
+        return search(model, encoded, config)
 
     monkeypatch.setattr(engine, "optimize_values", counted)
     return found

@@ -15,17 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from betaedit.errors import ConfigError
-from betaedit.files import file_errors, folder_written_whole, holds_nothing, written_whole
+from betaedit.files import atomic_folder, atomic_write, file_errors, holds_nothing
 
 
 def write(path: Path, text: str) -> None:
-    with written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(text)
 
 
 def test_two_writers_of_a_file_at_once_do_not_meet_and_the_last_to_end_stays(tmp_path: Path):
     path = tmp_path / "block.json"
-    with written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text("slow")
         other = threading.Thread(target=write, args=(path, "quick"))
         other.start()
@@ -73,7 +73,7 @@ def test_what_cannot_be_written_is_an_error_that_names_it(tmp_path: Path):
 
 def fill(folder: Path, *names: str) -> None:
     """Put a file of each name there, as a library does it."""
-    with folder_written_whole(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         for name in names:
             (scratch / name).parent.mkdir(exist_ok=True)
             save_file({"weight": torch.ones(2)}, scratch / name)
@@ -98,7 +98,7 @@ def test_a_folder_that_fails_leaves_nothing_and_can_be_written_later(tmp_path: P
     before = sorted(tmp_path.rglob("*"))
 
     def fail() -> None:
-        with folder_written_whole(tmp_path / place) as scratch:
+        with atomic_folder(tmp_path / place) as scratch:
             (scratch / "half").write_text("text")
             raise error
 
@@ -121,8 +121,8 @@ def test_other_files_of_a_folder_stay_and_those_of_the_same_name_are_replaced(tm
 def test_what_a_killed_process_left_is_hidden_and_goes_with_the_next_one(tmp_path: Path, place: str):
     (tmp_path / "there").mkdir()
     code = (
-        "import os, signal; from pathlib import Path; from betaedit.files import folder_written_whole\n"
-        f"with folder_written_whole(Path({str(tmp_path / place)!r})) as scratch:\n"
+        "import os, signal; from pathlib import Path; from betaedit.files import atomic_folder\n"
+        f"with atomic_folder(Path({str(tmp_path / place)!r})) as scratch:\n"
         "    (scratch / 'half').write_text('text'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_what_a_killed_process_left_is_hidden_and_goes_with_the_next_one(tmp_pat
 
 
 def test_a_folder_that_another_thread_is_writing_is_not_taken_for_left_over(tmp_path: Path):
-    with folder_written_whole(tmp_path) as scratch:
+    with atomic_folder(tmp_path) as scratch:
         (scratch / "slow").write_text("text")
         other = threading.Thread(target=fill, args=(tmp_path, "quick"))
         other.start()
@@ -149,7 +149,7 @@ def test_rights_are_those_of_the_umask_whatever_library_writes(tmp_path: Path, u
     try:
         fill(tmp_path / "new", "weights")
         fill(tmp_path, "weights")
-        with written_whole(tmp_path / "file") as scratch:
+        with atomic_write(tmp_path / "file") as scratch:
             save_file({"weight": torch.ones(2)}, scratch)
     finally:
         os.umask(before)
@@ -163,7 +163,7 @@ def test_a_pipe_is_not_replaced_by_a_library_that_renames(tmp_path: Path):
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
-    with written_whole(pipe) as scratch:
+    with atomic_write(pipe) as scratch:
         save_file({"weight": torch.ones(2)}, scratch)
     reader.join()
     assert load(read[0])["weight"].tolist() == [1, 1]

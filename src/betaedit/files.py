@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what the system says against writing them as an error."""
+"""Atomic writes of files and folders, and the errors of the operating system as errors of this library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def text_encoding(head: bytes) -> str:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write to, this thread's own; afterwards it stands at ``path``, or is gone if the context failed.
 
     Folders are made when absent, a link at ``path`` stays one, and what is no file (a pipe, a terminal) is given the
@@ -66,7 +66,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to write into, this thread's own; afterwards its files stand in ``path``, or are gone if that failed.
 
     A new folder appears in one step. In one that is there, every file is put in its place in one step, and files of
@@ -103,7 +103,7 @@ def unfinished(path: Path) -> list[Path]:
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what ``folder_written_whole`` will remove from it."""
+    """Whether there is nothing in a folder but what ``atomic_folder`` will remove from it."""
     folder = folder.resolve()
     return set(folder.iterdir()) <= set(unfinished(folder / folder.name))
 

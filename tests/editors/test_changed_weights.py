@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from betaedit import Editor
-from betaedit.editors.pose import pose
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.values import optimize_values
 from betaedit.errors import ModelError, WeightsChangedError
 from betaedit.ledger.export_adapter import truncated
@@ -358,7 +358,7 @@ def test_the_probability_that_is_reported_is_that_of_the_model_as_it_is_then(
     (result,) = editor.edit(FACTS[1])
 
     def sought(model: LanguageModel) -> float:
-        (value,) = optimize_values(model, pose(model, FACTS[1:2], CONTEXTS, editor.config), editor.config)
+        (value,) = optimize_values(model, encode_batch(model, FACTS[1:2], CONTEXTS, editor.config), editor.config)
         return value.target_probability
 
     assert result.sought_probability == pytest.approx(sought(fresh), rel=1e-5)
@@ -398,13 +398,13 @@ def test_what_replaces_the_weights_while_a_fact_is_written_undoes_it(monkeypatch
     editor = editor_for(language_model("llama"))
     engine = editor.engine
     before = {layer: matrix.snapshot() for layer, matrix in engine.matrices.items()}
-    remember = engine._remember
+    remember = engine._update_memories
 
     def replacing(*args: object) -> None:
         remember(*args)
         given_another_parameter(editor)
 
-    monkeypatch.setattr(engine, "_remember", replacing)
+    monkeypatch.setattr(engine, "_update_memories", replacing)
     with pytest.raises(WeightsChangedError):
         editor.edit(FACTS[0])
     assert editor.results == []

@@ -166,6 +166,12 @@ CHOSEN = {
 }
 
 
+def test_the_earlier_name_of_the_projected_bb_search_is_still_read():
+    assert make_config({"value_optimizer": "spectral"}) == make_config({"value_optimizer": "projected_bb"})
+    assert EditConfig(value_optimizer="spectral").value_optimizer == "projected_bb"  # type: ignore[arg-type]
+    assert make_config({"statistics_corpus": "spectral"}).statistics_corpus == "spectral"
+
+
 @pytest.mark.parametrize("values", [{}, CHOSEN], ids=["defaults", "chosen"])
 def test_a_configuration_survives_json(values: dict[str, Any]):
     config = make_config(values)

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from betaedit import EditConfig, Editor, EvaluationCase, Fact
 from betaedit.editors.contexts import context_templates
+from betaedit.editors.encode import EncodedBatch, encode_batch
 from betaedit.editors.engine import EditResult
-from betaedit.editors.pose import Pose, pose
 from betaedit.errors import (
     AnatomyError,
     ConfigError,
@@ -89,20 +89,20 @@ def test_values_are_sought_for_as_many_batches_together_as_the_look_ahead_says(
 ) -> None:
     found: list[int] = []
 
-    def listen(model: LanguageModel, facts: Sequence[Fact], *rest: object) -> Pose:
+    def listen(model: LanguageModel, facts: Sequence[Fact], *rest: object) -> EncodedBatch:
         found.append(len(facts))
-        return pose(model, facts, *rest)
+        return encode_batch(model, facts, *rest)
 
-    monkeypatch.setattr("betaedit.editors.engine.pose", listen)
+    monkeypatch.setattr("betaedit.editors.engine.encode_batch", listen)
     editor_for(language_model("llama"), value_look_ahead=look_ahead).edit(FACTS, batch_size=batch_size)
     assert found == sought
 
 
 def test_the_look_ahead_is_told_with_the_edits() -> None:
-    editor = editor_for(language_model("llama"), value_look_ahead=3, value_optimizer="spectral")
+    editor = editor_for(language_model("llama"), value_look_ahead=3, value_optimizer="projected_bb")
     editor.edit(FACTS)
     config = editor.to_dict()["config"]
-    assert (config["value_look_ahead"], config["value_optimizer"]) == (3, "spectral")
+    assert (config["value_look_ahead"], config["value_optimizer"]) == (3, "projected_bb")
     assert editor_for(language_model("llama")).to_dict()["config"]["value_look_ahead"] == 1
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from betaedit import Editor
 from betaedit.editors import EditConfig
 from betaedit.editors import engine as engine_module
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.keys import LayerWalk
-from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
 from betaedit.errors import NumericalError
 from betaedit.memory import Update
@@ -66,8 +66,8 @@ class _Mirror:
     def __init__(self, family: str) -> None:
         self.walked, self.reference = language_model(family), language_model(family)
         self.config = EditConfig(**{**SETTINGS, "layers": (0, 1, 3)})  # type: ignore[arg-type]
-        posed = pose(self.walked, FACTS, CONTEXTS, self.config)
-        self.walk = LayerWalk(self.walked, posed, range(len(FACTS)), self.config)
+        encoded = encode_batch(self.walked, FACTS, CONTEXTS, self.config)
+        self.walk = LayerWalk(self.walked, encoded, range(len(FACTS)), self.config)
 
     def reference_keys(self, layer: int) -> list[Tensor]:
         model = self.reference
@@ -107,9 +107,9 @@ def test_keys_and_outputs_of_the_walk_are_those_of_whole_forward_passes_after_th
 def test_some_of_the_posed_facts_walk_without_the_others() -> None:
     model = language_model("llama")
     config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
-    posed = pose(model, FACTS, CONTEXTS, config)
+    encoded = encode_batch(model, FACTS, CONTEXTS, config)
     found: list[Tensor] = []
-    LayerWalk(model, posed, range(2, 4), config).pass_layer(1, lambda keys, _: found.append(keys))
+    LayerWalk(model, encoded, range(2, 4), config).pass_layer(1, lambda keys, _: found.append(keys))
     for column, fact in enumerate(FACTS[2:4]):
         expected = compute_key(model.model, model.tokenizer, fact, settings_of(model, config), 1)
         assert relative(found[0][:, column], expected) < 1e-5
@@ -118,8 +118,8 @@ def test_some_of_the_posed_facts_walk_without_the_others() -> None:
 def test_each_edited_layer_runs_once_for_all_prompts_of_a_batch_and_the_last_not_to_its_end() -> None:
     model = language_model("llama")
     config = EditConfig(**{**SETTINGS, "layers": (1, 2, 3)})  # type: ignore[arg-type]
-    posed = pose(model, FACTS, CONTEXTS, config)
-    walk = LayerWalk(model, posed, range(len(FACTS)), config)
+    encoded = encode_batch(model, FACTS, CONTEXTS, config)
+    walk = LayerWalk(model, encoded, range(len(FACTS)), config)
     begun: list[tuple[int, int]] = []
     ended: list[tuple[int, int]] = []
     handles = []
@@ -137,7 +137,7 @@ def test_each_edited_layer_runs_once_for_all_prompts_of_a_batch_and_the_last_not
         walk.pass_layer(layer, lambda *_: None)
     for handle in handles:
         handle.remove()
-    sizes = (posed.lookup + 1)[posed.prompts(range(len(FACTS)))[:, :-1]]
+    sizes = (encoded.lookup + 1)[encoded.prompts(range(len(FACTS)))[:, :-1]]
     all_prompts, bare_ones = int(sizes.sum(dim=1).max()), int(sizes[:, 0].max())
     assert [layer for layer, width in begun if width == all_prompts] == [1, 2, 3]
     assert [layer for layer, width in ended if width == all_prompts] == [1, 2]
@@ -148,7 +148,7 @@ def test_each_edited_layer_runs_once_for_all_prompts_of_a_batch_and_the_last_not
 def test_the_walk_leaves_no_hooks_behind_even_when_writing_fails() -> None:
     model = language_model("gpt2")
     config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
-    walk = LayerWalk(model, pose(model, FACTS, CONTEXTS, config), range(5), config)
+    walk = LayerWalk(model, encode_batch(model, FACTS, CONTEXTS, config), range(5), config)
 
     def refuse(*_: Tensor) -> None:
         raise NumericalError("no")
@@ -162,8 +162,8 @@ def test_the_walk_leaves_no_hooks_behind_even_when_writing_fails() -> None:
 def test_the_bare_prompt_weighs_as_much_as_all_contexts_together() -> None:
     model = language_model("llama")
     config = EditConfig(**SETTINGS)  # type: ignore[arg-type]
-    assert pose(model, FACTS[:1], CONTEXTS, config).key_weights(0).tolist() == [[0.5, 0.25, 0.25]]
-    assert pose(model, FACTS[:1], CONTEXTS[:1], config).key_weights(0).tolist() == [[1.0]]
+    assert encode_batch(model, FACTS[:1], CONTEXTS, config).key_weights(0).tolist() == [[0.5, 0.25, 0.25]]
+    assert encode_batch(model, FACTS[:1], CONTEXTS[:1], config).key_weights(0).tolist() == [[1.0]]
 
 
 # ---- all or nothing
@@ -320,14 +320,14 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
     found: list[Tensor] = []
     write_values = editor.engine._write_values
 
-    def listen(posed: Any, batch: range, values: list[Any], undo: Any) -> Any:
+    def listen(encoded: Any, batch: range, values: list[Any], undo: Any) -> Any:
         found.extend(value.target for value in values)
-        return write_values(posed, batch, values, undo)
+        return write_values(encoded, batch, values, undo)
 
     monkeypatch.setattr(editor.engine, "_write_values", listen)
     editor.edit(FACTS[:4])
     for fact, target in zip(FACTS[:4], found, strict=True):
-        (value,) = optimize_values(untouched, pose(untouched, [fact], CONTEXTS, editor.config), editor.config)
+        (value,) = optimize_values(untouched, encode_batch(untouched, [fact], CONTEXTS, editor.config), editor.config)
         assert relative(target, value.target) < 1e-5
 
 
@@ -361,7 +361,7 @@ def test_keys_computed_again_after_the_write_are_those_solved_with(
     for layer, memory in editor.engine.memories.items():
         monkeypatch.setattr(memory, "carry", lambda keys, layer=layer: remembered.update({layer: keys}))
     editor.edit(FACTS, batch_size=len(FACTS))
-    walk = LayerWalk(model, pose(model, FACTS, CONTEXTS, editor.config), range(len(FACTS)), editor.config)
+    walk = LayerWalk(model, encode_batch(model, FACTS, CONTEXTS, editor.config), range(len(FACTS)), editor.config)
     for layer in editor.config.layers:
         again: list[Tensor] = []
         walk.pass_layer(layer, lambda keys, _, again=again: again.append(keys))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from betaedit import Editor, Fact
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.live import LiveFact
-from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
 from betaedit.errors import FactError, NumericalError
 from betaedit.evaluation.scoring import score_targets
@@ -84,8 +84,8 @@ def assert_holds_only(editor: Editor, first: dict[int, Tensor], live: Iterable[L
 def norm_of(editor: Editor, fact: Fact) -> float:
     """Of the hidden state at the fact's lookup token in the unedited model."""
     with editor.engine.unedited():
-        posed = pose(editor.language_model, [fact], ("{}",), editor.config)
-    return float(posed.recording.inputs[LAYERS[-1] + 1][0, posed.lookup[0]].norm())
+        encoded = encode_batch(editor.language_model, [fact], ("{}",), editor.config)
+    return float(encoded.recording.inputs[LAYERS[-1] + 1][0, encoded.lookup[0]].norm())
 
 
 def mean_log_probability(editor: Editor, facts: list[Fact]) -> float:
@@ -103,7 +103,7 @@ def test_what_is_kept_of_a_fact_is_its_key_and_the_output_wanted_beyond_the_uned
     editor = editor_for(model)
     first = before = matrices(model)
     for batch in editor.write(FACTS, batch_size=batch_size):
-        held = editor.engine.live[-len(batch.results) :]
+        held = editor.engine.live_facts[-len(batch.results) :]
         for layer in LAYERS:
             keys, values = (torch.cat([getattr(h.written[layer], n) for h in held], 1) for n in ("keys", "values"))
             assert torch.equal(keys, batch.keys[layer])
@@ -121,7 +121,7 @@ def test_forgetting_one_of_five_leaves_the_weights_of_a_model_that_was_never_tol
     editor = editor_for(model, method, refresh_every=refresh_every)
     first = matrices(model)
     editor.edit(FACTS, batch_size=batch_size)
-    others = [held for held in editor.engine.live if held.fact != FACTS[1]]
+    others = [held for held in editor.engine.live_facts if held.fact != FACTS[1]]
     (gone,) = editor.forget(FACTS[1].subject)
     assert gone.fact == FACTS[1]
     assert [result.fact for result in editor.results] == [fact for fact in FACTS if fact != FACTS[1]]
@@ -233,7 +233,7 @@ def test_a_new_answer_takes_the_place_of_the_old_one(method: str, refresh_every:
     first = matrices(model)
     editor.edit([*FACTS[:3], OTHER_ANSWER])
     assert [result.fact for result in editor.results] == [FACTS[0], FACTS[2], OTHER_ANSWER]
-    assert_holds_only(editor, first, editor.engine.live)
+    assert_holds_only(editor, first, editor.engine.live_facts)
 
 
 def test_the_value_of_a_new_answer_is_sought_without_the_old_one() -> None:
@@ -302,11 +302,11 @@ def test_facts_of_one_subject_share_the_change_of_their_values_and_others_are_no
     model = language_model("llama")
     editor = editor_for(model, shared_subjects="together", value_steps=4, value_stop_loss=0)
     facts = [ABOUT_ANA[0], FACTS[0], *ABOUT_ANA[1:]]
-    values = optimize_values(model, pose(model, facts, CONTEXTS, editor.config), editor.config)
+    values = optimize_values(model, encode_batch(model, facts, CONTEXTS, editor.config), editor.config)
     changes = [value.target - value.initial for value in values]
     assert torch.allclose(changes[0], changes[2], atol=1e-6)
     assert torch.allclose(changes[0], changes[3], atol=1e-6)
-    alone = optimize_values(model, pose(model, [FACTS[0]], CONTEXTS, editor.config), editor.config)[0]
+    alone = optimize_values(model, encode_batch(model, [FACTS[0]], CONTEXTS, editor.config), editor.config)[0]
     assert relative(values[1].target, alone.target) < 1e-5
     settings = settings_of(model, editor.config)
     losses = [ValueLoss(model.model, model.tokenizer, fact, settings)(changes[0])[0] for fact in ABOUT_ANA]
@@ -320,7 +320,7 @@ def test_values_of_one_subject_are_all_reached_when_they_are_sought_together_and
     for fact in ABOUT_A_HOUSE:
         editor.edit(fact)
     change = editor.engine.matrices[1].change()
-    asked = [held.written[1] for held in editor.engine.live]
+    asked = [held.written[1] for held in editor.engine.live_facts]
     lacking = [float(facts.residuals(change).norm() / facts.values.norm()) for facts in asked]
     assert max(lacking) < 1e-3 if mode == "together" else min(lacking) > 0.3
 
@@ -333,9 +333,9 @@ def test_a_new_fact_about_a_subject_is_written_with_those_it_joins_and_theirs_is
     editor.edit([ABOUT_ANA[0], FACTS[0], ABOUT_ANA[1]])
     (batch,) = editor.write(ABOUT_ANA[2])
     assert [result.fact for result in batch.results] == ABOUT_ANA[2:]
-    assert [result.fact for result in batch.again] == ABOUT_ANA[:2]
+    assert [result.fact for result in batch.rewritten] == ABOUT_ANA[:2]
     assert [result.fact for result in editor.results] == [FACTS[0], *ABOUT_ANA]
-    assert_holds_only(editor, first, editor.engine.live)
+    assert_holds_only(editor, first, editor.engine.live_facts)
     assert {memory.n_written for memory in editor.engine.memories.values()} == {4}
 
 
@@ -384,7 +384,7 @@ def test_forgetting_one_of_the_facts_of_a_subject_leaves_no_trace_of_it_in_those
 def test_only_later_facts_of_the_same_subject_are_sought_again(searches: list[int]) -> None:
     editor = editor_for(language_model("llama"))
     editor.edit([FACTS[0], ABOUT_A_HOUSE[0], FACTS[1], ABOUT_A_HOUSE[1], FACTS[2]])
-    kept = {held.fact: held for held in editor.engine.live}
+    kept = {held.fact: held for held in editor.engine.live_facts}
     searches.clear()
     editor.forget(FACTS[1])
     editor.forget(ABOUT_A_HOUSE[1])
@@ -393,8 +393,8 @@ def test_only_later_facts_of_the_same_subject_are_sought_again(searches: list[in
     searches.clear()
     editor.forget(ABOUT_A_HOUSE[0])
     assert searches == [1, 1]
-    assert [held.fact for held in editor.engine.live] == [FACTS[0], FACTS[2], *ABOUT_A_HOUSE[1:]]
-    assert editor.engine.live[:2] == [kept[FACTS[0]], kept[FACTS[2]]]
+    assert [held.fact for held in editor.engine.live_facts] == [FACTS[0], FACTS[2], *ABOUT_A_HOUSE[1:]]
+    assert editor.engine.live_facts[:2] == [kept[FACTS[0]], kept[FACTS[2]]]
 
 
 def test_a_fact_of_the_same_batch_is_sought_again_where_batches_share_values(searches: list[int]) -> None:
@@ -423,7 +423,7 @@ def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
     model = language_model("llama")
     editor = editor_for(model, refresh_every=NEVER)
     editor.edit([FACTS[0], *ABOUT_A_HOUSE])
-    before, held = matrices(model), list(editor.engine.live)
+    before, held = matrices(model), list(editor.engine.live_facts)
     calls, search = [], engine.optimize_values
 
     def fails(*args: Any) -> Any:
@@ -435,7 +435,7 @@ def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
     monkeypatch.setattr(engine, "optimize_values", fails)
     with pytest.raises(NumericalError):
         editor.forget(ABOUT_A_HOUSE[0])
-    assert editor.engine.live == held
+    assert editor.engine.live_facts == held
     for layer, weight in matrices(model).items():
         assert torch.equal(weight, before[layer])
     monkeypatch.setattr(engine, "optimize_values", search)

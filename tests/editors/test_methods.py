@@ -10,9 +10,9 @@ from torch import Tensor
 
 from betaedit import Editor
 from betaedit.editors import RECIPES, EditConfig
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.engine import WrittenBatch
 from betaedit.editors.keys import token_keys
-from betaedit.editors.pose import pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.values import optimize_values
 from betaedit.errors import ConfigError
@@ -70,7 +70,7 @@ def test_a_batch_written_again_wants_the_values_it_wanted_when_it_was_first_writ
     first, second = (editor_of(method, language_model("llama")) for _ in "ab")
     for batch in list(first.write(FACTS[:3])):
         second.replay(batch)
-    for wanted, found in zip(first.engine.live, second.engine.live, strict=True):
+    for wanted, found in zip(first.engine.live_facts, second.engine.live_facts, strict=True):
         for layer in first.config.layers:
             assert torch.equal(wanted.written[layer].keys, found.written[layer].keys)
             assert relative(found.written[layer].values, wanted.written[layer].values) < 1e-6
@@ -137,7 +137,7 @@ def test_r_rome_moves_the_output_at_the_mean_key_by_the_change_of_the_value() ->
     model, untouched = language_model("llama"), language_model("llama")
     editor = editor_of("r-rome", model)
     (batch,) = editor.write(FACTS[0])
-    (value,) = optimize_values(untouched, pose(untouched, FACTS[:1], CONTEXTS, editor.config), editor.config)
+    (value,) = optimize_values(untouched, encode_batch(untouched, FACTS[:1], CONTEXTS, editor.config), editor.config)
     moved = editor.engine.matrices[2].change() @ batch.keys[2][:, 0]
     assert relative(moved, value.target - value.initial) < 1e-4
 

@@ -130,7 +130,7 @@ def test_an_untuned_search_is_that_of_the_measured_preset_whose_steps_know_no_sc
     measured = find_preset("smollm2")
     assert measured is not None
     search = {name: value for name, value in untuned(12).values.items() if name != "layers"}
-    assert search["value_optimizer"] == "spectral"
+    assert search["value_optimizer"] == "projected_bb"
     assert search.items() <= measured.values.items()
 
 

@@ -77,7 +77,7 @@ def test_the_shown_equation_has_the_terms_that_the_recipe_switches_on(recipe: Re
     assert (" P" in recipe.equation) == (recipe.projector != "none")
     assert ("K^T S^-1" in recipe.equation or "K^T N" in recipe.equation) == (recipe.form == "equality")
     assert ("k_bare" in recipe.equation) == recipe.reaches_bare_key
-    assert (", then " in recipe.equation) == (recipe.operator != "none")
+    assert (", then " in recipe.equation) == (recipe.postprocess != "none")
     assert (" - E" in recipe.equation) == recipe.aligned
 
 
@@ -133,12 +133,12 @@ def test_encore_is_memit_h_with_the_frobenius_ridge():
 
 @EVERY
 def test_values_are_shared_by_any_recipe_within_a_batch_and_over_batches_by_those_that_can_take_back(recipe: Recipe):
-    settled = {mode: recipe.settings(make_config({"shared_subjects": mode})).shared_subjects
+    settled = {mode: recipe.resolve_config(make_config({"shared_subjects": mode})).shared_subjects
                for mode in ("apart", "batch", "together")}  # fmt: skip
     assert settled == {
         "apart": "apart",
         "batch": "batch",
-        "together": "together" if recipe.takes_back else "batch",
+        "together": "together" if recipe.can_forget else "batch",
     }
 
 
@@ -180,7 +180,7 @@ def test_a_recipe_cannot_be_changed():
 
 def test_only_pmet_spreads_its_residual_by_roots():
     """methods.md A.7: with three of five layers left, ``m - i = 3``."""
-    shares = {recipe.name: recipe.share(3) for recipe in RECIPES}
+    shares = {recipe.name: recipe.residual_divisor(3) for recipe in RECIPES}
     roots = {name for name, share in shares.items() if share == pytest.approx(3**0.5)}
     assert roots == {"pmet", "pmet-h", "pmet-ns"}
     assert {share for name, share in shares.items() if name not in roots} == {3.0}
@@ -189,10 +189,10 @@ def test_only_pmet_spreads_its_residual_by_roots():
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_comes_naive_in_sequence_and_aligned(operator: str):
     naive, sequential, aligned = (find_recipe(operator + suffix) for suffix in ("", "-seq", "-aligned"))
-    assert {recipe.operator for recipe in (naive, sequential, aligned)} == {operator}
+    assert {recipe.postprocess for recipe in (naive, sequential, aligned)} == {operator}
     assert [recipe.history for recipe in (naive, sequential, aligned)] == [False, True, True]
     assert [recipe.aligned for recipe in (naive, sequential, aligned)] == [False, False, True]
-    assert {recipe.name for recipe in RECIPES if recipe.operator == operator} == {
+    assert {recipe.name for recipe in RECIPES if recipe.postprocess == operator} == {
         naive.name,
         sequential.name,
         aligned.name,
@@ -202,7 +202,7 @@ def test_an_operator_comes_naive_in_sequence_and_aligned(operator: str):
 def test_strengths_of_operators_come_from_the_configuration():
     strengths = {"rect_fraction": 0.2, "prune_base": 1.2, "simie_ridge": 3.0, "adaedit_fraction": 0.1}
     processing = find_recipe("rect-aligned").postprocessing(make_config(strengths))
-    assert (processing.operator, processing.aligned) == ("rect", True)
+    assert (processing.kind, processing.aligned) == ("rect", True)
     assert {name: getattr(processing, name) for name in strengths} == strengths
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from betaedit.editors import EditConfig
-from betaedit.editors.search import AdamSearch, Search, SpectralSearch, make_search
+from betaedit.editors.search import AdamSearch, ProjectedBBSearch, Search, make_search
 
 SLACK = 1 + 1e-9
 
@@ -56,7 +56,7 @@ class Quadratics:
 
     def search(self, **changes: Any) -> Search:
         """A search of them, clamped to their radius: hidden states have length one."""
-        config = EditConfig(**{"value_optimizer": "spectral", "value_clamp": float(self.radius[0]), **changes})
+        config = EditConfig(**{"value_optimizer": "projected_bb", "value_clamp": float(self.radius[0]), **changes})
         hidden = torch.nn.functional.normalize(torch.ones_like(self.c))
         return make_search(hidden, config)
 
@@ -96,7 +96,7 @@ def scripted(heights: list[float], slope: tuple[float, ...] = (1.0, 0.0)):
 
 def line_search(**changes: Any) -> Search:
     """A search in the plane for a hidden state of length one, in a large ball."""
-    config = EditConfig(**{"value_optimizer": "spectral", "value_clamp": 100.0, **changes})
+    config = EditConfig(**{"value_optimizer": "projected_bb", "value_clamp": 100.0, **changes})
     return make_search(torch.tensor([[1.0, 0.0]], dtype=torch.float64), config)
 
 
@@ -110,12 +110,12 @@ problems = st.builds(
 )
 
 
-# ---- spectral
+# ---- projected gradient with Barzilai-Borwein steps
 
 
 @given(problems, st.floats(0.01, 3.0), st.floats(0.01, 3.0))
 @settings(max_examples=50, deadline=None)
-def test_a_spectral_search_stays_inside_the_ball(problem: Quadratics, first: float, longest: float):
+def test_a_projected_bb_search_stays_inside_the_ball(problem: Quadratics, first: float, longest: float):
     path = follow(problem.search(value_first_step=first, value_longest_step=longest), len(problem), problem.at, 25)
     assert torch.isfinite(path.points).all()
     assert bool((path.points.norm(dim=2) <= problem.radius * SLACK).all())
@@ -123,7 +123,7 @@ def test_a_spectral_search_stays_inside_the_ball(problem: Quadratics, first: flo
 
 @given(problems)
 @settings(max_examples=50, deadline=None)
-def test_a_spectral_search_finds_the_lowest_point_of_the_ball_within_thirty_evaluations(problem: Quadratics):
+def test_a_projected_bb_search_finds_the_lowest_point_of_the_ball_within_thirty_evaluations(problem: Quadratics):
     path = follow(problem.search(), len(problem), problem.at, 30)
     start, lowest = path.losses[0], problem.lowest()
     assert bool((path.lowest - lowest <= 1e-6 * (start - lowest) + 1e-12).all())
@@ -131,7 +131,7 @@ def test_a_spectral_search_finds_the_lowest_point_of_the_ball_within_thirty_eval
 
 @given(problems)
 @settings(max_examples=50, deadline=None)
-def test_after_every_evaluation_a_spectral_search_goes_on_downhill_from_the_lowest_point_met(problem: Quadratics):
+def test_after_every_evaluation_a_projected_bb_search_goes_on_downhill_from_the_lowest_point_met(problem: Quadratics):
     """Each point is the projection of a step against the slope of the lowest one so far, never longer than allowed."""
     path = follow(problem.search(value_longest_step=0.5), len(problem), problem.at, 12)
     rows = torch.arange(len(problem))
@@ -155,7 +155,7 @@ def test_where_a_loss_bends_alike_in_all_directions_the_third_evaluation_is_at_i
 @pytest.mark.parametrize("first", [0.1, 0.35, 2.0])
 def test_the_first_step_has_the_stated_length_in_norms_of_the_hidden_state_against_the_slope(first: float):
     hidden = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    search = make_search(hidden, EditConfig(value_optimizer="spectral", value_first_step=first, value_clamp=9.0))
+    search = make_search(hidden, EditConfig(value_optimizer="projected_bb", value_first_step=first, value_clamp=9.0))
     rows = torch.arange(2)
     assert torch.equal(search.points(rows), torch.zeros(2, 2))
     search.step(rows, torch.tensor([7.0, 8.0]), torch.tensor([[0.0, 1e-3], [500.0, 0.0]]))
@@ -251,7 +251,7 @@ def test_an_adam_search_is_torchs_adam_pulled_back_into_the_ball(problem: Quadra
 
 # ---- both
 
-EVERY = pytest.mark.parametrize("optimizer", ["adam", "spectral", "lbfgs"])
+EVERY = pytest.mark.parametrize("optimizer", ["adam", "projected_bb", "lbfgs"])
 
 
 @EVERY
@@ -291,10 +291,10 @@ def test_points_handed_out_are_not_moved_by_later_steps(optimizer: str):
 def test_the_configuration_names_the_search_and_adam_as_published_is_the_default():
     hidden = torch.ones(1, 2)
     assert isinstance(make_search(hidden, EditConfig()), AdamSearch)
-    assert isinstance(make_search(hidden, EditConfig(value_optimizer="spectral")), SpectralSearch)
+    assert isinstance(make_search(hidden, EditConfig(value_optimizer="projected_bb")), ProjectedBBSearch)
 
 
-def test_only_the_spectral_search_keeps_the_lowest_point_met():
+def test_only_the_projected_bb_search_keeps_the_lowest_point_met():
     """Adam's last point is the published result; the loop of values asks the search which one counts."""
-    assert SpectralSearch.keeps_best
+    assert ProjectedBBSearch.keeps_best
     assert not AdamSearch.keeps_best

@@ -12,12 +12,12 @@ from torch import nn
 
 from betaedit import Fact
 from betaedit.editors import EditConfig
-from betaedit.editors.pose import pose
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.values import _ENTRIES_PER_PASS, Value, _Evaluation, _Stop, optimize_values
 from betaedit.models import LanguageModel
 from support.edits import CONTEXTS, FACTS, NEAR, relative, settings_of, unchanged, weights
 from support.families import language_model
-from support.procedure import ValueLoss, optimize_value_spectrally
+from support.procedure import ValueLoss, optimize_value_by_projected_bb
 from support.procedure import optimize_value as plain_value
 from support.recordings import count_runs
 from support.tiny import tiny_llama
@@ -25,7 +25,7 @@ from support.tiny import tiny_llama
 FACT = FACTS[0]
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt2", "gpt-j", "gpt-neox"]
 some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-j", "gemma3"])
-every_optimizer = pytest.mark.parametrize("optimizer", ["adam", "spectral"])
+every_optimizer = pytest.mark.parametrize("optimizer", ["adam", "projected_bb"])
 STOPPING: dict[str, dict[str, Any]] = {
     "never stopped": {"value_stop_loss": 0},
     "stopped by the loss": {"value_stop_loss": 5.8},
@@ -48,7 +48,7 @@ def config_for(**changes: Any) -> EditConfig:
 
 
 def values_of(model: LanguageModel, facts: list[Fact], config: EditConfig) -> list[Value]:
-    return optimize_values(model, pose(model, facts, CONTEXTS, config), config)
+    return optimize_values(model, encode_batch(model, facts, CONTEXTS, config), config)
 
 
 def value_of(model: LanguageModel, fact: Fact, config: EditConfig) -> Value:
@@ -81,19 +81,19 @@ def test_a_value_is_found_where_nothing_comes_before_a_lookup_token(family: str)
     """A subject of one token, first in the only context."""
     model, fact, bare = language_model(family), Fact("{} is in", "a", "Rome"), ("{}",)
     config = EditConfig(layers=(1, 2), value_steps=8, value_learning_rate=0.05, value_clamp=0.5)
-    posed = pose(model, [fact], bare, config)
-    assert int(posed.lookup.max()) == 0
-    (ours,) = optimize_values(model, posed, config)
+    encoded = encode_batch(model, [fact], bare, config)
+    assert int(encoded.lookup.max()) == 0
+    (ours,) = optimize_values(model, encoded, config)
     reference = plain_value(model.model, model.tokenizer, fact, replace(settings_of(model, config), contexts=bare))
     assert relative(ours.target, reference) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_spectral_value_equals_a_search_with_whole_forward_passes(family: str) -> None:
+def test_the_projected_bb_value_equals_a_search_with_whole_forward_passes(family: str) -> None:
     model, fact = language_model(family), NEAR[1]
-    config = config_for(value_optimizer="spectral", value_steps=8)
+    config = config_for(value_optimizer="projected_bb", value_steps=8)
     ours = value_of(model, fact, config)
-    reference, loss = optimize_value_spectrally(
+    reference, loss = optimize_value_by_projected_bb(
         model.model, model.tokenizer, fact, settings_of(model, config), first_step=0.1, longest_step=0.5
     )
     assert relative(ours.target, reference) < 1e-3
@@ -146,7 +146,7 @@ def test_each_fact_of_a_batch_gets_the_value_it_gets_alone(family: str, optimize
 def test_the_facts_of_these_batches_differ_in_length_and_in_evaluations() -> None:
     """Otherwise the comparison above would say nothing of facts that leave early."""
     model = language_model("llama")
-    assert len({len(own[0].target_ids) for own in pose(model, NEAR, CONTEXTS, config_for()).wordings}) >= 4
+    assert len({len(own[0].target_ids) for own in encode_batch(model, NEAR, CONTEXTS, config_for()).wordings}) >= 4
     for stop in list(STOPPING.values())[1:]:
         assert len({value.n_evaluations for value in values_of(model, NEAR, config_for(**stop))}) >= 3
 
@@ -307,7 +307,7 @@ def test_the_search_stops_once_every_token_was_most_probable_in_every_sampled_co
 def test_the_bare_context_counts_where_it_is_the_only_one() -> None:
     model, fact = tiny_llama(), Fact("{}", HOUSE, "river")
     config = config_for(**FAR, value_stop_most_probable=1)
-    (value,) = optimize_values(model, pose(model, [fact], ("{}",), config), config)
+    (value,) = optimize_values(model, encode_batch(model, [fact], ("{}",), config), config)
     loss = ValueLoss(model.model, model.tokenizer, fact, settings_of(model, config))
     assert 1 < value.n_evaluations < config.value_steps
     assert bool(loss.most_probable(value.target - value.initial)[0].all())
@@ -348,7 +348,7 @@ def test_a_value_that_needs_twice_the_anchor_is_left_out() -> None:
 
 
 def test_a_margin_lengthens_the_change_that_was_found_though_not_beyond_the_clamp() -> None:
-    model, config = language_model("llama"), config_for(value_optimizer="spectral", value_stop_loss=5.8)
+    model, config = language_model("llama"), config_for(value_optimizer="projected_bb", value_stop_loss=5.8)
     clamp = 0.9 * max(value.relative_length for value in values_of(model, NEAR, config))
     plain, longer = (
         values_of(model, NEAR, config.replace(value_margin=margin, value_clamp=clamp)) for margin in (0.0, 0.2)
@@ -370,9 +370,9 @@ def test_facts_that_share_their_change_share_its_margin() -> None:
         assert relative(after.target - after.initial, 1.1 * (before.target - before.initial)) < 1e-4
 
 
-def test_a_spectral_search_never_ends_higher_for_having_more_evaluations() -> None:
+def test_a_projected_bb_search_never_ends_higher_for_having_more_evaluations() -> None:
     model = language_model("llama")
-    config = config_for(value_optimizer="spectral", value_first_step=1.0, value_longest_step=1.0, value_decay=5.0)
+    config = config_for(value_optimizer="projected_bb", value_first_step=1.0, value_longest_step=1.0, value_decay=5.0)
     runs = [values_of(model, NEAR, config.replace(value_steps=steps)) for steps in range(1, 9)]
     for shorter, longer in itertools.pairwise(runs):
         assert all(after.loss <= before.loss for before, after in zip(shorter, longer, strict=True))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from betaedit import Editor, Fact
 from betaedit.editors import EditConfig
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.keys import LayerWalk
-from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
 from betaedit.editors.wordings import target_tokens, wordings
 from betaedit.errors import FactError
@@ -46,9 +46,9 @@ def with_chat(model: LanguageModel) -> LanguageModel:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_every_wording_has_a_key_of_its_own_which_is_that_of_a_whole_forward_pass(family: str) -> None:
     model, config = language_model(family), config_for()
-    posed = pose(model, FACTS, CONTEXTS, config)
+    encoded = encode_batch(model, FACTS, CONTEXTS, config)
     found: list[Tensor] = []
-    LayerWalk(model, posed, range(3), config).pass_layer(1, lambda keys, _: found.append(keys))
+    LayerWalk(model, encoded, range(3), config).pass_layer(1, lambda keys, _: found.append(keys))
     bare = settings_of(model, config)
     alone = replace(bare, contexts=("{}",))
     expected = []
@@ -90,7 +90,7 @@ def plain_loss(model: LanguageModel, fact: Fact, change: Tensor, config: EditCon
 @pytest.mark.parametrize("together", [[ASKED], [PLAIN, ASKED, OTHER]], ids=["alone", "in a batch"])
 def test_the_loss_of_a_value_is_the_mean_over_all_wordings(together: list[Fact]) -> None:
     model, config = tiny_llama(), config_for(kl_weight=0.0, value_decay=0.0, answer_end="auto")
-    found = optimize_values(model, pose(model, together, CONTEXTS, config), config)
+    found = optimize_values(model, encode_batch(model, together, CONTEXTS, config), config)
     for fact, value in zip(together, found, strict=True):
         change = value.target - value.initial
         assert value.n_keys == 1 + len(fact.wordings)
@@ -99,9 +99,9 @@ def test_the_loss_of_a_value_is_the_mean_over_all_wordings(together: list[Fact])
 
 def test_a_batch_changes_no_value() -> None:
     model, config = tiny_llama(), config_for()
-    together = optimize_values(model, pose(model, FACTS, CONTEXTS, config), config)
+    together = optimize_values(model, encode_batch(model, FACTS, CONTEXTS, config), config)
     for fact, value in zip(FACTS, together, strict=True):
-        (alone,) = optimize_values(model, pose(model, [fact], CONTEXTS, config), config)
+        (alone,) = optimize_values(model, encode_batch(model, [fact], CONTEXTS, config), config)
         assert relative(value.target, alone.target) < 1e-4
 
 

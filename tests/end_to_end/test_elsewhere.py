@@ -12,7 +12,7 @@ from torch import Tensor
 from betaedit import EvaluationCase, Workspace
 from betaedit.benchmarks import measure
 from betaedit.editors import RECIPES
-from betaedit.editors.pose import pose
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.values import _Problem
 from betaedit.evaluation import drift
 from betaedit.evaluation.metrics import measure_edits
@@ -43,7 +43,7 @@ def edited(model: LanguageModel, method: str = "betaedit", *, batch_size: int = 
     layers = (2,) if method in ONE_LAYER else SETTINGS["layers"]
     editor = editor_for(model, method, layers=layers, value_steps=3, refresh_every=2)
     editor.edit(NEAR[:3], batch_size=batch_size)
-    if editor.recipe.takes_back:
+    if editor.recipe.can_forget:
         editor.forget(NEAR[1].subject)
     return {name: weight.cpu() for name, weight in model.model.state_dict().items()}
 
@@ -69,8 +69,8 @@ def test_edits_of_every_family_are_those_of_the_cpu(name: str):
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_evaluations_of_a_search_move_nothing_between_the_devices(device: str, name: str):
     editor = editor_for(on(device, language_model(name)))
-    posed = pose(editor.language_model, NEAR[:2], editor.engine.contexts, editor.config)
-    problem = _Problem.of(editor.language_model, posed, range(2), editor.config)
+    encoded = encode_batch(editor.language_model, NEAR[:2], editor.engine.contexts, editor.config)
+    problem = _Problem.of(editor.language_model, encoded, range(2), editor.config)
     points = torch.zeros_like(problem.initial).requires_grad_()
     problem.evaluate(points)
     with crossings() as crossed:

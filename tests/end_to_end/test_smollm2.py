@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from betaedit import EditConfig, Editor
-from betaedit.editors.pose import pose
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.values import optimize_values
 from betaedit.evaluation import held_out_prose, measure_edits
 from betaedit.facts.readers import demo_path, read_cases
@@ -56,7 +56,7 @@ def settings() -> Settings:
 
 def test_the_optimized_value_equals_a_search_with_whole_forward_passes(smollm2: LanguageModel) -> None:
     case = read_cases(data_file("counterfact_full.jsonl.gz"), limit=1).cases[0]
-    (ours,) = optimize_values(smollm2, pose(smollm2, [case.fact], CONTEXTS, CONFIG), CONFIG)
+    (ours,) = optimize_values(smollm2, encode_batch(smollm2, [case.fact], CONTEXTS, CONFIG), CONFIG)
     assert relative(ours.target, plain_value(smollm2.model, smollm2.tokenizer, case.fact, settings())) < 1e-4
 
 

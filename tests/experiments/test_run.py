@@ -218,6 +218,20 @@ def test_a_run_that_does_not_say_how_it_was_measured_goes_on(tmp_path: Path) -> 
     assert RunFolder(tmp_path / "run").setup.measured == measured
 
 
+def test_a_run_that_was_begun_under_an_earlier_name_of_its_search_goes_on(tmp_path: Path) -> None:
+    def edited(cases: list[EvaluationCase]) -> int:
+        editor = editor_for(language_model("llama"), value_optimizer="projected_bb")
+        run_edits(editor, cases, evaluate_at=[], measures=MEASURES, folder=tmp_path / "run")
+        return len(editor.results)
+
+    edited(CASES[:2])
+    file = tmp_path / "run" / "run.json"
+    setup = json.loads(file.read_text())
+    setup["config"]["value_optimizer"] = "spectral"
+    file.write_text(json.dumps(setup))
+    assert edited(CASES[:3]) == 3
+
+
 def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(RunFolderError, match="another batch_size"):

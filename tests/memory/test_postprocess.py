@@ -13,7 +13,7 @@ from torch import Tensor
 from betaedit.errors import NumericalError
 from betaedit.memory import AssociativeMemory, Postprocessing, Postprocessor, RandomKeys, Update
 from betaedit.memory.postprocess import Whitening, prune, rect
-from betaedit.memory.rule import OperatorKind
+from betaedit.memory.rule import PostprocessKind
 from memory.test_associative import LAWS, Case, cases, eye
 from support.reference import (
     AlignedSequence,
@@ -25,7 +25,7 @@ from support.reference import (
     sparse_in_whitened_keys,
 )
 
-OPERATORS: list[OperatorKind] = ["rect", "prune", "adaedit", "simie"]
+OPERATORS: list[PostprocessKind] = ["rect", "prune", "adaedit", "simie"]
 MANY = settings(derandomize=True, deadline=None, max_examples=25)
 
 
@@ -98,7 +98,7 @@ def test_simie_is_its_least_squares_solution_at_every_step(seed: int, d_in: int,
 # --- the carried error ---------------------------------------------------------------------------------------------
 
 
-def in_sequence(case: Case, operator: OperatorKind, aligned: bool, start: Tensor) -> list[tuple[Tensor, Tensor]]:
+def in_sequence(case: Case, operator: PostprocessKind, aligned: bool, start: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Per step: the weight before the operator acts, and after; keys and values fixed, memit-h below."""
     memory = case.memory("memit-h")
     rule = Postprocessing(operator, aligned, rect_fraction=0.4, adaedit_fraction=0.4, prune_base=2.0)
@@ -118,7 +118,7 @@ def in_sequence(case: Case, operator: OperatorKind, aligned: bool, start: Tensor
 @pytest.mark.parametrize("operator", OPERATORS)
 @LAWS
 @given(case=cases(least_steps=2, weakest=0.0))
-def test_before_the_operator_acts_an_aligned_sequence_is_the_one_time_solution(operator: OperatorKind, case: Case):
+def test_before_the_operator_acts_an_aligned_sequence_is_the_one_time_solution(operator: PostprocessKind, case: Case):
     """methods.md D.3, at every step and for every operator."""
     start = 0.1 * numbers(9, case.batches[0][1].shape[0], case.moment.shape[0])
     for step, (unprocessed, _) in enumerate(in_sequence(case, operator, True, start), 1):
@@ -130,7 +130,7 @@ def test_before_the_operator_acts_an_aligned_sequence_is_the_one_time_solution(o
 @pytest.mark.parametrize("operator", OPERATORS)
 @LAWS
 @given(case=cases(least_steps=2, weakest=0.0))
-def test_an_aligned_sequence_is_algorithm_one_as_printed(operator: OperatorKind, case: Case):
+def test_an_aligned_sequence_is_algorithm_one_as_printed(operator: PostprocessKind, case: Case):
     start = 0.1 * numbers(9, case.batches[0][1].shape[0], case.moment.shape[0])
     processor = Postprocessor(Postprocessing(operator, False, prune_base=2.0), case.moment)
     printed = AlignedSequence(start, case.lambda1 * case.moment)
@@ -145,7 +145,7 @@ def test_an_aligned_sequence_is_algorithm_one_as_printed(operator: OperatorKind,
 
 
 @pytest.mark.parametrize("operator", ["rect", "adaedit"])
-def test_without_error_correction_a_sequence_is_not_the_one_time_solution(operator: OperatorKind):
+def test_without_error_correction_a_sequence_is_not_the_one_time_solution(operator: PostprocessKind):
     case = Case(eye(6), 2.0, 1.0, 1.0, 9, 9, [(numbers(s, 6, 2), numbers(s + 50, 4, 2)) for s in range(4)])
     start = numbers(9, 4, 6)
     K, V = case.joined()

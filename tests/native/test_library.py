@@ -91,7 +91,7 @@ def test_a_library_that_somebody_else_put_there_is_not_loaded(cache: Path, monke
 
 
 @pytest.mark.parametrize("error", [PermissionError("read only"), OSError("no space left on device")], ids=str)
-@pytest.mark.parametrize("place", ["cache_folder", "written_whole"])
+@pytest.mark.parametrize("place", ["cache_folder", "atomic_write"])
 def test_a_cache_that_takes_nothing_costs_a_compilation_each_time(
     cache: Path, place: str, error: OSError, monkeypatch: pytest.MonkeyPatch
 ):

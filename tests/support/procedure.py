@@ -116,7 +116,7 @@ def optimize_value(model, tokenizer, fact, settings: Settings) -> Tensor:
     return (loss_at.initial + delta).detach()
 
 
-def optimize_value_spectrally(
+def optimize_value_by_projected_bb(
     model, tokenizer, fact, settings: Settings, first_step: float, longest_step: float
 ) -> tuple[Tensor, float]:
     """``z`` and its loss: full passes, projected gradient from the lowest point met, Barzilai-Borwein lengths."""

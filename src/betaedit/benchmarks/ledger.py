@@ -81,7 +81,7 @@ def _commit(workspace: Workspace, number: int) -> float:
         with workspace.event("edit", "replaced"):
             for layer, matrix in engine.matrices.items():
                 matrix.add(updates[layer])
-            engine.live.append(LiveFact(EditResult(fact, 1.0, 1.0, 1, norms, 0.0), number + 1, written))
+            engine.live_facts.append(LiveFact(EditResult(fact, 1.0, 1.0, 1, norms, 0.0), number + 1, written))
 
     return seconds(commit)
 

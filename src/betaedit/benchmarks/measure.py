@@ -17,8 +17,8 @@ from betaedit.benchmarks.turns import Contestant, take_turns
 from betaedit.editors.config import EditConfig, make_config
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
+from betaedit.editors.encode import EncodedBatch, encode_batch
 from betaedit.editors.engine import Engine
-from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import find_recipe
 from betaedit.editors.values import Value, optimize_values
 from betaedit.evaluation.drift import held_out_prose
@@ -128,7 +128,7 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     expected: list[tuple[Tensor, int]] = []
 
     def ours(config: EditConfig, found: list[Value], group: Sequence[Fact]) -> None:
-        found += optimize_values(model, pose(model, group, contexts[config], config), config)
+        found += optimize_values(model, encode_batch(model, group, contexts[config], config), config)
 
     reference = Contestant("published", lambda group: expected.extend(published.value(fact) for fact in group))
     ways = [
@@ -154,7 +154,9 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
         evaluations = [value.n_evaluations for value in found]
         least: dict[str, float] = {}
         if not together:
-            least = _least_seconds(editor, [pose(model, [f], contexts[config], config) for f in facts], evaluations)
+            least = _least_seconds(
+                editor, [encode_batch(model, [f], contexts[config], config) for f in facts], evaluations
+            )
         details = {
             "facts": len(facts),
             "evaluations": sum(evaluations) / len(facts),
@@ -193,7 +195,7 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
         engine = Engine(model, editor.recipe, config, moments, contexts if config is plain else own)
         step = batch * config.value_look_ahead
         contestants.append(Contestant(name, partial(ours, engine, batch), step, weights, engine.check_weights))
-    optimize_values(model, pose(model, facts[:1], contexts, plain), plain)  # what is made once is made before
+    optimize_values(model, encode_batch(model, facts[:1], contexts, plain), plain)  # what is made once is made before
     before = [weight.clone() for weight in weights]
     take_turns(contestants, facts, model.device)
     for weight, original in zip(weights, before, strict=True):
@@ -323,23 +325,23 @@ def _into(results: list[_Found], edit: Callable[[Tensor, Tensor], _Found], key: 
     results.append(edit(key, residual))
 
 
-def _least_seconds(editor: Editor, posed: Sequence[Pose], evaluations: Sequence[int]) -> dict[str, float]:
+def _least_seconds(editor: Editor, encoded: Sequence[EncodedBatch], evaluations: Sequence[int]) -> dict[str, float]:
     """What a value takes at least, for its products with the weights of the layers above the edited ones and the head.
 
     ``bandwidth_seconds`` for reading them, forward and backward; ``arithmetic_seconds`` for multiplying. Means over the
-    facts, ``posed`` one by one.
+    facts, ``encoded`` one by one.
     """
     model = editor.language_model
     anatomy = model.anatomy
     above = [weight for layer in anatomy.layers[editor.config.layers[-1] + 1 :] for weight in layer.parameters()]
     head = list(anatomy.head.parameters())
     operations = 0.0
-    for fact, count in zip(posed, evaluations, strict=True):
+    for fact, count in zip(encoded, evaluations, strict=True):
         n_positions = int((fact.lengths - fact.lookup).sum())
         n_read = sum(len(wording.target_ids) for wording in fact.wordings[0]) + 1
         operations += 4 * count * sum(n * w.numel() for part, n in ((above, n_positions), (head, n_read)) for w in part)
     read = 2 * sum(evaluations) * sum(weight.nbytes for weight in [*above, *head])
     return {
-        "bandwidth_seconds": read / bandwidth(model.device) / len(posed),
-        "arithmetic_seconds": operations / arithmetic(model.device) / len(posed),
+        "bandwidth_seconds": read / bandwidth(model.device) / len(encoded),
+        "arithmetic_seconds": operations / arithmetic(model.device) / len(encoded),
     }

@@ -66,7 +66,7 @@ def _run(facts: str, options: dict[str, Any]) -> Peak:
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
     from betaedit.editors.editor import Editor  # noqa: PLC0415
-    from betaedit.editors.footprint import editing_bytes  # noqa: PLC0415
+    from betaedit.editors.memory_estimate import editing_bytes  # noqa: PLC0415
     from betaedit.facts.readers import read_cases  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss

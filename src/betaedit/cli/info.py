@@ -216,7 +216,7 @@ def _fits() -> list[dict[str, Any]]:
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
     """Weights, and the most that editing holds beside them (docs/concepts.md)."""
-    from betaedit.editors.footprint import editing_bytes, most_of_a_solver
+    from betaedit.editors.memory_estimate import editing_bytes, most_of_a_solver
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)

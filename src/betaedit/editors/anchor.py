@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from betaedit.editors.config import SLOT, EditConfig
+from betaedit.editors.encode import encode_batch
 from betaedit.editors.keys import bare_outputs
-from betaedit.editors.pose import pose
 from betaedit.editors.values import optimize_values
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
@@ -27,9 +27,9 @@ def measure_norm_anchor(model: LanguageModel, facts: Sequence[Fact], config: Edi
     plain = config.replace(value_norm_anchor=None)
     lengths: list[float] = []
     for at in range(0, len(facts), _TOGETHER):
-        posed = pose(model, facts[at : at + _TOGETHER], (SLOT,), plain)
-        values = optimize_values(model, posed, plain)
-        outputs = bare_outputs(model, posed, range(len(posed)), plain)
+        encoded = encode_batch(model, facts[at : at + _TOGETHER], (SLOT,), plain)
+        values = optimize_values(model, encoded, plain)
+        outputs = bare_outputs(model, encoded, range(len(encoded)), plain)
         changes = torch.stack([value.target - value.initial for value in values])
         lengths += (outputs.to(changes) + changes).norm(dim=1).tolist()
     kept = sorted(lengths)[: len(lengths) - int(_DROPPED * len(lengths))]

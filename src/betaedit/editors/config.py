@@ -7,10 +7,11 @@ presets and the user override them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from betaedit.errors import ConfigError, did_you_mean
 from betaedit.memory.rule import RefreshRule
@@ -19,12 +20,13 @@ SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Optimizer = Literal["adam", "spectral", "lbfgs"]
+Optimizer = Literal["adam", "projected_bb", "lbfgs"]
 Conflicts = Literal["replace", "naive"]
 SharedSubjects = Literal["together", "batch", "apart"]
 Paraphrases = Literal["written", "unseen"]
 Form = Literal["completion", "chat", "both"]
 Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
+_RENAMED = {("value_optimizer", "spectral"): "projected_bb"}
 
 
 class EditConfig(BaseModel):
@@ -71,11 +73,11 @@ class EditConfig(BaseModel):
     )
     value_optimizer: Optimizer = Field(
         "adam",
-        description="adam: as published; spectral: projected gradient with Barzilai-Borwein steps; lbfgs: L-BFGS.",
+        description="adam: as published; projected_bb: projected gradient with Barzilai-Borwein steps; lbfgs: L-BFGS.",
     )
     value_learning_rate: Positive = Field(0.1, description="Adam learning rate of the value.")
-    value_first_step: Positive = Field(0.35, description="First step of spectral, in norms of the hidden state.")
-    value_longest_step: Positive = Field(0.5, description="Longest step of spectral, in the same norms.")
+    value_first_step: Positive = Field(0.35, description="First step of projected_bb, in norms of the hidden state.")
+    value_longest_step: Positive = Field(0.5, description="Longest step of projected_bb, in the same norms.")
     value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
     value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
     value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
@@ -153,6 +155,11 @@ class EditConfig(BaseModel):
 
     seed: int = Field(0, ge=0, description="Decides sampled contexts and sampled text.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        return with_current_names(values) if isinstance(values, Mapping) else values
+
     @field_validator("layers")
     @classmethod
     def _ordered(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,6 +199,13 @@ class EditConfig(BaseModel):
             ConfigError: A name or value is not possible; the message names it and the nearest name.
         """
         return make_config({**self.model_dump(), **changes})
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a configuration, with the present name of each option that an older version called otherwise."""
+    return {
+        name: _RENAMED.get((name, value), value) if isinstance(value, str) else value for name, value in values.items()
+    }
 
 
 def make_config(values: dict[str, Any]) -> EditConfig:

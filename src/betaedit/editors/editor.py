@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from betaedit.editors.config import EditConfig
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.engine import EditResult, Engine, WrittenBatch
-from betaedit.editors.known_values import KnownValues
 from betaedit.editors.live import find, sharing_a_key, sharing_an_id
 from betaedit.editors.matrix import check_unedited
 from betaedit.editors.names import check_names
@@ -24,9 +23,10 @@ from betaedit.editors.presets import Preset, find_preset
 from betaedit.editors.readable import check_readable
 from betaedit.editors.recipes import Recipe, find_recipe
 from betaedit.editors.saved import BEFORE_EDITS, EDITS_FILE, STATISTICS_FILE, find_saved, hash_weights
+from betaedit.editors.value_cache import ValueCache
 from betaedit.errors import ConfigError, FactError, ModelError, OutputError, StatisticsError
 from betaedit.facts.fact import EvaluationCase, Fact
-from betaedit.files import file_errors, folder_written_whole
+from betaedit.files import atomic_folder, file_errors
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.chat import has_chat, typed_specials
 from betaedit.models.generate import complete
@@ -85,7 +85,7 @@ class Editor:
         preset: A preset, the name of one, or a file that ``betaedit calibrate`` wrote; the model's own when not given.
         statistics: Second moments, or a file of them; collected when not given.
         progress: Where long work draws itself.
-        known_values: What editors of this same unedited model share, so that a search is not repeated.
+        value_cache: Values found under the same unedited model, shared with other editors of it.
 
     Raises:
         MethodError: The method is unknown.
@@ -106,7 +106,7 @@ class Editor:
         preset: Preset | str | Path | None = None,
         statistics: Moments | str | Path | None = None,
         progress: Progress | None = None,
-        known_values: KnownValues | None = None,
+        value_cache: ValueCache | None = None,
     ) -> None:
         self.language_model = model
         self.recipe: Recipe = find_recipe(method)
@@ -114,9 +114,9 @@ class Editor:
         if preset is None and config is None:
             warn_untuned(self.preset, model.name)
         self._saved = find_saved(model.place)
-        self.config = self.recipe.settings(_as_config(config) or self.preset.config(self.recipe))
+        self.config = self.recipe.resolve_config(_as_config(config) or self.preset.config(self.recipe))
         self.progress: Progress = progress or SilentProgress()
-        self._known_values = known_values
+        self._value_cache = value_cache
         self._engine: Engine | None = None
         self._check_layers()
         self.recipe.check(self.config)
@@ -197,7 +197,7 @@ class Editor:
     @property
     def results(self) -> list[EditResult]:
         """One per fact that the model holds, in the order in which they were written."""
-        return [] if self._engine is None else [held.result for held in self._engine.live]
+        return [] if self._engine is None else [held.result for held in self._engine.live_facts]
 
     @property
     def statistics(self) -> Moments:
@@ -315,7 +315,7 @@ class Editor:
             WeightsChangedError: The model has not the weights that were written last.
             NumericalError: The other facts cannot be written again; nothing has changed then.
         """
-        chosen = find([] if self._engine is None else self._engine.live, name, all_matching=all_matching)
+        chosen = find([] if self._engine is None else self._engine.live_facts, name, all_matching=all_matching)
         self.engine.forget(chosen)
         return [held.result for held in chosen]
 
@@ -356,7 +356,7 @@ class Editor:
         check_can_be_saved(self.language_model, folder)
         for matrix in [] if self._engine is None else self._engine.matrices.values():
             matrix.check()
-        with file_errors(folder, OutputError), folder_written_whole(folder) as scratch:
+        with file_errors(folder, OutputError), atomic_folder(folder) as scratch:
             save_language_model(self.language_model, scratch, self.config.layers)
             if self._moments is not None:
                 (scratch / STATISTICS_FILE).parent.mkdir()
@@ -433,8 +433,9 @@ class Editor:
             yield from self.engine.write(facts[at : at + ahead], batch_size=batch_size)
 
     def _new_engine(self, contexts: tuple[str, ...]) -> Engine:
-        model, known = self.language_model, self._known_values
-        return Engine(model, self.recipe, self.config, self.statistics, contexts, known, self.progress)
+        return Engine(
+            self.language_model, self.recipe, self.config, self.statistics, contexts, self._value_cache, self.progress
+        )
 
     def _plan_one(self, fact: Fact) -> PlannedEdit:
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
+from betaedit.editors.encode import EncodedBatch, encode_batch
 from betaedit.editors.keys import LayerWalk, token_keys
-from betaedit.editors.known_values import KnownValues
-from betaedit.editors.live import LiveFact, holding_traces, in_batches, in_the_way, to_be_kept, windows
+from betaedit.editors.live import (
+    LiveFact,
+    facts_to_remove,
+    facts_to_rewrite,
+    facts_to_search_again,
+    search_windows,
+    split_into_batches,
+)
 from betaedit.editors.matrix import edited_matrices, set_aside, weight_state
 from betaedit.editors.norms import before_norm
-from betaedit.editors.pose import Pose, pose
 from betaedit.editors.recipes import Recipe
 from betaedit.editors.spectra import spectra
+from betaedit.editors.value_cache import ValueCache
 from betaedit.editors.values import Value, optimize_values
 from betaedit.errors import MethodError, NumericalError, WeightsChangedError
 from betaedit.evaluation.holding import Status, measure_holding
@@ -121,26 +128,26 @@ class WrittenBatch:
 
     Args:
         results: One per fact.
-        keys: (d_in, b) keys by layer, of ``again`` and then of ``results``.
-        updates: What each layer's memory answered: what was added to the matrix, save for what the recipe's operator
-            made of it.
-        again: One per earlier fact that was taken out and written again with these (``shared_subjects``).
+        keys: (d_in, b) keys by layer, of ``rewritten`` and then of ``results``.
+        updates: The update that each layer's memory computed: what was added to the matrix, before the recipe's
+            post-processing.
+        rewritten: One per earlier fact that was removed and written again with these (``shared_subjects``).
 
-    Facts that were not kept are among the results, and have no keys.
+    The results include facts that were not kept; these have no keys.
     """
 
     results: tuple[EditResult, ...]
     keys: dict[int, Tensor]
     updates: dict[int, Update]
-    again: tuple[EditResult, ...] = ()
+    rewritten: tuple[EditResult, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Sought:
+class _FoundValues:
     """Facts and the values found for them."""
 
     facts: list[Fact]
-    posed: Pose
+    encoded: EncodedBatch
     values: list[Value]
 
 
@@ -153,7 +160,7 @@ class Engine:
         config: Its hyper-parameters.
         moments: ``C0`` of the edited layers.
         contexts: Context templates, the bare one first.
-        known: Values found under the model's unedited weights, shared with other engines.
+        value_cache: Values found under the model's unedited weights, shared with other engines.
 
     ``live`` holds the facts that the weights hold, in the order in which they were written.
 
@@ -170,12 +177,12 @@ class Engine:
         config: EditConfig,
         moments: Moments,
         contexts: tuple[str, ...],
-        known: KnownValues | None = None,
+        value_cache: ValueCache | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.recipe, self.contexts = model, recipe, contexts
         self._progress: Progress = progress or SilentProgress()
-        self.config = config = recipe.settings(config)
+        self.config = config = recipe.resolve_config(config)
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = edited_matrices(model.anatomy, config.layers)
@@ -185,7 +192,7 @@ class Engine:
         self.postprocessors = {
             layer: Postprocessor(processing, moment)
             for layer, moment in self._moments.items()
-            if recipe.operator != "none"
+            if recipe.postprocess != "none"
         }
         self._random_keys = {
             layer: RandomKeys(moment, config.seed + layer)
@@ -193,26 +200,26 @@ class Engine:
             if recipe.random_history
         }
         self._tokens: dict[int, Tensor] = {}
-        self.live: list[LiveFact] = []
-        self._known = known
+        self.live_facts: list[LiveFact] = []
+        self._value_cache = value_cache
         self._n_batches = 0
 
     @usual_gradients
     def write(self, facts: Sequence[Fact], *, batch_size: int = 1) -> Iterator[WrittenBatch]:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
 
-        The values of all of ``facts`` are sought together first, under the weights as they are: more than one batch of
-        them is a look-ahead, which changes the result. A batch that concerns live facts (``editors/live.py``) has its
-        own search, after their contributions were taken out. Yields every batch when it is written.
+        The values of all of ``facts`` are searched together first, under the present weights: more than one batch of
+        them is a look-ahead, which changes the result. For a batch that replaces live facts (``editors/live.py``),
+        their contributions are removed first and its values are searched alone. Yields every batch when it is written.
 
         Raises:
             NumericalError: An update is not finite or longer than allowed.
             WeightsChangedError: As ``check_weights``, or the model was changed between two batches whose values were
-                sought together.
+                searched together.
 
-        Whatever ends a batch early, an interrupt too: weights, memories and live facts are as they were before it.
+        If a batch fails or is interrupted, weights, memories and live facts are as they were before it.
         """
-        for window in windows(in_batches(facts, batch_size, self.config), self.live, self.config):
+        for window in search_windows(split_into_batches(facts, batch_size, self.config), self.live_facts, self.config):
             yield from self._write_window(window)
 
     @usual_gradients
@@ -221,13 +228,13 @@ class Engine:
         self.check_weights()
         kept = [result for result in batch.results if result.kept]
         if not kept:
-            self._begin([result.fact for result in batch.results])
+            self._prepare([result.fact for result in batch.results])
             return
-        leaving = in_the_way(self.live, (result.fact for result in kept), self.config)
+        removed = facts_to_remove(self.live_facts, (result.fact for result in kept), self.config)
         with ExitStack() as undo:
-            self._take_out(leaving, undo)
+            self._remove(removed, undo)
             undo.pop_all()
-        self._begin([result.fact for result in (*batch.again, *kept)])
+        self._prepare([result.fact for result in (*batch.rewritten, *kept)])
         written: dict[int, Associations] = {}
         for layer, matrix in self.matrices.items():
             keys, update = batch.keys[layer].to(matrix.device), batch.updates[layer]
@@ -235,43 +242,43 @@ class Engine:
             if layer in self.postprocessors:
                 residuals = self.postprocessors[layer].wanted(keys, residuals)
             written[layer] = Associations.written(matrix.change(), keys, residuals)
-            self._add(layer, update)
+            self._add_update(layer, update)
         with ExitStack() as undo:
-            self._remember(written, undo)
-            self._hold(leaving, (*batch.again, *kept), written, undo)
+            self._update_memories(written, undo)
+            self._update_live_facts(removed, (*batch.rewritten, *kept), written, undo)
             undo.pop_all()
 
     @usual_gradients
     def forget(self, facts: Sequence[LiveFact]) -> None:
-        """Take live facts out: the weights that the others, with the keys and values they have, make of the original.
+        """Remove live facts: afterwards the weights are those that the other facts make of the original weights.
 
-        By the closed form of ``memory/conflicts.py`` where it holds: the rule has history, and no projector was
-        refreshed. Else the others are written again from the original weights: that costs every refresh once more and
-        one solve for as many facts as a fold takes between two of them; without history, a solve for every batch.
-        Facts whose values hold a trace of a forgotten one (``holding_traces``) get new values, by a search, and are
-        written as the last ones.
+        The other facts keep their keys and values. If the rule has history and no projector was refreshed, the removal
+        is the closed form of ``memory/conflicts.py``. Otherwise the other facts are written again from the original
+        weights. This repeats every refresh, with one solve per fold between two refreshes; without history, one solve
+        per batch. Facts whose values depend on a forgotten one (``facts_to_search_again``) get new values from a search
+        and are written last.
 
         Raises:
-            MethodError: The recipe's updates do not follow from the live facts alone, so none can be taken out.
-            NumericalError: The others cannot be written again. Everything is as it was then.
+            MethodError: The recipe cannot forget (``Recipe.can_forget``).
+            NumericalError: The other facts cannot be written again. Nothing has changed then.
         """
-        if not self.recipe.takes_back:
+        if not self.recipe.can_forget:
             raise MethodError(
                 f"{self.recipe.name} cannot forget: its updates do not follow from the facts written alone.",
                 hint="Edit with memit-h, alphaedit or betaedit.",
             )
         self.check_weights()
-        again = holding_traces(self.live, facts, self.config)
-        leaving = [*facts, *chain.from_iterable(again)]
+        batches = facts_to_search_again(self.live_facts, facts, self.config)
+        removed = [*facts, *chain.from_iterable(batches)]
         with ExitStack() as undo:
-            self._take_out(leaving, undo)
+            self._remove(removed, undo)
             for memory in self.memories.values():
                 undo.callback(memory.restore, memory.snapshot())
-            undo.callback(self.live.__setitem__, slice(None), list(self.live))
-            self._drop(leaving)
-            for batch in again:
-                sought = self._seek([held.fact for held in batch])
-                self._write_rows(sought, range(len(batch)), 0, (), 0.0, undo)
+            undo.callback(self.live_facts.__setitem__, slice(None), list(self.live_facts))
+            self._drop_live_facts(removed)
+            for batch in batches:
+                found = self._search([held.fact for held in batch])
+                self._write_rows(found, range(len(batch)), 0, (), 0.0, undo)
             undo.pop_all()
 
     @usual_gradients
@@ -282,7 +289,7 @@ class Engine:
             live: The facts that the weights hold, in the order in which they were written.
             keys: By layer, the (d_in, b) keys of each of their batches, in order.
         """
-        self.live[:] = live
+        self.live_facts[:] = live
         self._n_batches = max((held.batch for held in live), default=0)
         if any(memory.n_written for memory in self.memories.values()):
             self.memories = self._new_memories()
@@ -295,7 +302,7 @@ class Engine:
         """Write the live facts again, from the original weights, with the keys and values they have."""
         self.check_weights()
         self.memories = self._new_memories()
-        self._write_again(self.live)
+        self._write_stored(self.live_facts)
 
     def unedited(self) -> AbstractContextManager[None]:
         """A context in which the model has its original weights."""
@@ -334,23 +341,23 @@ class Engine:
             for layer, spectrum in spectra(self._moments, self._progress)
         }
 
-    def _begin(self, facts: Sequence[Fact]) -> None:
-        """Make ready for a batch under the weights before it."""
+    def _prepare(self, facts: Sequence[Fact]) -> None:
+        """Fold and refresh memories that are due, before a batch is written."""
         self._fold()
         for memory in self.memories.values():
             if memory.refresh_due():
                 memory.refresh()
-        if self.recipe.operator == "simie":
+        if self.recipe.postprocess == "simie":
             self._tokens = token_keys(self.model, facts, self.config)
 
     def _fold(self) -> None:
-        """Fold where that is due: before a batch, not after it, so that a fold that fails has nothing to undo."""
+        """Fold the memories that are due. Called before a batch: if it fails then, nothing has to be undone."""
         for memory in self.memories.values():
             if memory.fold_due():
                 memory.fold()
 
-    def _remember(self, written: dict[int, Associations], undo: ExitStack) -> None:
-        """Count a batch as written; ``undo`` takes that back."""
+    def _update_memories(self, written: dict[int, Associations], undo: ExitStack) -> None:
+        """Add a written batch to memories and post-processors; ``undo`` reverts that."""
         for layer, memory in self.memories.items():
             undo.callback(memory.restore, memory.snapshot())
             keys = written[layer].keys
@@ -367,7 +374,7 @@ class Engine:
             residuals = self.postprocessors[layer].residuals(keys, residuals)
         return self.memories[layer].solve(keys, residuals, bare_keys if self.recipe.reaches_bare_key else None)
 
-    def _add(self, layer: int, update: Update) -> float:
+    def _add_update(self, layer: int, update: Update) -> float:
         """Add an update to its matrix as the recipe processes it; the norm of what was added."""
         matrix, postprocessor = self.matrices[layer], self.postprocessors.get(layer)
         if postprocessor is None:
@@ -378,98 +385,98 @@ class Engine:
         return float(change.norm())
 
     def _write_window(self, window: list[list[Fact]]) -> Iterator[WrittenBatch]:
-        """Write batches whose values are sought together; only a batch of its own concerns live facts."""
+        """Write batches whose values are searched together; only a window of one batch may affect live facts."""
         self.check_weights()
         started = time.perf_counter()
         new = [fact for batch in window for fact in batch]
-        leaving = in_the_way(self.live, new, self.config)
-        again = to_be_kept(leaving, new, self.config)
+        removed = facts_to_remove(self.live_facts, new, self.config)
+        rewritten = facts_to_rewrite(removed, new, self.config)
         with ExitStack() as undo:
-            self._take_out(leaving, undo)
-            sought = self._seek(again + new)
+            self._remove(removed, undo)
+            found = self._search(rewritten + new)
             share = (time.perf_counter() - started) / len(new)
             at = 0
             for number, batch in enumerate(window, start=1):
-                rows = list(range(at, at + len(again) + len(batch)))
-                written = self._write_and_look(sought, rows, len(again), leaving, share, undo)
+                rows = list(range(at, at + len(rewritten) + len(batch)))
+                written = self._write_with_retries(found, rows, len(rewritten), removed, share, undo)
                 at += len(batch)
-                before = self._other_weights() if number < len(window) else []
+                before = self._state_of_other_weights() if number < len(window) else []
                 yield written
-                if before and self._other_weights() != before:
+                if before and self._state_of_other_weights() != before:
                     raise WeightsChangedError(
-                        "the model was changed between facts whose values had been sought together.",
+                        "the model was changed between facts whose values had been searched together.",
                         hint="Write those again that were not reported as written.",
                     )
 
-    def _write_and_look(
+    def _write_with_retries(
         self,
-        sought: _Sought,
+        found: _FoundValues,
         rows: list[int],
-        n_again: int,
-        leaving: Sequence[LiveFact],
+        n_rewritten: int,
+        removed: Sequence[LiveFact],
         seconds: float,
         undo: ExitStack,
     ) -> WrittenBatch:
-        """Write some of the facts sought and ask the model; those that it misses are sought anew, then left out.
+        """Write ``rows`` of ``found`` and check the model's answers; search missed facts again, then leave them out.
 
-        ``undo`` holds what takes ``leaving`` back in; it is used up. A batch with a fact that is left out is written
-        without it; where facts were taken out for it, they stay as they were and nothing of the batch is written.
+        ``undo`` restores ``removed``; it is used up. If a fact stays missed, the batch is written without it. If live
+        facts were removed for the batch, these are restored instead and nothing of the batch is written.
         """
-        config, n_new = self.config, len(rows) - n_again
+        config, n_new = self.config, len(rows) - n_rewritten
         missed: dict[int, EditResult] = {}
         for attempt in range(config.retries + 1):
             with ExitStack() as tried:
-                written = self._write_rows(sought, rows, n_again, leaving, seconds, tried)
-                results = self._looked_at(written.results, attempt + 1)
-                missed = {row: one for row, one in zip(rows[n_again:], results, strict=True) if not one.is_held}
+                written = self._write_rows(found, rows, n_rewritten, removed, seconds, tried)
+                results = self._measure_results(written.results, attempt + 1)
+                missed = {row: one for row, one in zip(rows[n_rewritten:], results, strict=True) if not one.is_held}
                 if not missed or (attempt == config.retries and config.keep_missed):
                     tried.pop_all()
                     undo.pop_all()
                     return replace(written, results=results)
             if attempt < config.retries:
                 started = time.perf_counter()
-                sought = self._sought_again(sought, list(missed), attempt + 1)
+                found = self._search_again(found, list(missed), attempt + 1)
                 seconds += (time.perf_counter() - started) / n_new
         left = [row for row in rows if row not in missed]
-        if leaving or not left:
+        if removed or not left:
             undo.close()
             left = []
         refused = {row: _not_kept(one) for row, one in missed.items()}
         if not left:
-            kept = {row: _not_kept(one) for row, one in zip(rows[n_again:], results, strict=True)}
-            return WrittenBatch(tuple(kept.values()), *self._nothing())
+            kept = {row: _not_kept(one) for row, one in zip(rows[n_rewritten:], results, strict=True)}
+            return WrittenBatch(tuple(kept.values()), *self._empty_update())
         with ExitStack() as tried:
-            written = self._write_rows(sought, left, n_again, leaving, seconds, tried)
+            written = self._write_rows(found, left, n_rewritten, removed, seconds, tried)
             tried.pop_all()
-        results = self._looked_at(written.results, config.retries + 1)
-        kept = dict(zip(left[n_again:], results, strict=True)) | refused
-        return replace(written, results=tuple(kept[row] for row in rows[n_again:]))
+        results = self._measure_results(written.results, config.retries + 1)
+        kept = dict(zip(left[n_rewritten:], results, strict=True)) | refused
+        return replace(written, results=tuple(kept[row] for row in rows[n_rewritten:]))
 
-    def _looked_at(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
-        """``results`` with what the model makes of the facts now."""
+    def _measure_results(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
+        """``results`` with the answers that the model gives now."""
         found = measure_holding(self.model, [result.fact for result in results])
-        looked = [
+        measured = [
             replace(one, status=held.status, measured_probability=held.probability, said=held.said, tries=tries)
             for one, held in zip(results, found, strict=True)
         ]
-        by_fact = {id(before): after for before, after in zip(results, looked, strict=True)}
-        self.live[:] = [
-            replace(held, result=by_fact[id(held.result)]) if id(held.result) in by_fact else held for held in self.live
+        new = {id(before): after for before, after in zip(results, measured, strict=True)}
+        self.live_facts[:] = [
+            replace(held, result=new[id(held.result)]) if id(held.result) in new else held for held in self.live_facts
         ]
-        return tuple(looked)
+        return tuple(measured)
 
-    def _sought_again(self, sought: _Sought, rows: list[int], attempt: int) -> _Sought:
-        """``sought`` with new values of the facts ``rows``, by a search that goes further at each attempt."""
+    def _search_again(self, found: _FoundValues, rows: list[int], attempt: int) -> _FoundValues:
+        """``found`` with new values for the facts ``rows``, from a longer search at each attempt."""
         harder = self.config.harder(attempt)
-        facts = [sought.facts[row] for row in rows]
-        found = optimize_values(self.model, pose(self.model, facts, self.contexts, self.config), harder)
-        values = list(sought.values)
-        for row, value in zip(rows, found, strict=True):
+        facts = [found.facts[row] for row in rows]
+        new_values = optimize_values(self.model, encode_batch(self.model, facts, self.contexts, self.config), harder)
+        values = list(found.values)
+        for row, value in zip(rows, new_values, strict=True):
             values[row] = replace(value, n_evaluations=values[row].n_evaluations + value.n_evaluations)
-        return _Sought(sought.facts, sought.posed, values)
+        return _FoundValues(found.facts, found.encoded, values)
 
-    def _nothing(self) -> tuple[dict[int, Tensor], dict[int, Update]]:
-        """Keys and updates of a batch of which nothing was kept."""
+    def _empty_update(self) -> tuple[dict[int, Tensor], dict[int, Update]]:
+        """Keys and updates of a batch of which no fact was kept."""
         keys, updates = {}, {}
         for layer, matrix in self.matrices.items():
             d_out, d_in = matrix.shape
@@ -477,54 +484,54 @@ class Engine:
             updates[layer] = Update(torch.zeros(d_out, 0), torch.zeros(d_in, 0))
         return keys, updates
 
-    def _other_weights(self) -> list[tuple[object, ...]]:
-        """The state of all weights but the edited ones, which the matrices look after."""
+    def _state_of_other_weights(self) -> list[tuple[object, ...]]:
+        """The state of all weights except the edited ones, which ``EditedMatrix`` checks."""
         edited = {id(self.model.anatomy.projection(layer).get_parameter("weight")) for layer in self.matrices}
         return [weight_state(weight) for weight in self.model.model.parameters() if id(weight) not in edited]
 
-    def _seek(self, facts: list[Fact]) -> _Sought:
-        posed = pose(self.model, facts, self.contexts, self.config)
-        search = partial(optimize_values, self.model, posed, self.config)
-        if self._known is None or self._n_batches > 0:
-            return _Sought(facts, posed, search())
-        return _Sought(facts, posed, self._known.of(facts, self.contexts, self.config, search))
+    def _search(self, facts: list[Fact]) -> _FoundValues:
+        encoded = encode_batch(self.model, facts, self.contexts, self.config)
+        search = partial(optimize_values, self.model, encoded, self.config)
+        if self._value_cache is None or self._n_batches > 0:
+            return _FoundValues(facts, encoded, search())
+        return _FoundValues(facts, encoded, self._value_cache.get_or_search(facts, self.contexts, self.config, search))
 
     def _write_rows(
         self,
-        sought: _Sought,
+        found: _FoundValues,
         rows: Sequence[int],
-        n_again: int,
-        leaving: Sequence[LiveFact],
+        n_rewritten: int,
+        removed: Sequence[LiveFact],
         seconds: float,
         undo: ExitStack,
     ) -> WrittenBatch:
-        """Write some of the facts whose values were sought, in the place of ``leaving``; ``undo`` takes that back.
+        """Write ``rows`` of ``found`` in place of the facts ``removed``; ``undo`` reverts that.
 
-        The first ``n_again`` of them were written before; ``seconds`` were spent on each of the others.
+        The first ``n_rewritten`` rows were written before; ``seconds`` were already spent on each of the others.
         """
         started = time.perf_counter()
-        self._begin([sought.facts[row] for row in rows])
+        self._prepare([found.facts[row] for row in rows])
         with ExitStack() as own:
-            values = [sought.values[row] for row in rows]
-            written, updates, norms = self._write_values(sought.posed, rows, values, own)
-            self._remember(written, own)
+            values = [found.values[row] for row in rows]
+            written, updates, norms = self._write_values(found.encoded, rows, values, own)
+            self._update_memories(written, own)
             self.check_weights()
-            seconds += (time.perf_counter() - started) / max(len(rows) - n_again, 1)
-            results = tuple(_result(sought.facts[row], sought.values[row], norms, seconds) for row in rows)
-            self._hold(leaving, results, written, own)
+            seconds += (time.perf_counter() - started) / max(len(rows) - n_rewritten, 1)
+            results = tuple(_result(found.facts[row], found.values[row], norms, seconds) for row in rows)
+            self._update_live_facts(removed, results, written, own)
             undo.push(own.pop_all())
         keys = {layer: facts.keys for layer, facts in written.items()}
-        return WrittenBatch(results[n_again:], keys, updates, results[:n_again])
+        return WrittenBatch(results[n_rewritten:], keys, updates, results[:n_rewritten])
 
-    def _hold(
+    def _update_live_facts(
         self,
-        leaving: Sequence[LiveFact],
+        removed: Sequence[LiveFact],
         results: Sequence[EditResult],
         written: dict[int, Associations],
         undo: ExitStack,
     ) -> None:
-        """Count ``results`` among the live facts, ``leaving`` no more; ``undo`` takes that back."""
-        undo.callback(self.live.__setitem__, slice(None), list(self.live))
+        """Add ``results`` to the live facts and drop ``removed`` from them; ``undo`` reverts that."""
+        undo.callback(self.live_facts.__setitem__, slice(None), list(self.live_facts))
         undo.callback(setattr, self, "_n_batches", self._n_batches)
         number, new = self._n_batches + 1, []
         first = 0
@@ -533,33 +540,33 @@ class Engine:
             asked = {layer: facts[columns].to("cpu") for layer, facts in written.items()}
             first += result.n_keys
             new.append(LiveFact(result, number, asked))
-        self._drop(leaving)
-        self.live.extend(new)
+        self._drop_live_facts(removed)
+        self.live_facts.extend(new)
         self._n_batches = number
 
-    def _drop(self, leaving: Sequence[LiveFact]) -> None:
-        if leaving:
-            self.live[:] = [held for held in self.live if held not in leaving]
+    def _drop_live_facts(self, removed: Sequence[LiveFact]) -> None:
+        if removed:
+            self.live_facts[:] = [held for held in self.live_facts if held not in removed]
 
-    def _take_out(self, leaving: Sequence[LiveFact], undo: ExitStack) -> None:
-        """Take the contributions of live facts out of weights and memories; ``undo`` puts them back."""
-        if not leaving:
+    def _remove(self, removed: Sequence[LiveFact], undo: ExitStack) -> None:
+        """Remove the contributions of live facts from weights and memories; ``undo`` restores them."""
+        if not removed:
             return
         self._fold()
         for matrix in self.matrices.values():
             undo.callback(matrix.savepoint())
-        if self._adds_up() and self._subtract(leaving, undo):
+        if self._updates_add_up() and self._subtract(removed, undo):
             return
         undo.callback(setattr, self, "memories", self.memories)
         self.memories = self._new_memories()
-        self._write_again([held for held in self.live if held not in leaving])
+        self._write_stored([held for held in self.live_facts if held not in removed])
 
-    def _subtract(self, leaving: Sequence[LiveFact], undo: ExitStack) -> bool:
-        """Take live facts out of the sums that the matrices are; ``False`` where rounding forbids it, nothing done."""
+    def _subtract(self, removed: Sequence[LiveFact], undo: ExitStack) -> bool:
+        """Remove live facts by the closed form; ``False``, with nothing changed, where rounding would be too large."""
         with ExitStack() as back:
             for layer, matrix in self.matrices.items():
                 memory = self.memories[layer]
-                facts = Associations.joined(held.written[layer] for held in leaving).to(matrix.device)
+                facts = Associations.joined(held.written[layer] for held in removed).to(matrix.device)
                 back.callback(matrix.savepoint())
                 try:
                     matrix.add(forget(memory, matrix.change(), facts, amplification=_MOST_AMPLIFIED))
@@ -569,12 +576,12 @@ class Engine:
             undo.push(back.pop_all())
         return True
 
-    def _adds_up(self) -> bool:
-        """Whether the updates so far add up to one solution, from which facts can be taken out."""
+    def _updates_add_up(self) -> bool:
+        """Whether the updates so far equal one joint solution, from which facts can be removed in closed form."""
         return all(memory.rule.history and memory.last_refresh == 0 for memory in self.memories.values())
 
-    def _write_again(self, facts: Sequence[LiveFact]) -> None:
-        """From the original weights and new memories, write ``facts`` with the keys and values they have."""
+    def _write_stored(self, facts: Sequence[LiveFact]) -> None:
+        """Write ``facts`` with their stored keys and values, from the original weights and new memories."""
         for layer, matrix in self.matrices.items():
             matrix.restore()
             memory, device = self.memories[layer], matrix.device
@@ -587,35 +594,35 @@ class Engine:
                 memory.remember(segment.keys)
 
     def _write_values(
-        self, posed: Pose, batch: Sequence[int], values: Sequence[Value], undo: ExitStack
+        self, encoded: EncodedBatch, batch: Sequence[int], values: Sequence[Value], undo: ExitStack
     ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
-        """Spread the residual over the layers, updating each in turn; ``undo`` takes that back."""
+        """Spread the residual over the layers, updating each in turn; ``undo`` reverts that."""
         changes = [value.target - value.initial for value in values for _ in range(value.n_keys)]
-        targets = posed.leading_states(batch, self.config.layers[-1] + 1) + torch.stack(changes, dim=1)
-        walk = LayerWalk(self.model, posed, batch, self.config)
+        targets = encoded.leading_states(batch, self.config.layers[-1] + 1) + torch.stack(changes, dim=1)
+        walk = LayerWalk(self.model, encoded, batch, self.config)
         written: dict[int, Associations] = {}
         updates: dict[int, Update] = {}
         norms: dict[int, float] = {}
         for step, layer in enumerate(self.config.layers):
-            share = self.recipe.share(len(self.config.layers) - step)
+            share = self.recipe.residual_divisor(len(self.config.layers) - step)
 
             def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                 matrix = self.matrices[layer]
                 # Laid out as they come back from disk: on some processors products round by how a factor lies.
                 key = key.contiguous()
                 missing = ((targets.to(output) - output) / share).to(key.device)
-                residual = self._behind_norm(layer, key, missing).contiguous()
+                residual = self._before_norm(layer, key, missing).contiguous()
                 update = self._solve(layer, key, residual, walk.bare_keys)
                 written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
                 undo.callback(matrix.savepoint())
-                norms[layer] = self._add(layer, update)
+                norms[layer] = self._add_update(layer, update)
                 self._check_norm(layer, norms[layer], len(batch))
 
             walk.pass_layer(layer, write)
         return written, updates, norms
 
-    def _behind_norm(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-        """The residuals of the projection's output that move the stream by ``residuals`` ``(d_out, b)``."""
+    def _before_norm(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
+        """Residuals before a norm behind the MLP, which move the residual stream by ``residuals`` ``(d_out, b)``."""
         norm = self.model.anatomy.norm_after_mlp(layer)
         if norm is None:
             return residuals

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from betaedit.editors.config import SLOT, EditConfig
-from betaedit.editors.pose import Pose
+from betaedit.editors.encode import EncodedBatch
 from betaedit.facts.fact import Fact
 from betaedit.models.lean import pass_projection, run_lean_layers
 from betaedit.models.load import LanguageModel
@@ -26,30 +26,30 @@ from betaedit.models.partial import ForwardEnded, hooks
 
 
 class LayerWalk:
-    """Hidden states of some posed facts up to their lookup tokens, moved up layer by layer.
+    """Hidden states of some encoded facts up to their lookup tokens, moved up layer by layer.
 
     Args:
         model: The model, with its current weights.
-        pose: The recorded prompts.
+        encoded: The encoded prompts.
         facts: Which of them walk.
         config: Layers.
     """
 
-    def __init__(self, model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> None:
+    def __init__(self, model: LanguageModel, encoded: EncodedBatch, facts: Sequence[int], config: EditConfig) -> None:
         first, self._last = config.layers[0], config.layers[-1]
         layers = range(first, self._last + 1)
-        prompts, leading = pose.prompts(facts)[:, :-1], pose.leading(facts)
-        begin, end = torch.zeros_like(pose.lookup), pose.lookup + 1
+        prompts, leading = encoded.prompts(facts)[:, :-1], encoded.leading(facts)
+        begin, end = torch.zeros_like(encoded.lookup), encoded.lookup + 1
         pack, leaders = (Pack.of(rows, begin, end) for rows in (prompts, leading))
         self._anatomy = model.anatomy
-        self._calls = pack.calls(pose.recording, layers)
-        self._leaders_calls = leaders.calls(pose.recording, layers)
-        self._hidden = pack.gather(pose.recording.inputs[first])
+        self._calls = pack.calls(encoded.recording, layers)
+        self._leaders_calls = leaders.calls(encoded.recording, layers)
+        self._hidden = pack.gather(encoded.recording.inputs[first])
         self._next = first
-        self._weights = [pose.key_weights(fact) for fact in facts]
-        self._lookup = torch.where(prompts >= 0, pack.starts + pose.lookup[prompts], 0)
-        self._leaders_lookup = torch.where(leading >= 0, leaders.starts + pose.lookup[leading], 0)
-        entry = torch.zeros_like(pose.lookup)  # of each prompt's first token among those of its row
+        self._weights = [encoded.key_weights(fact) for fact in facts]
+        self._lookup = torch.where(prompts >= 0, pack.starts + encoded.lookup[prompts], 0)
+        self._leaders_lookup = torch.where(leading >= 0, leaders.starts + encoded.lookup[leading], 0)
+        entry = torch.zeros_like(encoded.lookup)  # of each prompt's first token among those of its row
         entry[prompts[prompts >= 0]] = pack.starts[prompts >= 0]
         self._leaders = entry[leaders.prompts] + leaders.positions
         self.bare_keys: Tensor
@@ -93,12 +93,12 @@ class LayerWalk:
 
 
 @torch.no_grad()
-def bare_outputs(model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> Tensor:
+def bare_outputs(model: LanguageModel, encoded: EncodedBatch, facts: Sequence[int], config: EditConfig) -> Tensor:
     """``(b, d_out)`` output of the last edited matrix at the bare prompts' lookup tokens, under the current weights."""
-    walk, last = LayerWalk(model, pose, facts, config), config.layers[-1]
+    walk, last = LayerWalk(model, encoded, facts, config), config.layers[-1]
     walk.pass_layer(last, lambda *_: None)
     projection = model.anatomy.projection(last)
-    firsts = [0, *itertools.accumulate(pose.n_keys(fact) for fact in facts[:-1])]
+    firsts = [0, *itertools.accumulate(encoded.n_keys(fact) for fact in facts[:-1])]
     outputs: Tensor = projection(walk.bare_keys.T[firsts].to(projection.get_parameter("weight")))
     return outputs.float()
 

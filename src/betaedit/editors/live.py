@@ -1,4 +1,4 @@
-"""The facts a model holds, and which of them a new one concerns."""
+"""The facts written in a model, and which of them have to be removed, rewritten or searched again."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LiveFact:
     Args:
         result: What writing it took.
         batch: Number of the batch it was written with, rising.
-        written: What it asked of the change of each layer's matrix: the value wanted beyond what the unedited matrix
-            answers to its key.
+        written: By layer, its keys and the residuals wanted there: what the change of the matrix has to add to
+            the output of the unedited matrix.
     """
 
     result: EditResult
@@ -39,8 +39,8 @@ class LiveFact:
         return self.result.fact
 
 
-def in_the_way(live: Iterable[LiveFact], facts: Iterable[Fact], config: EditConfig) -> list[LiveFact]:
-    """The live facts whose contributions must go before ``facts`` are written.
+def facts_to_remove(live: Iterable[LiveFact], facts: Iterable[Fact], config: EditConfig) -> list[LiveFact]:
+    """The live facts whose contributions have to be removed before ``facts`` are written.
 
     Those with the prompt and subject of a new one when conflicts are replaced, and all of its subject when facts of
     one subject share a value.
@@ -49,13 +49,13 @@ def in_the_way(live: Iterable[LiveFact], facts: Iterable[Fact], config: EditConf
     return [held for held in live if concerned and _concern(held.fact, config) in concerned]
 
 
-def to_be_kept(leaving: Iterable[LiveFact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:
-    """Those of the facts ``leaving`` that ``facts`` do not replace: they are to be written again with them."""
+def facts_to_rewrite(removed: Iterable[LiveFact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:
+    """The facts among ``removed`` that ``facts`` do not replace. They are written again together with ``facts``."""
     replaced = {_question(fact) for fact in facts} if config.conflicts == "replace" else set()
-    return [held.fact for held in leaving if _question(held.fact) not in replaced]
+    return [held.fact for held in removed if _question(held.fact) not in replaced]
 
 
-def in_batches(facts: Sequence[Fact], size: int, config: EditConfig) -> Iterator[list[Fact]]:
+def split_into_batches(facts: Sequence[Fact], size: int, config: EditConfig) -> Iterator[list[Fact]]:
     """``facts``, ``size`` at a time; where conflicts are replaced, a batch ends early before a second answer."""
     for at in range(0, len(facts), size):
         batch: list[Fact] = []
@@ -67,21 +67,23 @@ def in_batches(facts: Sequence[Fact], size: int, config: EditConfig) -> Iterator
         yield batch
 
 
-def windows(batches: Iterable[list[Fact]], live: list[LiveFact], config: EditConfig) -> Iterator[list[list[Fact]]]:
-    """Batches whose values can be sought together: none concerns another, and one that concerns a live fact is alone.
+def search_windows(
+    batches: Iterable[list[Fact]], live: list[LiveFact], config: EditConfig
+) -> Iterator[list[list[Fact]]]:
+    """Groups of batches whose values can be searched together.
 
-    Batches about one subject are not sought together where facts of a batch share their value.
-
-    ``live`` is looked at again for each batch that is reached.
+    No batch of a group removes facts of another one. A batch that removes live facts is a group of its own. Batches
+    about one subject are not searched together where the facts of a batch share their value. ``live`` is read again for
+    each batch.
     """
     window: list[list[Fact]] = []
     concerned: set[object] = set()
     for batch in batches:
         own = {_shared(fact, config) for fact in batch} - {None}
-        if window and (own & concerned or in_the_way(live, batch, config)):
+        if window and (own & concerned or facts_to_remove(live, batch, config)):
             yield window
             window, concerned = [], set()
-        if in_the_way(live, batch, config):
+        if facts_to_remove(live, batch, config):
             yield [batch]
             continue
         window.append(batch)
@@ -90,25 +92,28 @@ def windows(batches: Iterable[list[Fact]], live: list[LiveFact], config: EditCon
         yield window
 
 
-def holding_traces(live: Iterable[LiveFact], leaving: Sequence[LiveFact], config: EditConfig) -> list[list[LiveFact]]:
-    """The live facts whose values were sought with a trace of those ``leaving``, in batches to be sought again.
+def facts_to_search_again(
+    live: Iterable[LiveFact], removed: Sequence[LiveFact], config: EditConfig
+) -> list[list[LiveFact]]:
+    """The live facts whose values depend on a removed one, by batch: their values are searched again.
 
-    These are the facts with its key that were written after one of them, and with it where a batch shares a value; all
-    of its subject where all share one. Later facts with other keys were sought on slightly other weights, no more.
+    These are the facts that have the key of a removed fact and were written after it, or in its batch where a batch
+    shares a value; with ``shared_subjects=together``, all facts of its subject. Later facts with other keys depend on a
+    removed fact only through slightly different weights, and keep their values.
     """
     if config.shared_subjects == "together":
-        concerned = in_the_way(live, (held.fact for held in leaving), config)
-        sharing = [held for held in concerned if held not in leaving]
+        concerned = facts_to_remove(live, (held.fact for held in removed), config)
+        sharing = [held for held in concerned if held not in removed]
         return [sharing] if sharing else []
     first: dict[object, int] = {}
-    for held in leaving:
+    for held in removed:
         key = _key(held.fact, config)
         first[key] = min(held.batch, first.get(key, held.batch))
     least = 0 if config.shared_subjects == "batch" else 1
     later = [
         held
         for held in live
-        if held not in leaving and (key := _key(held.fact, config)) in first and held.batch >= first[key] + least
+        if held not in removed and (key := _key(held.fact, config)) in first and held.batch >= first[key] + least
     ]
     return [list(batch) for _, batch in groupby(later, key=lambda held: held.batch)]
 

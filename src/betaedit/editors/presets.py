@@ -83,7 +83,7 @@ _SMOLLM2: dict[str, Any] = {
 }
 # Its steps are in norms of the hidden state, so that it needs no rate that fits the model; docs/presets.md.
 _QUICK_SEARCH: dict[str, Any] = {
-    "value_optimizer": "spectral",
+    "value_optimizer": "projected_bb",
     "value_first_step": 0.2,
     "value_longest_step": 0.2,
     "value_stop_loss": 0.005,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from betaedit.editors.config import EditConfig
 from betaedit.errors import ConfigError, MethodError, did_you_mean
-from betaedit.memory.rule import MemoryRule, OperatorKind, Postprocessing, ProjectorKind
+from betaedit.memory.rule import MemoryRule, Postprocessing, PostprocessKind, ProjectorKind
 
 Form = Literal["ridge", "equality", "rank-one"]
 Spread = Literal["linear", "root"]
@@ -39,8 +39,8 @@ class Recipe:
             mean key.
         spread: What the residual is divided by where ``n`` layers are still to be edited: ``n`` or its root.
         random_history: Whether random keys are protected in place of those written.
-        operator: What is done to each update before it is added.
-        aligned: Whether what the operator withheld is carried into the next update (Algorithm 1 of OTE-SE).
+        postprocess: How each update is post-processed before it is added (``memory/postprocess.py``).
+        aligned: Whether what post-processing removed is added to the next update (Algorithm 1 of OTE-SE).
     """
 
     name: str
@@ -57,7 +57,7 @@ class Recipe:
     reaches_bare_key: bool = False
     spread: Spread = "linear"
     random_history: bool = False
-    operator: OperatorKind = "none"
+    postprocess: PostprocessKind = "none"
     aligned: bool = False
 
     def rule(self, config: EditConfig) -> MemoryRule:
@@ -78,7 +78,7 @@ class Recipe:
     def postprocessing(self, config: EditConfig) -> Postprocessing:
         """What this recipe does to an update, with the strengths of ``config``."""
         return Postprocessing(
-            operator=self.operator,
+            kind=self.postprocess,
             aligned=self.aligned,
             rect_fraction=config.rect_fraction,
             prune_base=config.prune_base,
@@ -94,20 +94,20 @@ class Recipe:
             raise ConfigError(f"{self.name} writes one fact at a time.", hint="Use a batch size of 1, or emmet.")
 
     @property
-    def takes_back(self) -> bool:
-        """Whether its facts can be taken out again: its updates follow from the live facts' keys and values alone."""
-        plain = self.form == "ridge" and self.operator == "none"
+    def can_forget(self) -> bool:
+        """Whether written facts can be forgotten: updates depend on nothing but the live facts' keys and values."""
+        plain = self.form == "ridge" and self.postprocess == "none"
         return plain and not self.random_history and not self.reaches_bare_key
 
-    def settings(self, config: EditConfig) -> EditConfig:
-        """``config`` with what this recipe cannot do switched off."""
-        if self.takes_back:
+    def resolve_config(self, config: EditConfig) -> EditConfig:
+        """``config`` without the settings that this recipe does not support."""
+        if self.can_forget:
             return config
         shared = "batch" if config.shared_subjects == "together" else config.shared_subjects
         return config.replace(conflicts="naive", shared_subjects=shared)
 
-    def share(self, n_layers: int) -> float:
-        """What the residual is divided by with ``n_layers`` still to be edited, this one included."""
+    def residual_divisor(self, n_layers: int) -> float:
+        """The divisor of the residual when ``n_layers`` are still to be edited, this layer included."""
         return float(n_layers) if self.spread == "linear" else n_layers**0.5
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,8 +134,8 @@ _ATTENTION = (
 )
 
 
-def _processed(operator: OperatorKind, title: str, done: str, paper: str, notes: str) -> tuple[Recipe, ...]:
-    """The three variants of an operator on MEMIT's updates, as the OTE-SE paper compares them."""
+def _processed(postprocess: PostprocessKind, title: str, done: str, paper: str, notes: str) -> tuple[Recipe, ...]:
+    """The three variants of MEMIT with one kind of post-processing, as the OTE-SE paper compares them."""
 
     def variant(name: str, title: str, equation: str, note: str, *, history: bool, aligned: bool = False) -> Recipe:
         return Recipe(
@@ -148,22 +148,22 @@ def _processed(operator: OperatorKind, title: str, done: str, paper: str, notes:
             paper=paper,
             equation=f"{equation}, {done}",
             notes=f"{notes} {note}",
-            operator=operator,
+            postprocess=postprocess,
             aligned=aligned,
         )
 
-    lost = "What the operator withholds is lost: 'no error correction' in the OTE-SE paper."
+    lost = "What post-processing removes is lost: 'no error correction' in the OTE-SE paper."
     carried = (
-        "Algorithm 1 of the OTE-SE paper: before the operator acts, the weights are the one-time solution. Its "
+        "Algorithm 1 of the OTE-SE paper: before post-processing, the weights are the one-time solution. Its "
         "official code solves with an extra identity and lets upper layers see unprocessed updates; this does neither."
     )
     error_fed = "(R K^T - E) (lambda1 C0 + H + K K^T)^-1"
     return (
-        variant(operator, title, _NAIVE, "On history-agnostic memit.", history=False),
-        variant(f"{operator}-seq", f"{operator} on memit-h", _SEQUENTIAL, lost, history=True),
+        variant(postprocess, title, _NAIVE, "On history-agnostic memit.", history=False),
+        variant(f"{postprocess}-seq", f"{postprocess} on memit-h", _SEQUENTIAL, lost, history=True),
         variant(
-            f"{operator}-aligned",
-            f"{operator}-seq that carries what was withheld into the next update",
+            f"{postprocess}-aligned",
+            f"{postprocess}-seq that adds what was removed to the next update",
             error_fed,
             carried,
             history=True,

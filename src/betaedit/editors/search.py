@@ -1,4 +1,4 @@
-"""How the loss of values is brought down: Adam as published, projected gradient, or L-BFGS.
+"""Minimizers of the loss of values: Adam as published, projected Barzilai-Borwein gradient, or L-BFGS.
 
 A search holds one point per fact, the change ``delta`` ``(d_out,)``, inside a ball around zero. The caller evaluates
 loss and gradient at the points of the facts still under way and hands them to ``step``.
@@ -91,7 +91,7 @@ class _Descent:
         self._loss[rows] = torch.where(lower, loss, self._loss[rows])
 
 
-class SpectralSearch(_Descent):
+class ProjectedBBSearch(_Descent):
     """Projected gradient with Barzilai-Borwein step lengths (Birgin, Martinez and Raydan 2000), safeguarded.
 
     From the lowest point met, ``s`` and ``y`` the last differences of point and gradient, the step is
@@ -104,9 +104,9 @@ class SpectralSearch(_Descent):
         lower, begun = loss < self._loss[rows], torch.isfinite(self._loss[rows])
         moved, turned = self._differences(rows, gradient)
         curvature = (moved * turned).sum(dim=1)
-        spectral = moved.square().sum(dim=1) / curvature * gradient.norm(dim=1)
-        spectral = torch.where(curvature > 0, spectral, torch.inf).minimum(self._longest[rows])
-        onward = torch.where(begun, spectral, self._reach[rows])
+        longer = moved.square().sum(dim=1) / curvature * gradient.norm(dim=1)
+        longer = torch.where(curvature > 0, longer, torch.inf).minimum(self._longest[rows])
+        onward = torch.where(begun, longer, self._reach[rows])
         self._reach[rows] = torch.where(lower, onward, moved.norm(dim=1) / 2)
         self._keep_lower(rows, lower, loss, gradient)
         slope = self._slope[rows]
@@ -175,6 +175,6 @@ def _into_ball(points: Tensor, radius: Tensor) -> Tensor:
 
 _SEARCHES: dict[str, Callable[[Tensor, Tensor, EditConfig], Search]] = {
     "adam": AdamSearch,
-    "spectral": SpectralSearch,
+    "projected_bb": ProjectedBBSearch,
     "lbfgs": QuasiNewtonSearch,
 }

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from betaedit.files import clear_unfinished, written_whole
+from betaedit.files import atomic_write, clear_unfinished
 from betaedit.memory.projector import Spectrum
 from betaedit.paths import cache_folder
 from betaedit.progress import Progress
@@ -102,7 +102,7 @@ def _keep(found: Spectrum, file: Path) -> None:
             logger.info("no room to keep %s", file)
             return
         clear_unfinished(file)  # another process that writes the same goes on without
-        with written_whole(file) as scratch:
+        with atomic_write(file) as scratch:
             save_file(tensors, scratch)
     except (OSError, SafetensorError) as error:
         logger.warning("%s is not kept: %s", file, error)

@@ -1,7 +1,7 @@
 """The value of a fact: the hidden state at its lookup token that makes the model say the new target.
 
 Only what the value can change is computed: layers above the last edited one, positions from the lookup token on,
-logits at target positions. Everything else comes from the recorded prompts (editors/pose.py) once; the result is the
+logits at target positions. Everything else comes from the recorded prompts (editors/encode.py) once; the result is the
 same. Facts of a batch share each pass; those that are done leave it.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.config import EditConfig
+from betaedit.editors.encode import EncodedBatch
 from betaedit.editors.keys import bare_outputs
-from betaedit.editors.pose import Pose
 from betaedit.editors.search import make_search
 from betaedit.models.lean import lean_layers, run_lean_layers
 from betaedit.models.load import LanguageModel
@@ -55,8 +55,8 @@ class Value:
         return float((self.target - self.initial).norm() / self.initial.norm())
 
 
-def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> list[Value]:
-    """The values that make the posed facts true under the current weights (methods.md A.5, MEMIT form).
+def optimize_values(model: LanguageModel, encoded: EncodedBatch, config: EditConfig) -> list[Value]:
+    """The values that make the facts of ``encoded`` true under the current weights (methods.md A.5, MEMIT form).
 
     Loss of a fact: mean negative log-likelihood of its target over contexts, plus ``kl_weight * KL(edited || initial)``
     at the subject of the KL prompt, plus ``value_decay * |delta| / |h0|^2``; ``|delta| <= value_clamp * |h0|``.
@@ -71,25 +71,25 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
     those before. With ``value_norm_anchor`` each value is scaled when its search is over (NAS, methods.md B.10).
     """
     found: dict[int, Value] = {}
-    for facts in _passes(model, pose):
-        lengths = [max(len(w.target_ids) for w in pose.wordings[fact]) for fact in facts]
+    for facts in _passes(model, encoded):
+        lengths = [max(len(w.target_ids) for w in encoded.wordings[fact]) for fact in facts]
         values = _optimize(
-            _Problem.of(model, pose, facts, config), [pose.groups[fact] for fact in facts], config, lengths
+            _Problem.of(model, encoded, facts, config), [encoded.groups[fact] for fact in facts], config, lengths
         )
         if config.value_norm_anchor is not None:
-            outputs = bare_outputs(model, pose, facts, config)
+            outputs = bare_outputs(model, encoded, facts, config)
             values = [_anchored(*pair, config.value_norm_anchor) for pair in zip(values, outputs, strict=True)]
         found |= dict(zip(facts, values, strict=True))
-    return [replace(found[fact], n_keys=pose.n_keys(fact)) for fact in range(len(pose))]
+    return [replace(found[fact], n_keys=encoded.n_keys(fact)) for fact in range(len(encoded))]
 
 
-def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
+def _passes(model: LanguageModel, encoded: EncodedBatch) -> list[list[int]]:
     """Facts of similar size together, a bounded number of entries in each pass; a group is never divided."""
     limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
-    rows = pose.prompts(range(len(pose)))
-    sizes = torch.where(rows >= 0, (pose.lengths - pose.lookup)[rows], 0).sum(dim=1).tolist()
+    rows = encoded.prompts(range(len(encoded)))
+    sizes = torch.where(rows >= 0, (encoded.lengths - encoded.lookup)[rows], 0).sum(dim=1).tolist()
     groups: dict[int, list[int]] = {}
-    for fact, group in enumerate(pose.groups):
+    for fact, group in enumerate(encoded.groups):
         groups.setdefault(group, []).append(fact)
     longest = {group: max(sizes[fact] for fact in facts) for group, facts in groups.items()}
     passes: list[list[int]] = []
@@ -193,15 +193,15 @@ class _Problem:
     kl_before: Tensor | None = None
 
     @classmethod
-    def of(cls, model: LanguageModel, pose: Pose, facts: Sequence[int], config: EditConfig) -> _Problem:
+    def of(cls, model: LanguageModel, encoded: EncodedBatch, facts: Sequence[int], config: EditConfig) -> _Problem:
         above = config.layers[-1] + 1
         loss_layer = model.anatomy.n_layers - 1 if config.value_loss_layer is None else config.value_loss_layer
         layers = range(above, max(loss_layer, above - 1) + 1)
-        chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
-        entering = pose.recording.inputs[above]
+        chosen, lookup, lengths = encoded.prompts(facts), encoded.lookup, encoded.lengths
+        entering = encoded.recording.inputs[above]
         prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
         suffix = Pack.of(chosen, lookup, lengths)
-        state = keep_state(model.anatomy, pose.recording, prefix, layers, run_lean_layers)
+        state = keep_state(model.anatomy, encoded.recording, prefix, layers, run_lean_layers)
         start = suffix.gather(entering)
         rows = torch.arange(len(facts), device=start.device)
         starts = suffix.starts.to(start.device)  # prompts are encoded where the embedding is, maybe on another device
@@ -212,11 +212,11 @@ class _Problem:
             config=config,
             layers=layers,
             start=start,
-            calls=suffix.calls(pose.recording, layers, state, prefix),
+            calls=suffix.calls(encoded.recording, layers, state, prefix),
             state=state,
             lookups=lookups,
             initial=start[rows, starts[:, 0]].float(),
-            targets=_targets(pose, facts, suffix, start.device),
+            targets=_targets(encoded, facts, suffix, start.device),
             kl_entry=starts[:, -1],
         )
 
@@ -279,13 +279,13 @@ class _Problem:
         return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]
 
 
-def _targets(pose: Pose, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
-    prompts = pose.prompts(facts)
-    ends = suffix.starts + torch.where(prompts >= 0, (pose.lengths - pose.lookup)[prompts], 0)
+def _targets(encoded: EncodedBatch, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
+    prompts = encoded.prompts(facts)
+    ends = suffix.starts + torch.where(prompts >= 0, (encoded.lengths - encoded.lookup)[prompts], 0)
     places: list[tuple[int, int, int, bool]] = []
     weights: list[float] = []
     for row, fact in enumerate(facts):
-        own = pose.wordings[fact]
+        own = encoded.wordings[fact]
         for context, (wording, end) in enumerate(zip(own, ends[row].tolist(), strict=False)):
             ids = wording.target_ids
             sampled = context > 0 or len(own) == 1

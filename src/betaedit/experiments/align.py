@@ -67,7 +67,7 @@ def _align(editor: Editor, layer: int) -> LayerAlignment:
     new_memory = _memories(editor, layer)
     batches = [
         Associations.joined(held.written[layer] for held in batch).to(change.device)
-        for _, batch in groupby(editor.engine.live, key=lambda held: held.batch)
+        for _, batch in groupby(editor.engine.live_facts, key=lambda held: held.batch)
     ]
     one_time = written_at_once(new_memory(False), nothing, Associations.joined(batches))
     return LayerAlignment(

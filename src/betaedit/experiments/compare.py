@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from betaedit.editors.editor import Editor
-from betaedit.editors.known_values import KnownValues
 from betaedit.editors.preset_file import choose_preset, warn_untuned
 from betaedit.editors.presets import Preset
 from betaedit.editors.recipes import find_recipe
+from betaedit.editors.value_cache import ValueCache
 from betaedit.errors import BetaEditError
 from betaedit.experiments.run import RunReport, run_edits
 from betaedit.experiments.variants import Variant, check_variants
@@ -63,9 +63,9 @@ def compare_methods(
         chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
         for variant in variants
     ]
-    known = KnownValues()
+    known = ValueCache()
     editors = [
-        Editor(model, method=variant.method, config=config, preset=chosen, progress=progress, known_values=known)
+        Editor(model, method=variant.method, config=config, preset=chosen, progress=progress, value_cache=known)
         for variant, config in zip(variants, configs, strict=True)
     ]
     found: dict[str, RunReport | BetaEditError] = {}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from betaedit.errors import RunFolderError
 from betaedit.experiments.record import Checkpoint, Outcome, RunSetup
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 
 FORMAT = 1
 Stored = TypeVar("Stored", bound=BaseModel)
@@ -125,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: It cannot be written.
     """
-    with file_errors(path, RunFolderError), written_whole(path) as scratch:
+    with file_errors(path, RunFolderError), atomic_write(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 

@@ -24,13 +24,13 @@ EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency")
 METRICS = ("efficacy", "generality", "specificity")
 
 
-class Kept(BaseModel):
-    """What is written to disk and read back: nothing in it changes, and nothing unknown is taken."""
+class Record(BaseModel):
+    """Base of what is written to disk and read back: immutable, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Mean(Kept):
+class Mean(Record):
     """A mean over ``count`` records, with its 95% interval."""
 
     mean: float
@@ -39,14 +39,14 @@ class Mean(Kept):
     high: float
 
 
-class EditFigure(Kept):
+class EditFigure(Record):
     """One edit metric in both forms (metrics.md G.1); ``None`` where no record has what it needs."""
 
     probability: Mean | None
     argmax: Mean | None
 
 
-class LayerState(Kept):
+class LayerState(Record):
     """How far one edited layer has moved (metrics.md G.5).
 
     Args:
@@ -75,14 +75,14 @@ class LayerState(Kept):
         return {**values, **own, "leakage": None, "relative_leakage": None}
 
 
-class Ability(Kept):
+class Ability(Record):
     """One task of the general suite: accuracy and F1 of the most probable answer."""
 
     accuracy: Mean
     macro_f1: float
 
 
-class Outcome(Kept):
+class Outcome(Record):
     """One prompt of one record: mean negative log-likelihood per token of the wanted target and of the other.
 
     Args:
@@ -113,7 +113,7 @@ class Outcome(Kept):
     corrected: bool = False
 
 
-class WorstPrompt(Kept):
+class WorstPrompt(Record):
     """A prompt that lost most since the unedited model, with what the model says there before and after.
 
     The margin is ``other_nll - wanted_nll``: positive where the wanted answer wins.
@@ -129,7 +129,7 @@ class WorstPrompt(Kept):
     text_after: str
 
 
-class HiddenView(Kept):
+class HiddenView(Record):
     """Hidden states in two dimensions: the first principal components of the unedited states of all groups.
 
     Args:
@@ -143,7 +143,7 @@ class HiddenView(Kept):
     after: dict[str, list[tuple[float, float]]]
 
 
-class Checkpoint(Kept):
+class Checkpoint(Record):
     """The model after so many edits.
 
     Args:
@@ -184,7 +184,7 @@ class Checkpoint(Kept):
     seconds_evaluating: float = 0.0
 
 
-class RunSetup(Kept):
+class RunSetup(Record):
     """What was run, with all that is needed to run it again.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from betaedit.editors.config import with_current_names
 from betaedit.errors import RunFolderError, StatisticsError
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
@@ -66,7 +67,8 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
 
 def _deciding(setup: RunSetup) -> dict[str, Any]:
     """What decides, beside the statistics, how its facts are written: what preset and files are called does not."""
-    config = {name: value for name, value in setup.config.items() if not name.startswith("statistics_")}
+    current = with_current_names(setup.config)
+    config = {name: value for name, value in current.items() if not name.startswith("statistics_")}
     return {
         "method": setup.method,
         "config": config,

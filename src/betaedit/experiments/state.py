@@ -14,7 +14,7 @@ from torch import Tensor
 from betaedit.editors.engine import EditResult, WrittenBatch
 from betaedit.errors import RunFolderError
 from betaedit.facts.fact import EARLIER_JOINT, Fact
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.memory.update import Update
 
 
@@ -30,9 +30,9 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
         tensors[f"{layer}.left"] = update.left.cpu().contiguous()
         tensors[f"{layer}.right"] = update.right.cpu().contiguous()
     file = folder / f"{first:08d}.safetensors"
-    figures = {"results": batch.results, "again": batch.again}
+    figures = {"results": batch.results, "again": batch.rewritten}
     metadata = {name: json.dumps([_plain(result) for result in results]) for name, results in figures.items()}
-    with file_errors(file, RunFolderError), written_whole(file) as scratch:
+    with file_errors(file, RunFolderError), atomic_write(file) as scratch:
         save_file(tensors, scratch, metadata=metadata)
 
 
@@ -76,7 +76,7 @@ def _load(file: Path) -> WrittenBatch:
         results=tuple(_result(values) for values in results),
         keys={layer: tensors[f"{layer}.keys"] for layer in layers},
         updates={layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers},
-        again=tuple(_result(values) for values in again),
+        rewritten=tuple(_result(values) for values in again),
     )
 
 

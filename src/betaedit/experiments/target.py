@@ -9,7 +9,7 @@ from typing import cast
 
 from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.editors.live import LiveFact, in_the_way
+from betaedit.editors.live import LiveFact, facts_to_remove
 from betaedit.editors.presets import UNTUNED, Preset, find_preset
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
@@ -144,16 +144,16 @@ def facts_of(name: str) -> list[Fact]:
     """
     if (Path(name) / LEDGER).is_file():
         with closing(Store(Path(name) / LEDGER)) as store:
-            return [writing.fact for writing in store.live()]
+            return [version.fact for version in store.live()]
     run = _run(name)
-    config = find_recipe(run.setup.method).settings(make_config(run.setup.config))
+    config = find_recipe(run.setup.method).resolve_config(make_config(run.setup.config))
     live: list[LiveFact] = []
     state = run.path / "state"
     for number, batch in enumerate(load_batches(state, count_edits(state)), start=1):
         kept = [result for result in batch.results if result.kept]
-        leaving = in_the_way(live, (result.fact for result in kept), config)
-        live = [held for held in live if held not in leaving]
-        live += [LiveFact(result, number, {}) for result in (*batch.again, *kept)]
+        removed = facts_to_remove(live, (result.fact for result in kept), config)
+        live = [held for held in live if held not in removed]
+        live += [LiveFact(result, number, {}) for result in (*batch.rewritten, *kept)]
     return [held.fact for held in live]
 
 

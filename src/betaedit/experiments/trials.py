@@ -8,13 +8,13 @@ from typing import Any
 
 from betaedit.errors import RunFolderError
 from betaedit.experiments.folder import append_line, parse, read_lines, write_text
-from betaedit.experiments.record import EditFigure, Kept
+from betaedit.experiments.record import EditFigure, Record
 
 _HINT = "Repeat that calibration's command, or name a new file."
 _PERPLEXITY_WEIGHT = 5.0
 
 
-class Trace(Kept):
+class Trace(Record):
     """Causal tracing of every layer.
 
     Args:
@@ -32,7 +32,7 @@ class Trace(Kept):
     samples: int
 
 
-class Trial(Kept):
+class Trial(Record):
     """One setting, measured after it wrote all facts into the unedited model.
 
     Args:
@@ -58,7 +58,7 @@ class Trial(Kept):
     error: str | None = None
 
 
-class CalibrationSetup(Kept):
+class CalibrationSetup(Record):
     """What is calibrated, on what; a calibration is continued only with the same.
 
     Args:
@@ -119,7 +119,7 @@ class Journal:
         self.check.append(trial)
         self._append("check", trial)
 
-    def _append(self, kind: str, kept: Kept) -> None:
+    def _append(self, kind: str, kept: Record) -> None:
         if self._path is not None:
             append_line(self._path, {kind: kept.model_dump()})
 

@@ -13,7 +13,7 @@ from typing import Any
 from betaedit.errors import OutputError
 from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.facts.formats import Reading
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 
 
 def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None:
@@ -27,7 +27,7 @@ def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None
     path, items = Path(file), list(facts)
     named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
     lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
-    with file_errors(path, OutputError), written_whole(path) as scratch:
+    with file_errors(path, OutputError), atomic_write(path) as scratch:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

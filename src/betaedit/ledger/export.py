@@ -11,7 +11,7 @@ from torch import Tensor
 
 from betaedit.editors.editor import Editor
 from betaedit.errors import OutputError
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.ledger.export_card import BeforeAndAfter, Provenance, write_card
 from betaedit.ledger.export_rank import decompose
 from betaedit.models.load import LanguageModel
@@ -77,6 +77,6 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
         tensors[f"{layer}.right"] = factors.right.float().contiguous()
     modules = {str(layer): model.anatomy.projection_path(layer) for layer in changes}
     path = Path(file)
-    with file_errors(path, OutputError), written_whole(path) as scratch:
+    with file_errors(path, OutputError), atomic_write(path) as scratch:
         save_file(tensors, scratch, metadata={"model": model.name, "modules": json.dumps(modules)})
     return ranks

@@ -23,7 +23,7 @@ from betaedit.editors.matrix import EditedMatrix
 from betaedit.errors import OutputError
 from betaedit.evaluation.metrics import Figure, measure_edits
 from betaedit.facts.fact import EvaluationCase
-from betaedit.files import file_errors, folder_written_whole
+from betaedit.files import atomic_folder, file_errors
 from betaedit.ledger.export_card import Provenance, write_card
 from betaedit.ledger.export_rank import Decomposition, decompose
 from betaedit.memory.update import Update
@@ -128,7 +128,7 @@ def save_adapter(
     path, place = Path(folder), Path(folder).resolve()
     limit = server_rank(chosen)
     serving = None if limit is None else _serving_command(model.address, place, limit)
-    with file_errors(path, OutputError), folder_written_whole(path) as scratch:
+    with file_errors(path, OutputError), atomic_folder(path) as scratch:
         _write_adapter(model, updates, chosen, scratch)
         usage = _LOAD.format(base=model.address, dtype=str(model.model.dtype).removeprefix("torch."), folder=str(place))
         write_card(scratch, provenance, library="peft", usage=usage, serving=serving)

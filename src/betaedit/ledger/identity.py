@@ -13,7 +13,7 @@ from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
 from betaedit.editors.recipes import find_recipe
 from betaedit.errors import IdentityError, LedgerError, ModelNotFoundError
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.ledger.place import MODEL_PLACE
 from betaedit.ledger.store import Identity, Storage
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
@@ -54,7 +54,7 @@ def keep_place(folder: Path, identity: Identity, model: LanguageModel) -> None:
         LedgerError: That cannot be written.
     """
     checked_model(folder, identity, model)
-    with file_errors(folder / MODEL_PLACE, LedgerError), written_whole(folder / MODEL_PLACE) as scratch:
+    with file_errors(folder / MODEL_PLACE, LedgerError), atomic_write(folder / MODEL_PLACE) as scratch:
         scratch.write_text(f"{model.place}\n", encoding="utf-8")
 
 

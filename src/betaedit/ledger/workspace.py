@@ -88,7 +88,7 @@ class Workspace:
             ConfigError: The editor has edits.
         """
         folder = Path(folder)
-        if not editor.recipe.takes_back:
+        if not editor.recipe.can_forget:
             raise MethodError(
                 f"a workspace cannot take back what {editor.recipe.name} writes.",
                 hint="Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
@@ -497,7 +497,7 @@ class Workspace:
 
     def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
         """Put into the ledger what the engine holds now and did not hold at the last event, and the other way round."""
-        live = self.editor.engine.live
+        live = self.editor.engine.live_facts
         held = set(live)
         ended = {live: writing for live, writing in self._written.items() if live not in held}
         new = [fact for fact in live if fact not in self._written]
@@ -552,7 +552,7 @@ class Workspace:
         if self.store.identity.storage == "bfloat16":
             return held
         light = replace(held, written=Asked(self.store, writing.id))
-        live = self.editor.engine.live
+        live = self.editor.engine.live_facts
         live[live.index(held)] = light
         return light
 

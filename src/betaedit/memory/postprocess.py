@@ -1,7 +1,7 @@
 """What some methods do to an update before it is added to a weight, and how its error is carried on (methods.md C).
 
-An operator takes ``D`` to ``D'``. Algorithm 1 of the OTE-SE paper carries the error as ``E = (D' - D) C`` into the next
-``D = (R K^T - E) C^-1``, where ``C`` has gained ``K K^T``. With ``F = D - D'``, what was withheld, that is
+Post-processing takes ``D`` to ``D'``. Algorithm 1 of the OTE-SE paper carries the error as ``E = (D' - D) C`` into the
+next ``D = (R K^T - E) C^-1``, where ``C`` has gained ``K K^T``. With ``F = D - D'``, what was withheld, that is
 ``D = F + (R - F K) K^T C^-1``: the update that a weight holding everything withheld would get, and what was withheld.
 So ``F`` is all that needs to be carried, no product with ``C`` is formed, and any rule of the memory will do.
 """
@@ -80,12 +80,12 @@ class Whitening:
 
 
 class Postprocessor:
-    """The operator of one edited matrix, with what it has to remember; the caller owns it.
+    """Post-processes the updates of one edited matrix, and keeps the state that this needs; the caller owns it.
 
     A step is ``residuals``, then ``process``; ``settle`` makes it count. Without ``settle`` it never happened.
 
     Args:
-        rule: Operator and strengths.
+        rule: Kind and strengths.
         moment: ``C0`` (d_in, d_in).
     """
 
@@ -93,8 +93,8 @@ class Postprocessor:
         self.rule = rule
         self.withheld: Float[Tensor, "d_out d_in"] | None = None
         self._pending: Float[Tensor, "d_out d_in"] | None = None
-        self._whitening = Whitening(moment) if rule.operator == "adaedit" else None
-        self._ideal = _least_squares(moment, rule.simie_ridge) if rule.operator == "simie" else None
+        self._whitening = Whitening(moment) if rule.kind == "adaedit" else None
+        self._ideal = _least_squares(moment, rule.simie_ridge) if rule.kind == "simie" else None
 
     def residuals(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Float[Tensor, "d_out b"]:
         """What is left to write at ``keys`` once everything withheld is there: ``R - F K``; float64."""
@@ -154,9 +154,9 @@ class Postprocessor:
             if self._ideal.fold_due():
                 self._ideal.fold()
             return self._ideal.solve(tokens, change @ tokens.to(change)).dense()
-        if self.rule.operator == "rect":
+        if self.rule.kind == "rect":
             return rect(change, weight, self.rule.rect_fraction)
-        if self.rule.operator == "prune":
+        if self.rule.kind == "prune":
             return prune(change, weight, self.rule.prune_base)
         return change
 

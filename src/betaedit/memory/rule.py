@@ -9,7 +9,7 @@ from typing import Literal
 ProjectorKind = Literal["none", "fixed", "refreshed"]
 RefreshRule = Literal["normalised", "literal"]
 FormKind = Literal["ridge", "equality"]
-OperatorKind = Literal["none", "rect", "prune", "simie", "adaedit"]
+PostprocessKind = Literal["none", "rect", "prune", "simie", "adaedit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ class MemoryRule:
 
 @dataclass(frozen=True, slots=True)
 class Postprocessing:
-    """Which operator, how strong, and what becomes of its error.
+    """How updates are post-processed, with which strengths, and whether the error is corrected.
 
     Args:
-        operator: ``none``, or an operator of ``postprocess``.
-        aligned: Whether what it withholds is carried into the next update.
+        kind: ``none``, or a function of ``memory/postprocess.py``.
+        aligned: Whether what post-processing removed is added to the next update.
         rect_fraction: Share of entries that ``rect`` keeps.
         prune_base: Base of the logarithm of ``prune``.
         simie_ridge: ``lambda`` of ``simie``.
         adaedit_fraction: Share of entries that ``adaedit`` keeps.
     """
 
-    operator: OperatorKind
+    kind: PostprocessKind
     aligned: bool
     rect_fraction: float = 0.4
     prune_base: float = math.e

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from betaedit.errors import ModelError, OutputError
-from betaedit.files import file_errors, folder_written_whole
+from betaedit.files import atomic_folder, file_errors
 from betaedit.paths import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _convert(parts: Sequence[Path], folder: Path, damaged: str) -> None:
     try:
         with (
             file_errors(folder, OutputError),
-            folder_written_whole(folder) as scratch,
+            atomic_folder(folder) as scratch,
             tempfile.TemporaryDirectory(dir=scratch) as joining,
         ):
             _rewrite(_joined(parts, Path(joining)), scratch)

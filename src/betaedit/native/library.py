@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from betaedit.files import written_whole
+from betaedit.files import atomic_write
 from betaedit.paths import cache_folder
 
 SWITCH = "BETAEDIT_NATIVE"
@@ -112,7 +112,7 @@ def _loaded(source: Path) -> ctypes.CDLL:
         made = Path(folder) / name
         _run([*compiler, *_OPTIONS, f"-I{_SHARED.parent}", "-o", str(made), str(source), "-lm"])
         if kept is not None:
-            with suppress(OSError), written_whole(kept) as scratch:
+            with suppress(OSError), atomic_write(kept) as scratch:
                 shutil.copyfile(made, scratch)
         return ctypes.CDLL(str(made))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from betaedit.errors import OutputError
 from betaedit.experiments.calibrate import Calibration
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.reports.figures import need_matplotlib
 
 _SIZE = (9.0, 3.4)
@@ -40,5 +40,5 @@ def plot_calibration(found: Calibration, path: Path) -> None:
     trials.set(title="score of every trial (line: the best so far)", xlabel="trial", ylabel="score")
     for axes in (layers, trials):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    with file_errors(path, OutputError), written_whole(path) as scratch:
+    with file_errors(path, OutputError), atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=150, format=path.suffix.removeprefix("."))

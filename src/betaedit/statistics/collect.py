@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from betaedit.errors import OutputError, StatisticsError
-from betaedit.files import clear_unfinished, file_errors, written_whole
+from betaedit.files import atomic_write, clear_unfinished, file_errors
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
@@ -181,7 +181,7 @@ class Sums:
             return
         tensors = {str(layer): tensor for layer, tensor in self.total.items()}
         text = torch.tensor(list(bytes.fromhex(self.text)), dtype=torch.uint8)
-        with file_errors(self._file, OutputError), written_whole(self._file) as scratch:
+        with file_errors(self._file, OutputError), atomic_write(self._file) as scratch:
             save_file({**tensors, "counts": torch.tensor([self.n_blocks, self.n_tokens]), "text": text}, scratch)
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - started

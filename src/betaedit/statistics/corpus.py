@@ -20,7 +20,7 @@ import torch
 
 from betaedit.errors import OutputError, StatisticsError
 from betaedit.extras import import_extra
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.models.generate import sample
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import document_start, tokenize
@@ -92,7 +92,7 @@ class SampledText:
             file = folder / f"{index:05d}.json"
             if not file.exists():
                 text = json.dumps(self._draw(model, index))
-                with file_errors(file, OutputError), written_whole(file) as scratch:
+                with file_errors(file, OutputError), atomic_write(file) as scratch:
                     scratch.write_text(text, encoding="utf-8")
             yield json.loads(file.read_text(encoding="utf-8"))
             index += 1

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.errors import OutputError, StatisticsError
-from betaedit.files import file_errors, written_whole
+from betaedit.files import atomic_write, file_errors
 from betaedit.models.load import fingerprint_weights
 from betaedit.statistics.origin import FINGERPRINT, N_TOKENS, NOT_RECORDED, TEXT, unreadable_statistics
 
@@ -59,7 +59,7 @@ class Moments:
         path = Path(path)
         metadata = {"format": FORMAT, N_TOKENS: str(self.n_tokens), FINGERPRINT: self.fingerprint, **self.origin}
         tensors = {_NAME.format(layer): matrix.contiguous() for layer, matrix in self.matrices.items()}
-        with file_errors(path, OutputError), written_whole(path) as scratch:
+        with file_errors(path, OutputError), atomic_write(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
         return path
 

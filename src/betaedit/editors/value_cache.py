@@ -1,4 +1,4 @@
-"""Values that several editors of one unedited model would find alike, sought once."""
+"""Values found under the unedited weights of a model, shared by editors whose searches would be the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from betaedit.editors.config import EditConfig
 from betaedit.editors.values import Value
 from betaedit.facts.fact import Fact
 
-AFTERWARDS = {
+NOT_IN_SEARCH = {
     "retries",
     "keep_missed",
     "value_look_ahead",
@@ -30,24 +30,24 @@ AFTERWARDS = {
     "statistics_tokens",
     "statistics_skip_first_token",
 }
-"""Hyper-parameters that no search for a value looks at; whatever else differs makes it another search."""
+"""Hyper-parameters on which a value search does not depend. Searches that differ in any other one are not shared."""
 
 
-class KnownValues:
-    """The values found under one model's unedited weights, for editors of that model to share.
+class ValueCache:
+    """Values found under the unedited weights of one model, shared by several editors of that model.
 
-    An editor looks here for the facts that it writes first: one batch, or ``value_look_ahead`` of them. Later ones are
-    sought under weights that are its own.
+    An editor uses the cache for the facts that it writes first: one batch, or ``value_look_ahead`` batches. It searches
+    the values of later facts under its own edited weights, so they are not shared.
     """
 
     def __init__(self) -> None:
         self._found: dict[tuple[tuple[Fact, ...], tuple[str, ...], str], list[Value]] = {}
 
-    def of(
+    def get_or_search(
         self, facts: Sequence[Fact], contexts: tuple[str, ...], config: EditConfig, search: Callable[[], list[Value]]
     ) -> list[Value]:
-        """The values of ``facts``: those of an earlier search for them in all that it depends on, or of ``search``."""
-        asked = tuple(facts), contexts, config.model_dump_json(exclude=AFTERWARDS)
-        if asked not in self._found:
-            self._found[asked] = search()
-        return self._found[asked]
+        """The values of ``facts``: from an equal earlier search, or from ``search``, which is then called and kept."""
+        key = tuple(facts), contexts, config.model_dump_json(exclude=NOT_IN_SEARCH)
+        if key not in self._found:
+            self._found[key] = search()
+        return self._found[key]

@@ -1,7 +1,7 @@
-"""A batch of facts posed to the model: their prompts in all wordings, run once through the layers below the edits.
+"""A batch of facts as tokens and hidden states: their prompts in all wordings, run once up to the last edited layer.
 
-What enters the first edited layer never changes, whatever is written; so one recording serves the values of the facts,
-their keys, and the residuals.
+Edits do not change what enters the first edited layer, so one recording serves the values of the facts, their keys and
+their residuals.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SHORT = 64
 
 
 @dataclass(frozen=True)
-class Pose:
-    """The recorded prompts of some facts.
+class EncodedBatch:
+    """The encoded prompts of some facts, and the hidden states recorded for them.
 
     Args:
         recording: Of all prompts: per fact one in each wording, followed by all target tokens but the last, then the KL
@@ -103,35 +103,37 @@ class Pose:
         return self.recording.prompts.lengths
 
 
-def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...], config: EditConfig) -> Pose:
-    """Encode and record ``facts`` in ``contexts``: one pass through the layers up to the last edited one.
+def encode_batch(
+    model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...], config: EditConfig
+) -> EncodedBatch:
+    """Encode ``facts`` in ``contexts`` and run them once, up to the last edited layer.
 
     Raises:
         LookupTokenError: A subject covers no token.
         FactError: A prompt is longer than the model's positions.
     """
-    asked = tuple(wordings(model, fact, contexts, config) for fact in facts)
+    wordings_of = tuple(wordings(model, fact, contexts, config) for fact in facts)
     prompts: list[Prompt] = []
     continuations: list[tuple[int, ...]] = []
-    for fact, own in zip(facts, asked, strict=True):
+    for fact, own in zip(facts, wordings_of, strict=True):
         prompts += [wording.prompt for wording in own]
         prompts.append(Prompt.fill(SLOT, config.kl_template, fact.subject))
         continuations += [*(wording.target_ids[:-1] for wording in own), ()]
-    encoded = encode_prompts(
+    tokens = encode_prompts(
         model.tokenizer, prompts, continuations=continuations, strategy=config.lookup, device=model.device
     )
-    posed = Pose(Recording({}, {}, encoded), asked, _groups(facts, config))
-    rows = posed.prompts(range(len(facts)))
+    batch = EncodedBatch(Recording({}, {}, tokens), wordings_of, _groups(facts, config))
+    rows = batch.prompts(range(len(facts)))
     for fact, prompts_of in zip(facts, rows, strict=True):  # exact, where contexts were not sampled yet at the check
-        check_length(model, fact, int(encoded.lengths[prompts_of[prompts_of >= 0]].max()))
+        check_length(model, fact, int(tokens.lengths[prompts_of[prompts_of >= 0]].max()))
     is_kl = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     is_kl[rows[:, -1]] = True
-    encoded = encoded.cut_after_lookup(is_kl)
+    tokens = tokens.cut_after_lookup(is_kl)
     keep = config.layers[0], config.layers[-1] + 1
-    recording = record(model.anatomy, encoded, run=1, keep=(0, 1))
-    if int(encoded.lengths.max()) > _SHORT:
+    recording = record(model.anatomy, tokens, run=1, keep=(0, 1))
+    if int(tokens.lengths.max()) > _SHORT:
         rows = torch.arange(len(prompts), device=model.device).view(-1, 1)
-    return replace(posed, recording=extend(model.anatomy, recording, rows, keep, run_lean_layers))
+    return replace(batch, recording=extend(model.anatomy, recording, rows, keep, run_lean_layers))
 
 
 def _groups(facts: Sequence[Fact], config: EditConfig) -> tuple[int, ...]:
