@@ -80,7 +80,7 @@ def test_an_alteration_by_anybody_else_is_found(folder: Path, what: str):
 def test_what_gc_did_not_take_is_missed_beside_a_snapshot(folder: Path, statement: str):
     with Workspace.open(folder, write=True, model=tiny_llama()) as workspace:
         workspace.edit(MANY, batch_size=10)
-        assert workspace.store.trail(workspace.store.head)[0] is not None, "there is a snapshot"
+        assert workspace.store.path_to(workspace.store.head)[0] is not None, "there is a snapshot"
         assert workspace.store.verify() == []
     altered(folder, statement)
     assert problems(folder)

@@ -71,3 +71,15 @@ def test_a_prompt_that_ends_in_a_space_is_another_one_in_a_ledger_of_today(tmp_p
     with Workspace.create(tmp_path / "w", editor_for(tiny_llama(), value_steps=2)) as workspace:
         workspace.edit(plain)
         assert [case.fact for case in workspace.new(map(EvaluationCase, facts))] == facts[1:]
+
+
+def test_a_workspace_made_under_the_earlier_name_of_its_search_goes_on(tmp_path: Path):
+    editor = editor_for(tiny_llama(), value_steps=2, value_optimizer="projected_bb")
+    with Workspace.create(tmp_path / "w", editor) as workspace:
+        assert workspace.store.identity.config["value_optimizer"] == "projected_bb"
+    with sqlite3.connect(tmp_path / "w" / LEDGER) as file:
+        file.execute("UPDATE identity SET value = replace(value, 'projected_bb', 'spectral')")
+    with Workspace.open(tmp_path / "w", write=True, model=tiny_llama()) as workspace:
+        assert workspace.store.identity.config["value_optimizer"] == "spectral"
+        workspace.edit(TYPED[0])
+        assert [held.fact for held in workspace.store.live()] == TYPED[:1]

@@ -59,7 +59,7 @@ def same(first: dict[int, Tensor], second: dict[int, Tensor]) -> bool:
 
 
 def live(workspace: Workspace) -> list[Fact]:
-    return [writing.fact for writing in workspace.store.live()]
+    return [version.fact for version in workspace.store.live()]
 
 
 @pytest.mark.parametrize(("method", "refresh_every"), RULES)
@@ -258,7 +258,7 @@ def test_after_gc_the_weights_are_the_same_and_earlier_points_are_written_again(
         workspace.forget("Ana")
         now = state(workspace)
         assert workspace.collect() > 0
-        assert workspace.store.trail(event) is None
+        assert workspace.store.path_to(event) is None
         assert same(state(workspace), now)
     with reopened(tmp_path, write=True) as again:
         assert same(state(again), now)
@@ -318,7 +318,7 @@ def test_purged_facts_cannot_be_restored_and_nothing_changes(tmp_path: Path):
 def test_long_histories_open_from_a_snapshot_and_give_the_same_weights(tmp_path: Path):
     with made(tmp_path, method="memit-h", conflicts="naive") as workspace:
         workspace.edit(MANY, batch_size=7)
-        start, following = workspace.store.trail(workspace.store.head)  # type: ignore[misc]
+        start, following = workspace.store.path_to(workspace.store.head)  # type: ignore[misc]
         assert start is not None
         assert len(following) < 8
         left = state(workspace)
@@ -336,7 +336,7 @@ def test_facts_of_one_subject_stay_one_fact_each_when_they_are_written_again(tmp
     with made(tmp_path, shared_subjects="together") as workspace:
         workspace.edit(about)
         assert [fact.number for fact in workspace.store.live()] == [1, 2, 3]
-        assert len(workspace.store.writings(1)) == 3
+        assert len(workspace.store.versions(1)) == 3
         workspace.forget("#2")
         assert live(workspace) == [about[0], about[2]]
         assert [fact.state for fact in workspace.store.facts()] == ["live", "forgotten", "live"]

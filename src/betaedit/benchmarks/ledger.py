@@ -94,5 +94,5 @@ def _log(folder: Path) -> None:
 
 def _show(folder: Path, number: int) -> None:
     store = Store(folder / LEDGER)
-    store.writings(number)
+    store.versions(number)
     store.close()

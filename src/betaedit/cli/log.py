@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from betaedit.evaluation.drift import Drift
-    from betaedit.ledger.store import Event, Store, Writing
+    from betaedit.ledger.store import Event, FactVersion, Store
 
 _SHOWN = 50  # of a long log, where nobody asks for more
 _COLORS = {"live": "green", "replaced": "yellow", "forgotten": "red", "undone": "dim"}
@@ -74,7 +74,7 @@ def show(
     if json_:
         options.print_json({"fact": to_dict(found[-1]), "writings": [to_dict(fact) for fact in found]})
         return
-    _print(_writings_table(found, ends))
+    _print(_versions_table(found, ends))
 
 
 def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption = False) -> None:
@@ -192,7 +192,7 @@ def _show_events(events: list[Event], *, json_: bool) -> None:
     _print(table)
 
 
-def _facts_table(facts: list[Writing]) -> Table:
+def _facts_table(facts: list[FactVersion]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -215,7 +215,7 @@ def _facts_table(facts: list[Writing]) -> Table:
     return table
 
 
-def _writings_table(found: list[Writing], ends: dict[int, Event]) -> Table:
+def _versions_table(found: list[FactVersion], ends: dict[int, Event]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -223,13 +223,13 @@ def _writings_table(found: list[Writing], ends: dict[int, Event]) -> Table:
 
     columns = ("event", "when (UTC)", "held", "probability", "sought", "evaluations", "seconds", "until")
     table = Table(*columns, title=Text(told(found[-1])), title_justify="left")
-    for writing in found:
-        figures: dict[str, Any] = writing.figures
+    for version in found:
+        figures: dict[str, Any] = version.figures
         measured = figures.get("measured_probability")
-        until = "" if writing.until is None else f"event {writing.until} ({ends[writing.until].kind})"
+        until = "" if version.until is None else f"event {version.until} ({ends[version.until].kind})"
         table.add_row(
-            str(writing.event),
-            day_and_time(writing.at),
+            str(version.event),
+            day_and_time(version.at),
             figures.get("status") or "not measured",
             "-" if measured is None else f"{measured:.3f}",
             f"{figures.get('sought_probability', figures.get('target_probability')):.3f}",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from betaedit.experiments.run import RunReport
     from betaedit.experiments.side_by_side import Comparison, HeldFact
     from betaedit.ledger.health import Health
-    from betaedit.ledger.store import Writing
+    from betaedit.ledger.store import FactVersion
 
 _SLOW = 10.0
 _FACTS_SHOWN = 20
@@ -110,9 +110,9 @@ def _on_one_line(token: str) -> str:
     return token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def told(writing: Writing) -> str:
+def told(version: FactVersion) -> str:
     """A fact of a workspace in one line."""
-    return f"#{writing.number}: {one_line(writing.fact.text)} -> {one_line(writing.fact.target_new)}"
+    return f"#{version.number}: {one_line(version.fact.text)} -> {one_line(version.fact.target_new)}"
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -23,13 +23,13 @@ def from_bytes(data: bytes, dtype: str, *shape: int) -> Tensor:
 
 
 class Asked(Mapping[int, Associations]):
-    """What one writing asked of the change of each layer's matrix, read from the ledger when it is needed."""
+    """By layer, the key and the wanted value of one fact version, read from the ledger when needed."""
 
-    def __init__(self, store: Store, writing: int) -> None:
-        self._store, self._writing = store, writing
+    def __init__(self, store: Store, version: int) -> None:
+        self._store, self._version = store, version
 
     def __getitem__(self, layer: int) -> Associations:
-        key, wanted = self._store.asked(self._writing, layer)
+        key, wanted = self._store.asked(self._version, layer)
         dtype, (d_out, d_in) = self._store.identity.storage, self._store.identity.shapes[layer]
         return Associations(from_bytes(key, dtype, d_in, -1), from_bytes(wanted, dtype, d_out, -1))
 
@@ -41,5 +41,5 @@ class Asked(Mapping[int, Associations]):
 
 
 def asked_bytes(asked: Mapping[int, Associations], dtype: Storage) -> dict[int, tuple[bytes, bytes]]:
-    """What a writing asked, by layer, as the ledger keeps it."""
+    """By layer, the key and the wanted value of a fact as the ledger stores them."""
     return {layer: (to_bytes(facts.keys, dtype), to_bytes(facts.values, dtype)) for layer, facts in asked.items()}

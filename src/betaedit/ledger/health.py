@@ -12,7 +12,7 @@ from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.metrics import measure_edits
 from betaedit.facts.fact import EvaluationCase
 from betaedit.ledger.query import to_dict
-from betaedit.ledger.store import Writing
+from betaedit.ledger.store import FactVersion
 from betaedit.ledger.workspace import Workspace
 
 
@@ -27,14 +27,14 @@ class Health:
     """
 
     holding: Estimate | None
-    slipped: list[Writing]
+    slipped: list[FactVersion]
     drift: Drift
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as ``--json`` prints them."""
         return {
             "holding": None if self.holding is None else self.holding.to_dict(),
-            "slipped": [to_dict(writing) for writing in self.slipped],
+            "slipped": [to_dict(version) for version in self.slipped],
             "drift": self.drift.to_dict(),
         }
 
@@ -43,13 +43,13 @@ def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health
     """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own by default)."""
     model, progress = workspace.language_model, workspace.progress
     live = workspace.store.live(workspace.position)  # the facts of these weights: others may have committed since
-    asked = measure_edits(model, [EvaluationCase(writing.fact) for writing in live], progress=progress, label="asking")
+    asked = measure_edits(model, [EvaluationCase(version.fact) for version in live], progress=progress, label="asking")
     holds = [outcome.rewrite[0].wanted.argmax for outcome in asked.outcomes]
     prose = held_out_prose() if texts is None else texts
     drift = compare(model, prose, lambda: set_aside(workspace.matrices), progress=progress)
     return Health(
         holding=estimate([float(held) for held in holds]),
-        slipped=[writing for writing, held in zip(live, holds, strict=True) if not held],
+        slipped=[version for version, held in zip(live, holds, strict=True) if not held],
         drift=drift,
     )
 
@@ -61,9 +61,9 @@ def drift_between(workspace: Workspace, before: int, after: int, *, texts: Seque
         return compare(model, prose, lambda: workspace.at(before), progress=workspace.progress)
 
 
-def reapply(workspace: Workspace, slipped: Sequence[Writing]) -> None:
+def reapply(workspace: Workspace, slipped: Sequence[FactVersion]) -> None:
     """Write facts again that do not hold any more; values are sought on the weights as they are now.
 
     What interrupts that leaves every fact held, as it was or written again.
     """
-    workspace.supersede([(writing, writing.fact) for writing in slipped], note={"reapplied": True})
+    workspace.supersede([(version, version.fact) for version in slipped], note={"reapplied": True})

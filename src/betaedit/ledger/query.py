@@ -13,7 +13,7 @@ from betaedit.errors import ConfigError, LedgerError, did_you_mean
 from betaedit.facts.fact import EvaluationCase
 from betaedit.facts.writer import told_apart
 from betaedit.ledger.place import LEDGER, model_place
-from betaedit.ledger.store import State, Store, Writing
+from betaedit.ledger.store import FactVersion, State, Store
 
 _DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
 _LISTED = 20  # of the facts that a name means
@@ -24,18 +24,18 @@ _LONGEST_NUMBER = 19  # digits that SQLite's integers do not hold
 class FactChanges:
     """What the model holds after one event and not after another, and the other way round."""
 
-    gained: list[Writing]
-    lost: list[Writing]
+    gained: list[FactVersion]
+    lost: list[FactVersion]
 
 
 def select(
-    facts: Sequence[Writing],
+    facts: Sequence[FactVersion],
     *,
     subject: str | None = None,
     state: State | None = None,
     since: str | None = None,
     until: str | None = None,
-) -> list[Writing]:
+) -> list[FactVersion]:
     """The facts about a subject (any case), in a state, written between two dates, or dates and times, in UTC.
 
     Raises:
@@ -52,7 +52,7 @@ def select(
     ]
 
 
-def find(store: Store, name: str) -> list[Writing]:
+def find(store: Store, name: str) -> list[FactVersion]:
     """The live facts that ``name`` means: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
 
     Raises:
@@ -75,7 +75,7 @@ def find(store: Store, name: str) -> list[Writing]:
     raise LedgerError(f"the model holds no fact {name!r}.", hint=hint)
 
 
-def find_one(store: Store, name: str) -> Writing:
+def find_one(store: Store, name: str) -> FactVersion:
     """The one live fact that ``name`` means, as in ``find``.
 
     Raises:
@@ -92,15 +92,15 @@ def find_one(store: Store, name: str) -> Writing:
     return found[0]
 
 
-def history(store: Store, name: str) -> list[Writing]:
+def history(store: Store, name: str) -> list[FactVersion]:
     """Every time that a fact was written: of any state by its number, of the live ones as in ``find_one``.
 
     Raises:
         LedgerError: There is none, or there are several.
     """
     number = name.removeprefix("#")
-    found = store.writings(int(number)) if number.isdecimal() and len(number) < _LONGEST_NUMBER else []
-    return found or store.writings(find_one(store, name).number)
+    found = store.versions(int(number)) if number.isdecimal() and len(number) < _LONGEST_NUMBER else []
+    return found or store.versions(find_one(store, name).number)
 
 
 def live_cases(folder: str | Path) -> list[EvaluationCase]:
@@ -112,10 +112,10 @@ def live_cases(folder: str | Path) -> list[EvaluationCase]:
         LedgerError: There is no workspace, or it is damaged.
     """
     with closing(Store(Path(folder) / LEDGER)) as store:
-        return [EvaluationCase(fact) for fact in told_apart([writing.fact for writing in store.live()])]
+        return [EvaluationCase(fact) for fact in told_apart([version.fact for version in store.live()])]
 
 
-def latest(store: Store, count: int) -> list[Writing]:
+def latest(store: Store, count: int) -> list[FactVersion]:
     """The live facts that were written last, newest first."""
     return store.live()[::-1][:count]
 
@@ -126,11 +126,11 @@ def compare(store: Store, before: int, after: int) -> FactChanges:
     Raises:
         LedgerError: There is no such event.
     """
-    old = {writing.id: writing for writing in store.live(store.event(before).id)}
-    new = {writing.id: writing for writing in store.live(store.event(after).id)}
+    old = {version.id: version for version in store.live(store.event(before).id)}
+    new = {version.id: version for version in store.live(store.event(after).id)}
     return FactChanges(
-        gained=[writing for key, writing in new.items() if key not in old],
-        lost=[writing for key, writing in old.items() if key not in new],
+        gained=[version for key, version in new.items() if key not in old],
+        lost=[version for key, version in old.items() if key not in new],
     )
 
 
@@ -157,15 +157,15 @@ def status(store: Store) -> dict[str, Any]:
     }
 
 
-def to_dict(writing: Writing) -> dict[str, Any]:
+def to_dict(version: FactVersion) -> dict[str, Any]:
     """A fact as ``--json`` prints it."""
-    fact = writing.fact
+    fact = version.fact
     return {
-        "number": writing.number,
-        "state": writing.state,
-        "event": writing.event,
-        "at": writing.at,
-        "until": writing.until,
+        "number": version.number,
+        "state": version.state,
+        "event": version.event,
+        "at": version.at,
+        "until": version.until,
         "id": fact.id,
         "prompt": fact.prompt,
         "subject": fact.subject,
@@ -173,7 +173,7 @@ def to_dict(writing: Writing) -> dict[str, Any]:
         "target_true": fact.target_true,
         "joint": fact.joint,
         "wordings": list(fact.wordings),
-        "figures": writing.figures,
+        "figures": version.figures,
     }
 
 
@@ -186,28 +186,28 @@ def _moment(text: str) -> str:
     return moment.isoformat()[: _DAY if len(text.strip()) <= _DAY else _MINUTE]
 
 
-def _numbered(known: Sequence[Writing], name: str) -> Writing | None:
+def _numbered(known: Sequence[FactVersion], name: str) -> FactVersion | None:
     """The fact whose number ``name`` is, in whatever state."""
     number = name.removeprefix("#")
     return next((fact for fact in known if number.isdecimal() and fact.number == int(number)), None)
 
 
-def _live(writing: Writing) -> Writing:
-    """``writing``, which the model holds: its number means nothing else when it does not."""
-    if writing.state != "live":
+def _live(version: FactVersion) -> FactVersion:
+    """``version`` if the model holds it; otherwise raises, because a number names one fact only."""
+    if version.state != "live":
         raise LedgerError(
-            f"the fact #{writing.number} is {writing.state}.", hint="`betaedit log --state live` lists what there is."
+            f"the fact #{version.number} is {version.state}.", hint="`betaedit log --state live` lists what there is."
         )
-    return writing
+    return version
 
 
-def _is_named(writing: Writing, name: str) -> bool:
-    return writing.fact.id == name
+def _is_named(version: FactVersion, name: str) -> bool:
+    return version.fact.id == name
 
 
-def _is_about(writing: Writing, name: str) -> bool:
-    return writing.fact.subject.casefold() == name.casefold()
+def _is_about(version: FactVersion, name: str) -> bool:
+    return version.fact.subject.casefold() == name.casefold()
 
 
-def _mentions(writing: Writing, name: str) -> bool:
-    return name.casefold() in writing.fact.text.casefold()
+def _mentions(version: FactVersion, name: str) -> bool:
+    return name.casefold() in version.fact.text.casefold()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from betaedit.ledger.weights import advance
-from betaedit.ledger.workspace import NOWHERE, Workspace
+from betaedit.ledger.workspace import UNKNOWN_EVENT, Workspace
 from betaedit.models.load import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ class Replica:
             matrices, head = workspace.matrices, store.head
             following = store.following(workspace.position, head)
             if following is None:
-                workspace.come_to_head()
+                workspace.checkout_head()
             elif following:
-                workspace.position = NOWHERE  # cut off within, the updates would be added twice by the next sync
+                workspace.position = UNKNOWN_EVENT  # cut off within, the updates would be added twice by the next sync
                 advance(store, following, matrices)
             workspace.position = head
         return head

@@ -136,11 +136,11 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """One time that a fact was written.
+class FactVersion:
+    """A fact as one event wrote it (a row of the table ``writings``).
 
     Args:
-        id: Its place among all writings.
+        id: Its row.
         number: The fact's own number, the same whenever it is written again.
         event: The event that wrote it.
         batch: Number of the batch it was written with.
@@ -169,7 +169,7 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class NewWriting:
+class NewFactVersion:
     """A fact as an event writes it: ``asked`` has the bytes of its key and wanted value by layer."""
 
     number: int | None
@@ -180,15 +180,15 @@ class NewWriting:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An event that is to be committed.
+class NewEvent:
+    """An event to commit.
 
     Args:
         kind: What is done.
         note: What the command says of it.
-        written: Facts that come in.
-        ended: Writings that go out, and why.
-        revived: Writings of before that come back in.
+        written: Facts that are written.
+        ended: Fact versions that leave the model, and why.
+        revived: Earlier fact versions that return to the model.
         parent: The event whose weights are added to; the last one when not given.
         factors: By layer, the (rank, lefts, rights) that were added, in order.
         snapshot: By layer, all that was added to the matrix until then.
@@ -197,7 +197,7 @@ class Entry:
 
     kind: Kind
     note: dict[str, Any] = field(default_factory=dict)
-    written: Sequence[NewWriting] = ()
+    written: Sequence[NewFactVersion] = ()
     ended: Mapping[int, Reason] = field(default_factory=dict)
     revived: Sequence[int] = ()
     parent: int | None = None
@@ -252,7 +252,7 @@ class Store:
                 opened.execute(f"PRAGMA user_version = {FORMAT}")
                 opened.execute("INSERT INTO identity VALUES (?)", (identity.model_dump_json(),))
         with closing(cls(scratch, write=True)) as first:
-            first.append(Entry("init"))
+            first.append(NewEvent("init"))
         with _translated(scratch):
             scratch.rename(path)
         return cls(path, write=True)
@@ -277,7 +277,7 @@ class Store:
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
 
-    def append(self, entry: Entry) -> int:
+    def append(self, new: NewEvent) -> int:
         """Commit an event; it is on disk, whole, when this returns. Returns its id.
 
         Raises:
@@ -285,24 +285,24 @@ class Store:
         """
         with self._guarded(), self._transaction():
             event = self.head + 1
-            parent = entry.parent or (event - 1 if event > FIRST else None)
-            factors = _WHOLE if entry.whole else self._add_factors(event, entry.factors)
+            parent = new.parent or (event - 1 if event > FIRST else None)
+            factors = _WHOLE if new.whole else self._add_factors(event, new.factors)
             at = _now()
-            note = _plain(entry.note)
+            note = _plain(new.note)
             self._open.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, '')", (event, entry.kind, parent, at, note, factors)
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, '')", (event, new.kind, parent, at, note, factors)
             )
-            for writing in entry.written:
-                self._add_writing(event, writing)
-            for ended, why in entry.ended.items():
+            for version in new.written:
+                self._add_version(event, version)
+            for ended, why in new.ended.items():
                 self._open.execute(
                     "UPDATE spans SET until = ?, why = ? WHERE writing = ? AND until IS NULL", (event, why, ended)
                 )
             self._open.executemany(
-                "INSERT INTO spans VALUES (?, ?, NULL, NULL)", [(writing, event) for writing in entry.revived]
+                "INSERT INTO spans VALUES (?, ?, NULL, NULL)", [(version, event) for version in new.revived]
             )
-            if entry.snapshot is not None:
-                self._add_snapshot(event, entry.snapshot)
+            if new.snapshot is not None:
+                self._add_snapshot(event, new.snapshot)
             self._open.execute("UPDATE events SET hash = ? WHERE id = ?", (self._hash(event), event))
         return event
 
@@ -321,12 +321,12 @@ class Store:
         """All events, in order."""
         return [_event(row) for row in self._rows("SELECT * FROM events ORDER BY id")]
 
-    def facts(self, last: int | None = None) -> list[Writing]:
+    def facts(self, last: int | None = None) -> list[FactVersion]:
         """Every fact, or those with the ``last`` numbers, as it came into the model last, in order of its number."""
         numbers = "SELECT DISTINCT number FROM writings ORDER BY number DESC LIMIT ?"
-        rows = self._rows(f"{self._writings} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
+        rows = self._rows(f"{self._select} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
         newest = {row[1]: row for row in rows}
-        return [_writing(row) for row in newest.values()]
+        return [_version(row) for row in newest.values()]
 
     def states(self) -> dict[State, int]:
         """How many facts are in which state."""
@@ -341,47 +341,45 @@ class Store:
             found[_state(bool(live), why)] += count
         return found
 
-    def writings(self, number: int) -> list[Writing]:
+    def versions(self, number: int) -> list[FactVersion]:
         """Every time the fact of that number was written, in order."""
         rows = [
-            _writing(row) for row in self._rows(f"{self._writings} WHERE w.number = ? ORDER BY w.id, s.since", number)
+            _version(row) for row in self._rows(f"{self._select} WHERE w.number = ? ORDER BY w.id, s.since", number)
         ]
-        return list({writing.id: writing for writing in rows}.values())
+        return list({version.id: version for version in rows}.values())
 
-    def written(self, event: int) -> list[Writing]:
+    def written(self, event: int) -> list[FactVersion]:
         """What one event wrote, in order."""
         return [
-            _writing(row)
-            for row in self._rows(f"{self._writings} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
+            _version(row)
+            for row in self._rows(f"{self._select} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
         ]
 
-    def live(self, event: int | None = None) -> list[Writing]:
+    def live(self, event: int | None = None) -> list[FactVersion]:
         """What the model holds after ``event`` (the last one), in the order in which it was written."""
         at = event or self.head
         alive = "WHERE s.since <= ? AND (s.until IS NULL OR s.until > ?) ORDER BY w.id"
-        return [_writing(row) for row in self._rows(f"{self._writings} {alive}", at, at)]
+        return [_version(row) for row in self._rows(f"{self._select} {alive}", at, at)]
 
-    def asked(self, writing: int, layer: int) -> tuple[bytes, bytes]:
-        """Key and wanted value of one writing in one layer."""
-        key, wanted = self._array("key, wanted", writing, layer)
+    def asked(self, version: int, layer: int) -> tuple[bytes, bytes]:
+        """Key and wanted value of one fact version in one layer."""
+        key, wanted = self._array("key, wanted", version, layer)
         return key, wanted
 
-    def key(self, writing: int, layer: int) -> bytes:
-        """The key of one writing in one layer, as in ``asked``."""
-        return bytes(self._array("key", writing, layer)[0])
+    def key(self, version: int, layer: int) -> bytes:
+        """The key of one fact version in one layer, as in ``asked``."""
+        return bytes(self._array("key", version, layer)[0])
 
-    def has_arrays(self, writings: Iterable[int]) -> bool:
-        """Whether the keys and wanted values of all ``writings`` are still there."""
+    def has_arrays(self, versions: Iterable[int]) -> bool:
+        """Whether the keys and wanted values of all ``versions`` are still there."""
         kept = {row[0] for row in self._rows("SELECT DISTINCT writing FROM asked")}
-        return kept.issuperset(writings)
+        return kept.issuperset(versions)
 
-    def trail(self, event: int, *, snapshots: bool = True) -> tuple[int | None, list[int]] | None:
-        """How to come to the weights after ``event``: a snapshot, and the events whose factors follow, in order.
+    def path_to(self, event: int, *, snapshots: bool = True) -> tuple[int | None, list[int]] | None:
+        """The way to the weights after ``event``: where to start, and the events whose factors to add, in order.
 
-        The snapshot is that of an event, ``None`` for the unedited model. The whole is ``None`` when ``gc`` has dropped
-        what leads there.
-
-        Without ``snapshots``, those that only save adding factors are passed over.
+        The start is the event of a snapshot, or ``None`` for the unedited model. Returns ``None`` if ``gc`` has dropped
+        what is needed. Without ``snapshots``, only snapshots that replace dropped factors are used.
         """
         taken = {row[0] for row in self._rows("SELECT DISTINCT event FROM snapshots")}
         if not snapshots:
@@ -465,17 +463,17 @@ class Store:
 
     def _changed_arrays(self) -> Iterator[str]:
         collected = self._collected()
-        for event, told in self._rows(
+        for event, recorded_hash in self._rows(
             "SELECT id, factors FROM events WHERE factors != ? AND id > ?", _WHOLE, collected
         ):
             rows = self._rows("SELECT lefts, rights FROM factors WHERE event = ? ORDER BY layer, step", event)
-            if _hash_arrays(rows) != told:
+            if _hash_arrays(rows) != recorded_hash:
                 yield f"the factors of event {event} are not as they were committed"
         live = {row[0] for row in self._rows("SELECT writing FROM spans WHERE until IS NULL")}
-        for writing, told in self._rows("SELECT id, asked FROM writings"):
-            rows = self._rows("SELECT key, wanted FROM asked WHERE writing = ? ORDER BY layer", writing)
-            if (rows or writing in live) and _hash_arrays(rows) != told:
-                yield f"the arrays of writing {writing} are not as they were committed"
+        for version, recorded_hash in self._rows("SELECT id, asked FROM writings"):
+            rows = self._rows("SELECT key, wanted FROM asked WHERE writing = ? ORDER BY layer", version)
+            if (rows or version in live) and _hash_arrays(rows) != recorded_hash:
+                yield f"the arrays of fact version {version} are not as they were committed"
         yield from self._changed_snapshots(collected)
 
     def _collected(self) -> int:
@@ -488,18 +486,18 @@ class Store:
         return 0 if self._one("SELECT count(*) FROM factors WHERE event <= ?", first) else first
 
     def _changed_snapshots(self, collected: int) -> Iterator[str]:
-        kept = {(event, layer): told for event, layer, told in self._rows("SELECT event, layer, hash FROM snapshots")}
+        recorded = {tuple(row[:2]): row[2] for row in self._rows("SELECT event, layer, hash FROM snapshots")}
         whole = {row[0] for row in self._rows("SELECT id FROM events WHERE factors = ? AND id > ?", _WHOLE, collected)}
-        for event in sorted(whole | {event for event, _ in kept}):
+        for event in sorted(whole | {event for event, _ in recorded}):
             for layer in self.layers:
-                told = kept.get((event, layer))
-                if told is None or _hash_arrays([(self.snapshot(event, layer),)]) != told:
+                recorded_hash = recorded.get((event, layer))
+                if recorded_hash is None or _hash_arrays([(self.snapshot(event, layer),)]) != recorded_hash:
                     yield f"the snapshot of event {event}, layer {layer}, is not as it was committed"
 
-    def _array(self, columns: str, writing: int, layer: int) -> tuple[bytes, ...]:
-        rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", writing, layer)
+    def _array(self, columns: str, version: int, layer: int) -> tuple[bytes, ...]:
+        rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", version, layer)
         if not rows:
-            raise LedgerError(f"the keys and values of writing {writing} are gone.", hint="gc has purged them.")
+            raise LedgerError(f"the keys and values of fact version {version} are gone.", hint="gc has purged them.")
         found: tuple[bytes, ...] = rows[0]
         return found
 
@@ -512,7 +510,7 @@ class Store:
         self._open.executemany("INSERT INTO factors VALUES (?, ?, ?, ?, ?, ?)", rows)
         return _hash_arrays((row[4], row[5]) for row in rows) if rows else None
 
-    def _add_writing(self, event: int, new: NewWriting) -> None:
+    def _add_version(self, event: int, new: NewFactVersion) -> None:
         number = new.number or int(self._one("SELECT coalesce(max(number), 0) + 1 FROM writings"))
         fact, arrays = new.fact, [new.asked[layer] for layer in sorted(new.asked)]
         columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _plain(new.figures))
@@ -580,11 +578,11 @@ class Store:
 
     @property
     def _further(self) -> tuple[str, str]:
-        """SQL for a writing's joint and wordings; ledgers of format 1, open for reading, lack these columns."""
+        """SQL for a fact version's joint and wordings; ledgers of format 1, open for reading, lack these columns."""
         return ("joint", "wordings") if self._one("PRAGMA user_version") >= FORMAT else (_EARLIER, "NULL")
 
     @property
-    def _writings(self) -> str:
+    def _select(self) -> str:
         return (
             "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
             f"{', '.join(self._further)}, w.figures, s.until, s.why "
@@ -671,14 +669,14 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _event(row: tuple[Any, ...]) -> Event:
-    event, kind, parent, at, note, factors, told = row
-    return Event(event, kind, parent, at, json.loads(note), factors, told)
+    event, kind, parent, at, note, factors, recorded_hash = row
+    return Event(event, kind, parent, at, json.loads(note), factors, recorded_hash)
 
 
-def _writing(row: tuple[Any, ...]) -> Writing:
+def _version(row: tuple[Any, ...]) -> FactVersion:
     written, number, event, batch, at, prompt, subject, new, true, name, joint, wordings, figures, until, why = row
     fact = Fact(prompt, subject, new, true, name, joint, tuple(json.loads(wordings or "[]")))
-    return Writing(written, number, event, batch, at, fact, figures, _state(until is None, why), until)
+    return FactVersion(written, number, event, batch, at, fact, figures, _state(until is None, why), until)
 
 
 def _state(live: bool, why: str | None) -> State:

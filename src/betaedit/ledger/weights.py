@@ -22,7 +22,7 @@ def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, s
     each matrix was given.
     """
     with store.view():
-        found = store.trail(event, snapshots=snapshots)
+        found = store.path_to(event, snapshots=snapshots)
         if found is None:
             return None
         start, following = found
@@ -42,7 +42,7 @@ def advance(store: Store, events: Sequence[int], matrices: Mapping[int, EditedMa
 def distances(store: Store, before: int, after: int) -> dict[int, float] | None:
     """Frobenius norm of what lies between the matrices after two events, by layer; ``None`` when ``gc`` dropped it."""
     with store.view():
-        first, second = store.trail(before), store.trail(after)
+        first, second = store.path_to(before), store.path_to(after)
         if first is None or second is None:
             return None
         return {
@@ -52,7 +52,7 @@ def distances(store: Store, before: int, after: int) -> dict[int, float] | None:
 
 
 def _change(store: Store, start: int | None, following: Sequence[int], layer: int) -> Tensor:
-    """All that was added to a matrix until the end of a trail."""
+    """All that was added to a matrix up to the end of a path (``Store.path_to``)."""
     dtype = getattr(torch, store.identity.exact)
     change = torch.zeros(store.identity.shapes[layer], dtype=dtype) if start is None else _snapshot(store, start, layer)
     for update in _updates(store, following, layer):

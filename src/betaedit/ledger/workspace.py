@@ -28,13 +28,23 @@ from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
 from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept
 from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.query import find, find_one, latest
-from betaedit.ledger.store import FIRST, Entry, Kind, NewWriting, Reason, Storage, Store, Writing, scratch_files
+from betaedit.ledger.store import (
+    FIRST,
+    FactVersion,
+    Kind,
+    NewEvent,
+    NewFactVersion,
+    Reason,
+    Storage,
+    Store,
+    scratch_files,
+)
 from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
 from betaedit.models.load import DtypeName, LanguageModel
 from betaedit.progress import Progress, SilentProgress
 
-NOWHERE = 0
-"""What ``position`` is while the weights are those of no event: coming to one was cut off, or has not begun."""
+UNKNOWN_EVENT = 0
+"""``position`` while the weights are those of no event: bringing them to one has not begun or was interrupted."""
 _LOCK = "writer.lock"
 
 
@@ -51,8 +61,8 @@ class Workspace:
         progress: Where long work draws itself.
         lock: The right to write, held.
 
-    ``position`` is the event that the model's weights are at, or ``NOWHERE``: then the next use of the model brings it
-    to the last event, from the unedited weights on.
+    ``position`` is the event whose weights the model has, or ``UNKNOWN_EVENT``. In that case the next use of the model
+    rebuilds the weights of the last event from the unedited ones.
     """
 
     def __init__(
@@ -68,9 +78,9 @@ class Workspace:
         self._model: LanguageModel | None = None
         self._matrices: dict[int, EditedMatrix] = {}
         self._editor: Editor | None = None
-        self._written: dict[LiveFact, Writing] = {}
+        self._written: dict[LiveFact, FactVersion] = {}
         self._rank = 0
-        self.position = NOWHERE
+        self.position = UNKNOWN_EVENT
 
     @classmethod
     def create(cls, folder: str | Path, editor: Editor, *, storage: Storage | None = None) -> Workspace:
@@ -178,8 +188,8 @@ class Workspace:
         model = self._loaded()
         if not self._matrices:
             self._matrices = edited_matrices(model.anatomy, self.store.layers)
-        if self.position == NOWHERE:
-            self.come_to_head()
+        if self.position == UNKNOWN_EVENT:
+            self.checkout_head()
         self._check_weights()
         return model
 
@@ -209,7 +219,7 @@ class Workspace:
         """
         if self._editor is None:
             model = self._loaded()
-            self.position = NOWHERE
+            self.position = UNKNOWN_EVENT
             for matrix in self._matrices.values():
                 matrix.restore()
             try:
@@ -217,11 +227,11 @@ class Workspace:
                 matrices = editor.engine.matrices
             except BaseException:
                 if self._matrices:
-                    self.come_to_head()
+                    self.checkout_head()
                 raise
             self._matrices, self._editor = matrices, editor
-        if self.position == NOWHERE:
-            self.come_to_head()
+        if self.position == UNKNOWN_EVENT:
+            self.checkout_head()
         return self._editor
 
     @property
@@ -276,7 +286,7 @@ class Workspace:
         known = {words for state, words in told if state in ("live", "replaced") and words[:2] in answered}
         return [case for case in cases if known.isdisjoint((_words(case.fact), _words_of_earlier(case.fact)))]
 
-    def forget(self, *names: str, last: int = 0, all_matching: bool = False) -> list[Writing]:
+    def forget(self, *names: str, last: int = 0, all_matching: bool = False) -> list[FactVersion]:
         """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
 
         The weights become what the other facts, with their keys and values, make of the original ones. Later facts
@@ -302,7 +312,7 @@ class Workspace:
             self._take_out({fact.number for fact in chosen.values()})
         return list(chosen.values())
 
-    def replace(self, name: str, target: str) -> tuple[Writing, EditResult]:
+    def replace(self, name: str, target: str) -> tuple[FactVersion, EditResult]:
         """Give a fact another answer in the place of the one it has; the old one is taken out.
 
         Raises:
@@ -317,7 +327,7 @@ class Workspace:
         return old, result
 
     def supersede(
-        self, changes: Sequence[tuple[Writing, Fact]], *, note: Mapping[str, Any] | None = None
+        self, changes: Sequence[tuple[FactVersion, Fact]], *, note: Mapping[str, Any] | None = None
     ) -> list[EditResult]:
         """Write facts in the place of live ones: the ledger holds one of the two at any time.
 
@@ -349,7 +359,7 @@ class Workspace:
 
     def _take_out(self, numbers: Collection[int]) -> None:
         """Let the engine forget the facts of these numbers."""
-        self._engine.forget([live for live, writing in self._written.items() if writing.number in numbers])
+        self._engine.forget([live for live, version in self._written.items() if version.number in numbers])
 
     def restore(self, event: int) -> None:
         """Back to the weights and facts after an earlier event; what came since stays in the log, as undone.
@@ -362,34 +372,34 @@ class Workspace:
         """
         self._check_writable()
         self._check_weights()
-        then = {writing.id: writing for writing in self.store.live(self.store.event(event).id)}
-        now = {writing.id for writing in self.store.live()}
+        then = {version.id: version for version in self.store.live(self.store.event(event).id)}
+        now = {version.id for version in self.store.live()}
         if not self.store.has_arrays(then):
             raise LedgerError(f"the facts of event {event} were purged.", hint="Restore a later event.")
-        entry = Entry(
+        new_event = NewEvent(
             "restore",
             note={"to": event},
             ended=dict.fromkeys(sorted(now - set(then)), "undone"),
             revived=sorted(set(then) - now),
         )
-        if self.store.trail(event) is None:
-            self._write_again(then.values(), entry)
+        if self.store.path_to(event) is None:
+            self._write_again(then.values(), new_event)
             return
-        self.position = NOWHERE  # from before the commit on: cut off after it, the weights would pass for those of now
-        self.store.append(replace(entry, parent=event))
+        self.position = UNKNOWN_EVENT  # before the commit, so that an interrupt after it is noticed
+        self.store.append(replace(new_event, parent=event))
         if self._matrices:
-            self.come_to_head()
+            self.checkout_head()
 
-    def _write_again(self, writings: Iterable[Writing], entry: Entry) -> None:
-        """Make the model one that was told ``writings`` alone, and commit that."""
+    def _write_again(self, versions: Iterable[FactVersion], new_event: NewEvent) -> None:
+        """Write ``versions`` alone into the unedited model, and commit that."""
         engine = self._engine
         try:
-            self._hold(writings)
+            self._hold(versions)
             with recording(engine.matrices) as changes:
                 engine.rewrite()
-            self._append(entry, changes)
+            self._append(new_event, changes)
         except BaseException:
-            self.come_to_head()
+            self.checkout_head()
             raise
 
     @contextmanager
@@ -414,7 +424,7 @@ class Workspace:
         try:
             yield kept
         finally:
-            here, self.position = self.position, NOWHERE
+            here, self.position = self.position, UNKNOWN_EVENT
             for layer, matrix in self._matrices.items():
                 matrix.restore(kept[layer])
             self.position = here
@@ -464,7 +474,7 @@ class Workspace:
             engine.rewrite()
             there = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
         finally:
-            self.come_to_head()
+            self.checkout_head()
         return {
             layer: float((there[layer] - here[layer]).norm() / matrix.current().double().norm())
             for layer, matrix in engine.matrices.items()
@@ -492,25 +502,25 @@ class Workspace:
                     self._commit(kind, changes, why, note or {})
             except BaseException:
                 if _any(changes):
-                    self.come_to_head()
+                    self.checkout_head()
                 raise
 
     def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
         """Put into the ledger what the engine holds now and did not hold at the last event, and the other way round."""
         live = self.editor.engine.live_facts
         held = set(live)
-        ended = {live: writing for live, writing in self._written.items() if live not in held}
+        ended = {live: version for live, version in self._written.items() if live not in held}
         new = [fact for fact in live if fact not in self._written]
         numbers: defaultdict[Fact, list[int]] = defaultdict(list)
-        for writing in ended.values():
-            numbers[writing.fact].append(writing.number)
+        for version in ended.values():
+            numbers[version.fact].append(version.number)
         again = {fact.fact for fact in new}
         identity = self.store.identity
-        entry = Entry(
+        new_event = NewEvent(
             kind,
             note=note,
             written=[
-                NewWriting(
+                NewFactVersion(
                     numbers[fact.fact].pop(0) if numbers[fact.fact] else None,
                     fact.batch,
                     fact.fact,
@@ -519,15 +529,15 @@ class Workspace:
                 )
                 for fact in new
             ],
-            ended={writing.id: "rewritten" if writing.fact in again else why for writing in ended.values()},
+            ended={version.id: "rewritten" if version.fact in again else why for version in ended.values()},
         )
-        self._append(entry, changes)
+        self._append(new_event, changes)
         for old in ended:
             del self._written[old]
-        for fact, writing in zip(new, self.store.written(self.store.head), strict=True):
-            self._written[self._lightened(fact, writing)] = writing
+        for fact, version in zip(new, self.store.written(self.store.head), strict=True):
+            self._written[self._lightened(fact, version)] = version
 
-    def _append(self, entry: Entry, changes: Mapping[int, Changes]) -> None:
+    def _append(self, new_event: NewEvent, changes: Mapping[int, Changes]) -> None:
         """Commit an event with what it did to the weights."""
         restarted = any(noted.restarted for noted in changes.values())
         parent = FIRST if restarted else self.store.head
@@ -536,7 +546,7 @@ class Workspace:
         carried = rank if restarted else self._rank + rank
         full = self._snapshot() if carried >= self._rank_limit() else None
         factors = {} if whole else factor_bytes(changes, self.store.identity)
-        event = self.store.append(replace(entry, parent=parent, factors=factors, snapshot=full, whole=whole))
+        event = self.store.append(replace(new_event, parent=parent, factors=factors, snapshot=full, whole=whole))
         self._rank, self.position = 0 if full else carried, event
 
     def _rank_limit(self) -> float:
@@ -547,22 +557,22 @@ class Workspace:
         identity = self.store.identity
         return {layer: partial(snapshot_bytes, matrix, identity) for layer, matrix in self.matrices.items()}
 
-    def _lightened(self, held: LiveFact, writing: Writing) -> LiveFact:
+    def _lightened(self, held: LiveFact, version: FactVersion) -> LiveFact:
         """Let the ledger keep the arrays of a live fact, unless it keeps fewer digits of them."""
         if self.store.identity.storage == "bfloat16":
             return held
-        light = replace(held, written=Asked(self.store, writing.id))
+        light = replace(held, written=Asked(self.store, version.id))
         live = self.editor.engine.live_facts
         live[live.index(held)] = light
         return light
 
-    def come_to_head(self) -> None:
-        """Give the model the weights, and the engine the facts and memories, that the ledger says.
+    def checkout_head(self) -> None:
+        """Give the model the weights of the last event, and the engine its facts and memories.
 
         Raises:
             LedgerError: The ledger lacks what leads there.
         """
-        self.position = NOWHERE
+        self.position = UNKNOWN_EVENT
         with self.store.view():
             head = self.store.head
             added = rebuild(self.store, head, self._matrices)
@@ -574,21 +584,21 @@ class Workspace:
                 self._hold(self.store.live(head))
         self._rank, self.position = added, head
 
-    def _hold(self, writings: Iterable[Writing]) -> None:
-        """Let the engine hold ``writings``."""
+    def _hold(self, versions: Iterable[FactVersion]) -> None:
+        """Make ``versions`` the live facts of the engine."""
         assert self._editor is not None
         held = {
             LiveFact(EditResult.from_figures(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
-            for fact in writings
+            for fact in versions
         }
         keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
         self._editor.engine.resume(list(held), keys)
         self._written = held
 
-    def _keys(self, layer: int, writings: Iterable[Writing]) -> Iterator[Tensor]:
+    def _keys(self, layer: int, versions: Iterable[FactVersion]) -> Iterator[Tensor]:
         """The keys of each batch in one layer, in order."""
         dtype, (_, d_in) = self.store.identity.storage, self.store.identity.shapes[layer]
-        for _, batch in groupby(writings, key=lambda fact: fact.batch):
+        for _, batch in groupby(versions, key=lambda fact: fact.batch):
             columns = [from_bytes(self.store.key(fact.id, layer), dtype, d_in, -1) for fact in batch]
             yield torch.cat(columns, dim=1)
 
