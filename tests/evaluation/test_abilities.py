@@ -288,7 +288,7 @@ def test_every_answer_is_scored_after_a_space_as_published(
     first: list[str] = []
 
     def scores(model: LanguageModel, pairs: Sequence[Pair], **_: object) -> list[Score]:
-        first.extend(model.tokenizer.decode(Continuation.encode(model.tokenizer, *pair).target) for pair in pairs)
+        first.extend(model.tokenizer.decode(each.target) for each in Continuation.encode(model, pairs))
         return [Score(1.0, True) for _ in pairs]
 
     monkeypatch.setattr(abilities, "score_targets", scores)

@@ -19,7 +19,6 @@ from betaedit.evaluation.scoring import score_targets
 from betaedit.extras import import_extra
 from betaedit.facts.readers import iter_records
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress
 
 NO_ANSWER = -1
@@ -298,7 +297,7 @@ def measure_abilities(
 
 
 def _check_lengths(model: LanguageModel, task: AbilityTask, items: Sequence[AbilityItem]) -> None:
-    longest = max(len(tokenize(model.tokenizer, item.prompt)) for item in items) + _GENERATED_TOKENS
+    longest = max(map(len, model.encode([item.prompt for item in items]))) + _GENERATED_TOKENS
     if longest > model.max_length:
         raise ConfigError(
             f"an item of {task.name} needs {longest} positions and the model has {model.max_length}.",

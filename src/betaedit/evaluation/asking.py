@@ -16,7 +16,6 @@ from betaedit.evaluation.scoring import Continuation, read_targets
 from betaedit.models.chat import special_tokens
 from betaedit.models.generate import continue_rows, end_tokens, most_likely
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress
 
 _TOKENS_OF_A_PHRASE = 7
@@ -83,7 +82,7 @@ def ask(
     Raises:
         ModelError: A prompt has no tokens, or leaves no position for an answer.
     """
-    rows = [tokenize(model.tokenizer, prompt) for prompt in prompts]
+    rows = model.encode(prompts)
     for prompt, row in zip(prompts, rows, strict=True):
         _check_length(model, prompt, len(row))
     said = complete_greedily(model, prompts, n_tokens, progress=progress, label="answering")

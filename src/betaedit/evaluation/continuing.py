@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from betaedit.models.generate import IsFinished, continue_rows, end_tokens, most_likely
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress, SilentProgress
 
 BATCH_SIZE = 32
@@ -60,7 +59,7 @@ def continue_greedily(
     """
     ends = end_tokens(model)
     asked = list(dict.fromkeys(prompts))
-    rows = [tokenize(model.tokenizer, prompt) for prompt in asked]
+    rows = model.encode(asked)
 
     def work(batch: list[int]) -> list[tuple[int, ...]]:
         new = continue_rows(

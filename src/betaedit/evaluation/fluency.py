@@ -17,7 +17,6 @@ from betaedit.evaluation.continuing import BATCH_SIZE, in_batches
 from betaedit.extras import import_extra
 from betaedit.models.generate import continue_rows, draw_top_k
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress
 
 _WORD = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s]")
@@ -67,7 +66,7 @@ def sample_texts(
         batch_size: How many are sampled together.
         progress: Hears of every prompt.
     """
-    rows = [tokenize(model.tokenizer, prompt) for prompt in prompts]
+    rows = model.encode(prompts)
     seeds = _seeds(prompts, seed)
 
     def work(batch: list[int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def run_harness(
         if not set(tasks) <= set(known.all_tasks):
             known = manager(include_path=included)  # the harness's own thousands of files take their time
         _check_names(tasks, known.all_tasks)
-        wrapped = wrapper(
+        wrapped = _framing(wrapper, model)(
             pretrained=model.model,
             tokenizer=copy.deepcopy(model.tokenizer),
             batch_size=batch_size,
@@ -77,6 +78,26 @@ def run_harness(
         )
     plain: dict[str, Any] = json.loads(json.dumps({key: found[key] for key in _KEPT if key in found}, default=str))
     return plain
+
+
+def _framing(wrapper: type[Any], model: LanguageModel) -> type[Any]:
+    """``wrapper`` whose contexts are put before the model as ``model`` frames them."""
+
+    def framed(requests: Sequence[Any]) -> list[Any]:
+        texts = model.framed([request.args[0] for request in requests])
+        return [
+            dataclasses.replace(request, arguments=(text, *request.args[1:]))
+            for request, text in zip(requests, texts, strict=True)
+        ]
+
+    class Framing(wrapper):
+        def loglikelihood(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            return super().loglikelihood(framed(requests), *args, **kwargs)
+
+        def generate_until(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            return super().generate_until(framed(requests), *args, **kwargs)
+
+    return Framing
 
 
 def _library() -> tuple[Any, Any, Any]:

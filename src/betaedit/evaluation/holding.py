@@ -50,7 +50,7 @@ class _Reading:
 def measure_holding(model: LanguageModel, facts: Sequence[Fact]) -> list[Holding]:
     """How ``model`` holds ``facts`` now, in order: one pass over all, and greedy text for those it does not say."""
     tokenizer = model.tokenizer
-    asked = [Continuation.encode(tokenizer, fact.text, fact.target_new, fact.joint) for fact in facts]
+    asked = Continuation.encode(model, [(fact.text, fact.target_new, fact.joint) for fact in facts])
     # One more place, whose token is not read: what follows the answer.
     longer = [Continuation(one.prompt, (*one.target, pad_token_id(tokenizer))) for one in asked]
     readings = read_targets(model, longer, _read)

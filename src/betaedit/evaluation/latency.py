@@ -14,7 +14,6 @@ import torch
 from betaedit.errors import ConfigError
 from betaedit.models.generate import continue_rows, most_likely
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress, SilentProgress
 
 
@@ -73,7 +72,7 @@ def measure_latency(
     Raises:
         ConfigError: There is no prompt, or a prompt leaves no room for the tokens.
     """
-    rows = [tokenize(model.tokenizer, prompt) for prompt in prompts]
+    rows = model.encode(prompts)
     if not rows:
         raise ConfigError("there is no prompt to time.", hint="Give at least one.")
     if max(map(len, rows)) + n_tokens > model.max_length:

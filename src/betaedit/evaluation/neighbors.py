@@ -9,7 +9,6 @@ from betaedit.evaluation.continuing import continue_greedily
 from betaedit.evaluation.scoring import Continuation, score_continuations
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import tokenize
 from betaedit.progress import Progress
 
 FIRST_TOKENS = 8
@@ -42,6 +41,7 @@ def still_says(
     It would if each of them is the most probable one after those before it: one pass for all, and no generation.
     """
     asked = [prompt for prompt in dict.fromkeys(prompts) if prompt in said]
-    continuations = [Continuation(tuple(tokenize(model.tokenizer, prompt)), said[prompt]) for prompt in asked]
+    rows = zip(model.encode(asked), asked, strict=True)
+    continuations = [Continuation(tuple(row), said[prompt]) for row, prompt in rows]
     scores = score_continuations(model, continuations, progress=progress, label="neighbors")
     return {prompt: score.argmax for prompt, score in zip(asked, scores, strict=True)}

@@ -8,10 +8,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import encode_target, pad_rows, pad_token_id, tokenize
+from betaedit.models.lookup import pad_rows, pad_token_id
 from betaedit.progress import Progress, SilentProgress
 
 _TOKENS_PER_FORWARD = 1024
@@ -42,15 +41,14 @@ class Continuation:
     target: tuple[int, ...]
 
     @classmethod
-    def encode(
-        cls, tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, joint: str | None = None
-    ) -> Continuation:
-        """``target`` after ``prompt``, with ``joint`` between them as ``encode_target`` takes it.
+    def encode(cls, model: LanguageModel, pairs: Sequence[Pair]) -> list[Continuation]:
+        """Each target after its prompt, in order.
 
         Raises:
-            LookupTokenError: The target has no tokens.
+            LookupTokenError: A target has no tokens.
         """
-        return cls(tuple(tokenize(tokenizer, prompt)), tuple(encode_target(tokenizer, prompt, target, joint)))
+        whole = [(pair[0], pair[1], pair[2] if len(pair) == 3 else None) for pair in pairs]  # noqa: PLR2004
+        return [cls(tuple(prompt), tuple(target)) for prompt, target in model.encode_pairs(whole)]
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ def score_targets(
     Pairs whose input is the same (one-token targets of one prompt) share one row; rows of similar length share one
     forward pass. Neither changes a result.
     """
-    continuations = [Continuation.encode(model.tokenizer, *pair) for pair in pairs]
-    return score_continuations(model, continuations, progress=progress, label=label)
+    return score_continuations(model, Continuation.encode(model, pairs), progress=progress, label=label)
 
 
 def score_continuations(

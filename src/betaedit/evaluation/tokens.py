@@ -88,7 +88,7 @@ def choose_tokens(
     Raises:
         LookupTokenError: A target has no tokens.
     """
-    continuations = [Continuation.encode(model.tokenizer, *pair) for pair in pairs]
+    continuations = Continuation.encode(model, pairs)
     if bos_bug:
         opening = _opening(model)
         continuations = [Continuation(each.prompt, opening + each.target) for each in continuations]

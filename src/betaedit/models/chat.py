@@ -93,6 +93,19 @@ def typed_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, 
     return tuple(token for token in special_tokens(tokenizer) if token in text)
 
 
+def split_request(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, str, str]:
+    """What the chat template puts before a user's message, the message, and what it puts behind it.
+
+    Of a prompt that is no single request in the template, the first and the last are empty.
+    """
+    if not has_chat(tokenizer):
+        return "", prompt, ""
+    before, _, after = chat_text(tokenizer, [{"role": "user", "content": _MARK}]).partition(_MARK)
+    if len(prompt) < len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
+        return "", prompt, ""
+    return before, prompt[len(before) : len(prompt) - len(after)], after
+
+
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """``prompt`` as a user's request in the model's chat template; the answer follows at once, without a space.
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from betaedit.models.chat import turn_end
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
+from betaedit.models.lookup import pad_rows, pad_token_id
 
 Choose = Callable[[Tensor], Tensor]
 """From the logits of the next token ``(n, vocabulary)`` to the tokens taken ``(n,)``."""
@@ -124,7 +124,7 @@ def end_tokens(model: LanguageModel) -> frozenset[int]:
 @torch.no_grad()
 def complete(model: LanguageModel, prompt: str, n_tokens: int = 8) -> str:
     """What the model says next, greedily: at most ``n_tokens`` tokens, ending at the end-of-text token."""
-    ids = torch.tensor([tokenize(model.tokenizer, prompt)], device=model.device)
+    ids = torch.tensor(model.encode([prompt]), device=model.device)
     generate: Any = model.model.generate
     out = generate(
         input_ids=ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from betaedit.errors import ModelError, ModelNotFoundError, UnsupportedMatrixError
 from betaedit.models.anatomy import Anatomy, find_anatomy
 from betaedit.models.bundled import BUNDLES
+from betaedit.models.chat import split_request
 from betaedit.models.diagnosis import (
     first_line,
     lacks_tokenizer,
@@ -27,8 +28,12 @@ from betaedit.models.diagnosis import (
 )
 from betaedit.models.gguf import gguf_folder
 from betaedit.models.gradients import usual_gradients
+from betaedit.models.lookup import encode_target, tokenize
 from betaedit.models.places import find_place, local_model
 from betaedit.models.support import MERGE, refuse_unsuitable
+
+Frame = Callable[[Sequence[str]], list[str]]
+"""Turns prompts into what is put before the model in their place, one text each, in order."""
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 DTYPES: dict[str, torch.dtype | str] = {
@@ -49,12 +54,14 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         anatomy: Where its editable parts are.
         name: What it was loaded as.
+        frame: How an editor that changes no weights puts prompts before the model; as they are when not given.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     name: str
+    frame: Frame | None = None
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LanguageModel:
@@ -98,6 +105,38 @@ class LanguageModel:
         """How many token ids the model can both read and say."""
         rows = self.model.get_input_embeddings().get_parameter("weight").shape[0]
         return min(rows, self.anatomy.head.get_parameter("weight").shape[0])
+
+    def framed(self, prompts: Sequence[str]) -> list[str]:
+        """What is put before the model for each of ``prompts``: itself, unless an editor frames it.
+
+        Of a prompt that stands in the model's chat template, the user's message is framed.
+        """
+        if self.frame is None:
+            return list(prompts)
+        parts = [split_request(self.tokenizer, prompt) for prompt in prompts]
+        framed = self.frame([message for _, message, _ in parts])
+        return [before + text + after for (before, _, after), text in zip(parts, framed, strict=True)]
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts as they are put before the model: the one way from a prompt to what is measured."""
+        return [tokenize(self.tokenizer, text) for text in self.framed(prompts)]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str, str | None]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of prompts, as ``encode``, and of the targets that continue them.
+
+        Args:
+            pairs: Prompt, target, and what stands between the two (``encode_target``); behind a framed prompt the rule
+                of ``joint_between`` decides on that.
+
+        Raises:
+            LookupTokenError: A target has no tokens.
+        """
+        prompts = [prompt for prompt, _, _ in pairs]
+        found = []
+        for text, (prompt, target, joint) in zip(self.framed(prompts), pairs, strict=True):
+            between = joint if text == prompt else None
+            found.append((tokenize(self.tokenizer, text), encode_target(self.tokenizer, text, target, between)))
+        return found
 
     def fingerprint(self, until: int | None = None) -> str:
         """``sha256:...`` of all weights, or of all but the decoder layers above ``until``."""

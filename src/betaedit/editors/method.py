@@ -1,0 +1,355 @@
+"""What an editor of any family is: a row of ``METHODS``, its configuration, and what it does once it is built.
+
+A family (closed form, fine-tuning, retrieval, ...) is a package beside this module. It subclasses ``Method`` for its
+rows and ``MethodConfig`` for its hyper-parameters, and builds objects that satisfy ``EditingMethod``. Nothing here
+imports a family, and nothing outside a family asks which one a method belongs to: what only some editors can do is
+asked for as a protocol (``Forgets``, ``EditsMatrices``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from betaedit.errors import ConfigError, MethodError, did_you_mean
+from betaedit.facts.fact import Fact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from betaedit.editors.matrix import EditedMatrix
+    from betaedit.editors.resources import Resources
+    from betaedit.evaluation.holding import Status
+    from betaedit.models.load import LanguageModel
+
+
+class MethodConfig(BaseModel):
+    """Hyper-parameters of one family; unknown names and impossible values are refused.
+
+    A name that two families share means the same in both, so that one preset can serve them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, ge=0, description="Seed of everything that is sampled.")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """A configuration from plain values.
+
+        Raises:
+            ConfigError: A name is unknown (with the nearest known one) or a value is impossible.
+        """
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            hint = did_you_mean(unknown[0], cls.model_fields, "See `betaedit methods --config` for all names.")
+            raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", hint=hint)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise cls._refused(error) from error
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some values changed.
+
+        Raises:
+            ConfigError: A name or value is not possible; the message names it and the nearest name.
+        """
+        return self.of({**self.model_dump(), **changes})
+
+    def leaving(self, held: Sequence[Fact], facts: Sequence[Fact]) -> list[Fact]:
+        """Those of the facts ``held`` that the model no longer holds once ``facts`` are written."""
+        return []
+
+    @classmethod
+    def _refused(cls, error: ValidationError) -> ConfigError:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        description = cls.model_fields[str(first["loc"][0])].description
+        is_one = first["type"] == "tuple_type" and isinstance(first["input"], int | float | str)
+        example = f" Write a list: {name}=[{first['input']}]." if is_one else ""
+        if first["type"] == "string_type" and isinstance(first["input"], Path):
+            example = f" Give it as a text: {name}={str(first['input'])!r}."
+        return ConfigError(f"{name}: {first['msg']} (given: {first['input']!r}).", hint=f"{description}{example}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A row of ``METHODS``: one editing method as data. Command line, runs, reports and tests derive from it.
+
+    Args:
+        name: What to call it on the command line.
+        title: One line on its idea.
+        paper: Where it was published.
+        equation: Its rule there.
+        notes: Where paper and code differ, and which of the two is the default here.
+        aliases: Other names it answers to.
+    """
+
+    family: ClassVar[str]
+    config: ClassVar[type[MethodConfig]]
+
+    name: str
+    title: str
+    paper: str
+    equation: str = ""
+    notes: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def can_forget(self) -> bool:
+        """Whether what it builds satisfies ``Forgets``."""
+        return False
+
+    @abstractmethod
+    def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
+        """The editor of one model, quickly: what takes long is left to ``prepare``.
+
+        Args:
+            model: Unedited.
+            config: An instance of ``self.config``, as ``resolve_config`` returns it.
+            resources: Statistics, contexts and the like, which are made when they are asked for.
+
+        Raises:
+            AnatomyError: The model has no such layer.
+            ConfigError: The model cannot be edited with these settings.
+        """
+
+    def resolve_config(self, config: MethodConfig) -> MethodConfig:
+        """``config`` without what this method cannot do.
+
+        Raises:
+            ConfigError: It is the configuration of another family.
+        """
+        if not isinstance(config, self.config):
+            raise ConfigError(
+                f"{self.name} takes a {self.config.__name__}, not a {type(config).__name__}.",
+                hint="Give the configuration of the method's own family.",
+            )
+        return config
+
+    def check(self, config: MethodConfig, batch_size: int = 1) -> None:
+        """Raises: ConfigError when this method cannot write ``batch_size`` facts together with these settings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``betaedit methods --json`` prints."""
+        return {"family": self.family, **asdict(self), "aliases": list(self.aliases), "can_forget": self.can_forget}
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """What an edit would do, before anything is done.
+
+    Args:
+        fact: The fact.
+        tokens: The prompt's tokens as text.
+        target_tokens: The new target's tokens as text.
+        lookup: Index of the lookup token among ``tokens``; ``None`` for editors that have none.
+    """
+
+    fact: Fact
+    tokens: tuple[str, ...]
+    target_tokens: tuple[str, ...]
+    lookup: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return {
+            "id": self.fact.id,
+            "prompt": self.fact.text,
+            "subject": self.fact.subject,
+            "tokens": list(self.tokens),
+            "lookup": self.lookup,
+            "target_tokens": list(self.target_tokens),
+        }
+
+
+_EARLIER_NAMES = {"target_probability": "sought_probability", "n_evaluations": "evaluations", "n_keys": "keys"}
+"""Figures as earlier versions stored them, and their names now."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What writing one fact took, and whether the model says it.
+
+    Args:
+        fact: The fact.
+        seconds: Wall-clock time, its share of the batch.
+        status: How the model held it on its own prompt once its batch was written (``evaluation.holding``); ``None``
+            where that was not measured.
+        measured_probability: Mean probability of the target's tokens there.
+        said: The model's text there, where it is not the answer.
+        tries: How often writing it was tried.
+        kept: Whether it is in the model: an editor may take back what is missed.
+        figures: The editor's own figures by name, as plain data.
+    """
+
+    fact: Fact
+    seconds: float
+    status: Status | None = None
+    measured_probability: float | None = None
+    said: str = ""
+    tries: int = 1
+    kept: bool = True
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, the editor's own figures among the others."""
+        return {
+            "id": self.fact.id,
+            "prompt": self.fact.text,
+            "subject": self.fact.subject,
+            "target_new": self.fact.target_new,
+            "joint": self.fact.joint,
+            **self.without_fact(),
+        }
+
+    def without_fact(self) -> dict[str, Any]:
+        """All but the fact, as plain data to store beside it."""
+        return {
+            "status": self.status,
+            "kept": self.kept,
+            "measured_probability": self.measured_probability,
+            "said": self.said,
+            "tries": self.tries,
+            "seconds": self.seconds,
+            **self.figures,
+        }
+
+    @classmethod
+    def from_stored(cls, fact: Fact, stored: Mapping[str, Any]) -> EditResult:
+        """What ``without_fact`` of this or an earlier version returned."""
+        renamed = {_EARLIER_NAMES.get(name, name): value for name, value in stored.items()}
+        own = {name: renamed.pop(name) for name in tuple(renamed) if name in _COMMON}
+        return cls(fact, **own, figures=renamed)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a reader of the model's text would call the answer right."""
+        return self.kept and self.status == "held"
+
+
+_COMMON = frozenset(EditResult.__dataclass_fields__) - {"fact", "figures"}
+
+
+@dataclass(frozen=True)
+class WrittenBatch:
+    """One batch of facts as it was written: enough to write it again without searching or training.
+
+    Args:
+        results: One per fact, those that were not kept among them.
+        tensors: What writing it again needs, by name: keys and factors, changes of weights, codebook entries, or none.
+        again: One per earlier fact that was taken out and written again with these.
+    """
+
+    results: tuple[EditResult, ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    again: tuple[EditResult, ...] = ()
+
+
+class EditingMethod(Protocol):
+    """An editor of one model: what every family builds."""
+
+    @property
+    def config(self) -> MethodConfig:
+        """Its hyper-parameters."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model as served: with edited weights, with hooks, or one that frames its prompts."""
+
+    @property
+    def results(self) -> Sequence[EditResult]:
+        """One per fact that the model holds, in the order in which they were written."""
+
+    def prepare(self) -> None:
+        """Make what takes long before the first edit."""
+
+    def plan(self, fact: Fact) -> PlannedEdit:
+        """What writing ``fact`` would do; changes nothing.
+
+        Raises:
+            FactError: It is longer than the model's positions.
+            LookupTokenError: Its subject or target has no tokens.
+            ModelError: The model has no embedding for a token.
+        """
+
+    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
+        """Refuse or warn before any of ``facts`` is written; each was planned already.
+
+        Raises:
+            ConfigError: So many facts cannot be written together.
+        """
+
+    def stride(self, batch_size: int) -> int:
+        """How many facts are worked on together when ``batch_size`` are written together."""
+
+    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
+        """Write facts in order, one batch each time the iterator is advanced.
+
+        Whatever ends a batch early, an interrupt too: the model is as it was before that batch.
+
+        Raises:
+            WeightsChangedError: The model has not the weights that were written last.
+            NumericalError: A result is not finite.
+        """
+
+    def replay(self, batch: WrittenBatch) -> None:
+        """Write a batch of an earlier ``write``, in its place in the same sequence: the same model, bit for bit."""
+
+    def unedited(self) -> AbstractContextManager[None]:
+        """A context in which ``model`` answers as before the first edit."""
+
+    def reset(self) -> None:
+        """The model as before the first edit, bit for bit, with nothing remembered."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides, beside configuration and batch size, how facts are written; plain data, for the record."""
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """An editor that can take single facts back."""
+
+    def forget(self, results: Sequence[EditResult]) -> None:
+        """Take out facts, given as the entries of ``results`` that stand for them.
+
+        Raises:
+            NumericalError: The other facts cannot be written again; everything is as it was then.
+        """
+
+
+@runtime_checkable
+class EditsMatrices(Protocol):
+    """An editor whose edits are changes of weight matrices: leakage, change of weights, adapters and factors."""
+
+    @property
+    def matrices(self) -> Mapping[int, EditedMatrix]:
+        """The edited matrices by layer."""
+
+
+Capability = TypeVar("Capability")
+
+
+def require(editing: EditingMethod, capability: type[Capability], method: Method, what: str, hint: str) -> Capability:
+    """``editing`` as one that has ``capability``.
+
+    Args:
+        editing: What ``method`` built.
+        capability: One of the protocols of this module or of a family.
+        method: Its row.
+        what: What it is asked to do, as in "be exported as an adapter".
+        hint: What to do where it cannot.
+
+    Raises:
+        MethodError: It has not.
+    """
+    if isinstance(editing, capability):
+        return editing
+    raise MethodError(f"{method.name} cannot {what}.", hint=hint)

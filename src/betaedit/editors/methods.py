@@ -1,0 +1,100 @@
+"""``METHODS``: every editing method by name, whichever family it belongs to. No torch is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from betaedit.editors.method import Method
+from betaedit.errors import MethodError, did_you_mean
+
+ENTRY_POINTS = "betaedit.methods"
+"""Group of entry points under which an installed package offers rows: each names an iterable of ``Method``."""
+
+
+class MethodTable(Mapping[str, Method]):
+    """Rows by name, in the order of their families; aliases are found, too, but not listed.
+
+    Args:
+        families: Modules with a tuple ``METHODS``, imported when the table is first read.
+    """
+
+    def __init__(self, families: Sequence[str]) -> None:
+        self._families = families
+        self._rows: dict[str, Method] = {}
+        self._aliases: dict[str, str] = {}
+        self._complete = False
+
+    def register(self, *rows: Method) -> None:
+        """Add rows.
+
+        Raises:
+            MethodError: A name or alias is taken already; none is added then.
+        """
+        names = [name for row in rows for name in (row.name, *row.aliases)]
+        taken = [name for name in names if name in self._rows or name in self._aliases or names.count(name) > 1]
+        if taken:
+            raise MethodError(f"there are two methods {taken[0]!r}.", hint="Give the new one another name.")
+        for row in rows:
+            self._rows[row.name] = row
+            self._aliases.update(dict.fromkeys(row.aliases, row.name))
+
+    def unregister(self, name: str) -> None:
+        """Take a row out.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        row = self._rows.pop(name)
+        for alias in row.aliases:
+            del self._aliases[alias]
+
+    def __getitem__(self, name: str) -> Method:
+        """The row of that name or alias."""
+        self._load()
+        return self._rows[self._aliases.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of rows, aliases not among them."""
+        self._load()
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        self._load()
+        return len(self._rows)
+
+    def names(self) -> list[str]:
+        """Names and aliases."""
+        return [*self, *self._aliases]
+
+    def _load(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        for family in self._families:
+            self.register(*import_module(family).METHODS)
+        for found in entry_points(group=ENTRY_POINTS):
+            self.register(*found.load())
+
+
+METHODS = MethodTable(
+    (
+        "betaedit.editors.closed_form.recipes",
+        "betaedit.editors.gradient.methods",
+        "betaedit.editors.retrieval.methods",
+    )
+)
+
+
+def find_method(name: str) -> Method:
+    """The method of that name or alias.
+
+    Raises:
+        MethodError: There is none; the nearest names are suggested.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    hint = did_you_mean(name, METHODS.names(), f"Methods: {', '.join(METHODS)}.", n=2)
+    raise MethodError(f"there is no method {name!r}.", hint=hint)

@@ -1,0 +1,53 @@
+"""Hyper-parameters that families share: which layers, which statistics, which contexts."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from betaedit.editors.method import MethodConfig
+
+SLOT = "{}"
+
+
+class StatisticsConfig(MethodConfig):
+    """What ``C0`` is collected on, and for which layers."""
+
+    layers: tuple[int, ...] = Field(
+        (4, 5, 6, 7, 8), description="Decoder layers whose MLP output projection is edited."
+    )
+    statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")
+    statistics_tokens: int | None = Field(
+        None, ge=1, description="Tokens averaged for C0; ten per dimension of the keys if not given."
+    )
+    statistics_skip_first_token: bool = Field(False, description="Leave each row's first token out of C0.")
+
+    @field_validator("layers")
+    @classmethod
+    def _ordered(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError("give different layers in rising order, such as [4, 5, 6, 7, 8]")
+        return layers
+
+
+class ContextConfig(MethodConfig):
+    """In which contexts a prompt is shown while its value is sought."""
+
+    context_templates: tuple[str, ...] | None = Field(
+        None,
+        description="Texts with one {} in which prompts are embedded, '{}' first; sampled from the model if not given.",
+    )
+    context_openings: tuple[str, ...] = Field(
+        ("The", "Therefore", "Because", "I", "You"),
+        description="Words that open the sampled contexts, one context each.",
+    )
+    context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
+    context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
+
+    @field_validator("context_templates")
+    @classmethod
+    def _slotted(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if templates is not None and (not templates or templates[0] != SLOT):
+            raise ValueError("the first context template must be the bare '{}'")
+        if templates is not None and any(template.count(SLOT) != 1 for template in templates):
+            raise ValueError("every context template needs exactly one {}")
+        return templates

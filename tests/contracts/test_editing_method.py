@@ -1,0 +1,181 @@
+"""What every row of ``METHODS`` keeps to, whichever family it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from betaedit import Fact
+from betaedit.editors.method import EditsMatrices, Forgets, Method
+from betaedit.editors.methods import METHODS, find_method
+from betaedit.errors import ConfigError, FactError, MethodError
+from betaedit.evaluation import score_targets
+from betaedit.experiments.state import load_batches, save_batch
+from betaedit.models import LanguageModel
+from support.counting import COUNTING
+from support.edits import FACTS, unchanged, weights
+from support.families import language_model
+from support.methods import small_editor
+
+pytest.importorskip("bm25s")
+
+EVERY = [*METHODS.values(), COUNTING]
+
+
+@pytest.fixture(autouse=True)
+def _counting() -> Iterator[None]:
+    METHODS.register(COUNTING)
+    yield
+    METHODS.unregister(COUNTING.name)
+
+
+@pytest.fixture(params=EVERY, ids=lambda row: row.name)
+def method(request: pytest.FixtureRequest) -> Method:
+    found: Method = request.param
+    return found
+
+
+def answers(model: LanguageModel) -> list[float]:
+    """How likely the model, as served, finds the answers of all facts."""
+    pairs = [(fact.text, target) for fact in FACTS for target in (fact.target_new, fact.target_true or "none")]
+    return [score.nll for score in score_targets(model, pairs)]
+
+
+class TestEveryMethod:
+    """The protocol ``EditingMethod``."""
+
+    def test_its_row_is_plain_data_and_its_names_find_it(self, method: Method) -> None:
+        assert json.loads(json.dumps(method.to_dict()))["name"] == method.name
+        assert all(find_method(name) is method for name in (method.name, *method.aliases))
+        assert method.title
+        assert method.paper
+
+    def test_its_configuration_refuses_unknown_names_and_survives_json(self, method: Method) -> None:
+        with pytest.raises(ConfigError, match="no hyper-parameter 'sead'"):
+            method.configure({"sead": 1})
+        config = method.configure({"seed": 3})
+        assert method.configure(json.loads(config.model_dump_json())) == config
+        assert config.seed == 3
+
+    def test_planning_changes_nothing_and_shows_the_tokens(self, method: Method) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        (plan,) = editor.plan(FACTS[0])
+        assert "".join(plan.target_tokens).strip() == FACTS[0].target_new
+        assert unchanged(before, weights(model))
+        assert not editor.results
+
+    def test_facts_are_written_in_order_and_reported_once_each(self, method: Method) -> None:
+        editor = small_editor(method, language_model("llama"))
+        batches = list(editor.write(FACTS[:3]))
+        assert [result.fact for batch in batches for result in batch.results] == FACTS[:3]
+        assert [result.fact for result in editor.results] == FACTS[:3]
+        assert all(result.status is not None and result.seconds >= 0 for result in editor.results)
+        json.dumps([result.to_dict() for result in editor.results])
+
+    def test_a_duplicate_id_is_refused_before_anything_is_written(self, method: Method) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        twice = [Fact("{} is in", name, "Rome", id="one") for name in ("Ana", "Bob")]
+        with pytest.raises(FactError, match="share the id"):
+            editor.edit(twice)
+        assert unchanged(before, weights(model))
+
+    def test_batches_kept_on_disk_and_replayed_give_the_same_model(self, method: Method, tmp_path: Path) -> None:
+        written, replayed = language_model("llama"), language_model("llama")
+        first, again = small_editor(method, written), small_editor(method, replayed)
+        for number, batch in enumerate(first.write(FACTS[:3]), start=1):
+            save_batch(tmp_path, number, batch)
+        for batch in load_batches(tmp_path, 3):
+            again.replay(batch)
+        assert unchanged(weights(written), weights(replayed))
+        assert answers(first.language_model) == answers(again.language_model)
+        assert [result.to_dict() for result in again.results] == [result.to_dict() for result in first.results]
+
+    def test_unedited_is_the_model_before_the_first_edit_and_ends_with_the_edits(self, method: Method) -> None:
+        editor = small_editor(method, language_model("llama"))
+        before = answers(editor.language_model)
+        editor.edit(FACTS[:2])
+        after = answers(editor.language_model)
+        with editor.unedited():
+            assert answers(editor.language_model) == before
+        assert answers(editor.language_model) == after
+
+    def test_reset_gives_back_the_model_and_forgets_all(self, method: Method) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        said = answers(editor.language_model)
+        editor.edit(FACTS[:2])
+        editor.reset()
+        assert unchanged(before, weights(model))
+        assert answers(editor.language_model) == said
+        assert not editor.results
+
+    def test_an_interrupt_leaves_the_model_as_it_was_before_the_batch(
+        self, method: Method, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = language_model("llama")
+        editor = small_editor(method, model)
+        editor.edit(FACTS[0])
+        before, said = weights(model), answers(editor.language_model)
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            for module in ("betaedit.editors.asked", "betaedit.editors.closed_form.engine"):
+                patch.setattr(f"{module}.measure_holding", interrupted)
+            editor.edit(FACTS[1])
+        assert unchanged(before, weights(model))
+        assert answers(editor.language_model) == said
+        assert [result.fact for result in editor.results] == FACTS[:1]
+
+    def test_what_it_says_of_itself_is_plain_data(self, method: Method) -> None:
+        editor = small_editor(method, language_model("llama"))
+        editor.prepare()
+        plain = json.loads(json.dumps(editor.to_dict()))
+        assert plain["method"] == method.name
+        assert plain["config"]["seed"] == 0
+
+
+class TestEveryMethodThatForgets:
+    """The capability ``Forgets``."""
+
+    def test_a_row_says_truly_whether_its_editor_forgets(self, method: Method) -> None:
+        editor = small_editor(method, language_model("llama"))
+        assert isinstance(editor.editing, Forgets) == method.can_forget
+
+    def test_the_only_fact_forgotten_leaves_the_model_it_was(self, method: Method) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        said = answers(editor.language_model)
+        editor.edit(FACTS[0])
+        if not method.can_forget:
+            with pytest.raises(MethodError, match="cannot forget"):
+                editor.forget(FACTS[0])
+            return
+        editor.forget(FACTS[0])
+        assert not editor.results
+        assert all(torch.allclose(before[name], now, atol=1e-5) for name, now in weights(model).items())
+        assert answers(editor.language_model) == pytest.approx(said, abs=1e-3)
+
+
+class TestEveryMethodThatEditsMatrices:
+    """The capability ``EditsMatrices``."""
+
+    def test_its_matrices_hold_all_that_changed(self, method: Method) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        editor.edit(FACTS[:2])
+        moved = {name for name, now in weights(model).items() if not torch.equal(before[name], now)}
+        if not isinstance(editor.editing, EditsMatrices):
+            assert not moved
+            return
+        layers = [model.anatomy.projection_path(layer) for layer in editor.editing.matrices]
+        assert moved == {f"{path}.weight" for path in layers}
+
+

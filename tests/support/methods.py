@@ -1,0 +1,32 @@
+"""One small editor per method: what the contract tests run every row of ``METHODS`` through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from betaedit import Editor
+from betaedit.editors.method import Method
+from betaedit.editors.methods import METHODS
+from betaedit.models import LanguageModel
+from support.edits import SETTINGS, moments_for
+
+FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
+    "closed form": SETTINGS,
+    "fine-tuning": {"layer": 2, "steps": 4, "learning_rate": 0.01},
+    "retrieval": {"confirm": "none"},
+}
+"""By family, settings that let a method write on a tiny model in a moment. A new family brings an entry."""
+
+
+def small_editor(method: Method | str, model: LanguageModel, **settings: Any) -> Editor:
+    """An editor of a tiny model."""
+    row = METHODS[method] if isinstance(method, str) else method
+    values = {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row), **settings}
+    config = row.configure(values)
+    statistics = moments_for(model, config.layers) if hasattr(config, "statistics_corpus") else None
+    return Editor(model, method=row.name, config=config, statistics=statistics)
+
+
+def _of_one_layer(row: Method) -> dict[str, Any]:
+    return {"layers": (2,)} if getattr(row, "form", None) == "rank-one" else {}
