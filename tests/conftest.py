@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from betaedit.editors.config import EditConfig
-    from betaedit.editors.encode import EncodedBatch
-    from betaedit.editors.values import Value
+    from betaedit.editors.closed_form.config import EditConfig
+    from betaedit.editors.closed_form.encode import EncodedBatch
+    from betaedit.editors.closed_form.values import Value
     from betaedit.models import LanguageModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from betaedit.lazy import imported_when_asked
 
 if TYPE_CHECKING:
-    from betaedit.editors.config import EditConfig
+    from betaedit.editors.closed_form.config import EditConfig
     from betaedit.editors.editor import Editor
     from betaedit.facts.fact import EvaluationCase, Fact, Probe, Question
     from betaedit.ledger.replica import Replica
@@ -19,7 +19,7 @@ __all__ = ["EditConfig", "Editor", "EvaluationCase", "Fact", "Probe", "Question"
 __getattr__ = imported_when_asked(
     __name__,
     {
-        "editors.config": ("EditConfig",),
+        "editors.closed_form.config": ("EditConfig",),
         "editors.editor": ("Editor",),
         "facts.fact": ("EvaluationCase", "Fact", "Probe", "Question"),
         "ledger.replica": ("Replica",),

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from betaedit import EditConfig, Editor, EvaluationCase, Fact
+from betaedit.editors.closed_form.encode import EncodedBatch, encode_batch
+from betaedit.editors.closed_form.engine import EditResult
 from betaedit.editors.contexts import context_templates
-from betaedit.editors.encode import EncodedBatch, encode_batch
-from betaedit.editors.engine import EditResult
 from betaedit.errors import (
     AnatomyError,
     ConfigError,
@@ -93,7 +93,7 @@ def test_values_are_sought_for_as_many_batches_together_as_the_look_ahead_says(
         found.append(len(facts))
         return encode_batch(model, facts, *rest)
 
-    monkeypatch.setattr("betaedit.editors.engine.encode_batch", listen)
+    monkeypatch.setattr("betaedit.editors.closed_form.engine.encode_batch", listen)
     editor_for(language_model("llama"), value_look_ahead=look_ahead).edit(FACTS, batch_size=batch_size)
     assert found == sought
 

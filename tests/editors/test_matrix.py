@@ -104,9 +104,9 @@ def test_a_snapshot_brings_back_the_weight_and_what_follows_bit_for_bit(make: Ma
     at_snapshot, snapshot = module.weight.detach().clone(), matrix.snapshot()
     following = Update(torch.full((3, 1), 1e-3), torch.full((5, 1), 1e-2))
     matrix.add(following)
-    expected, kept = module.weight.detach().clone(), snapshot.clone()
+    expected, kept = module.weight.detach().clone(), snapshot.change.clone()
     matrix.add(random_update(3, 5))
-    assert torch.equal(snapshot, kept), "a snapshot is a copy"
+    assert torch.equal(snapshot.change, kept), "a snapshot is a copy"
     matrix.restore(snapshot)
     assert torch.equal(module.weight, at_snapshot)
     matrix.add(following)

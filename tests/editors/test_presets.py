@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from betaedit.editors.closed_form.recipes import RECIPES, find_recipe
 from betaedit.editors.presets import PRESETS, find_preset, preset_for, untuned
-from betaedit.editors.recipes import RECIPES, find_recipe
 
 # methods.md table 0.1, rows "MEMIT, AlphaEdit repos", "AlphaEdit repo", "BetaEdit repo" and the unreleased Qwen3:
 # edited layers, steps, learning rate, weight on C0 of MEMIT; then d_in of the edited matrices (section J.5).

@@ -12,8 +12,8 @@ from torch import Tensor
 from betaedit import EvaluationCase, Workspace
 from betaedit.benchmarks import measure
 from betaedit.editors import RECIPES
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.values import _Problem
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.values import _Problem
 from betaedit.evaluation import drift
 from betaedit.evaluation.metrics import measure_edits
 from betaedit.models import LanguageModel
@@ -93,9 +93,9 @@ def test_a_workspace_comes_back_from_there(device: str, tmp_path: Path):
     with Workspace.create(tmp_path / "w", editor_for(on(device, language_model("llama")))) as workspace:
         workspace.edit(NEAR[:3])
         workspace.forget("#2")
-        left = {layer: matrix.snapshot() for layer, matrix in workspace.matrices.items()}
+        left = {layer: matrix.change().clone() for layer, matrix in workspace.matrices.items()}
     with Workspace.open(tmp_path / "w", write=True, model=on(device, language_model("llama"))) as again:
-        assert all(torch.equal(again.matrices[layer].snapshot(), change) for layer, change in left.items())
+        assert all(torch.equal(again.matrices[layer].change(), change) for layer, change in left.items())
         again.edit(NEAR[3])
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from betaedit import EditConfig, Editor
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.values import optimize_values
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.values import optimize_values
 from betaedit.evaluation import held_out_prose, measure_edits
 from betaedit.facts.readers import demo_path, read_cases
 from betaedit.models import LanguageModel

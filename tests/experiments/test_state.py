@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.editors.closed_form.engine import EditResult, WrittenBatch
 from betaedit.experiments.record import describe_cases
 from betaedit.experiments.state import load_batches, save_batch
 from betaedit.facts import EvaluationCase, Fact

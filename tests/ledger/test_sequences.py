@@ -65,11 +65,11 @@ class Sequences(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        before = {layer: matrix.snapshot() for layer, matrix in self.workspace.matrices.items()}
+        before = {layer: matrix.change().clone() for layer, matrix in self.workspace.matrices.items()}
         self.workspace.close()
         self.workspace = Workspace.open(self.folder / "w", write=True, model=tiny_llama())
         for layer, matrix in self.workspace.matrices.items():
-            assert torch.equal(matrix.snapshot(), before[layer])
+            assert torch.equal(matrix.change().clone(), before[layer])
 
     @rule()
     def collect(self) -> None:

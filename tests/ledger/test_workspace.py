@@ -51,7 +51,7 @@ def reopened(folder: Path, *, write: bool = False) -> Workspace:
 
 
 def state(workspace: Workspace) -> dict[int, Tensor]:
-    return {layer: matrix.snapshot() for layer, matrix in workspace.matrices.items()}
+    return {layer: matrix.change().clone() for layer, matrix in workspace.matrices.items()}
 
 
 def same(first: dict[int, Tensor], second: dict[int, Tensor]) -> bool:
@@ -176,7 +176,7 @@ def test_what_interrupts_a_replacement_leaves_the_old_answer(
         workspace.edit(FACTS[:3])
         before, head = state(workspace), workspace.store.head
         with monkeypatch.context() as patched:
-            cut_off(patched, "betaedit.editors.engine.optimize_values")
+            cut_off(patched, "betaedit.editors.closed_form.engine.optimize_values")
             with pytest.raises(KeyboardInterrupt):
                 workspace.replace("#2", "Oslo")
         with pytest.raises(FactError):
@@ -197,7 +197,7 @@ def test_what_interrupts_writing_again_what_slipped_leaves_every_fact_held(
         workspace.edit(FACTS[:3])
         held = workspace.store.facts()
         with monkeypatch.context() as patched:
-            cut_off(patched, "betaedit.editors.engine.optimize_values", after=1)
+            cut_off(patched, "betaedit.editors.closed_form.engine.optimize_values", after=1)
             with pytest.raises(KeyboardInterrupt):
                 reapply(workspace, held)
         for _ in range(2):

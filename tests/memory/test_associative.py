@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from betaedit.editors.config import make_config
-from betaedit.editors.recipes import RECIPES, find_recipe
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.recipes import RECIPES, find_recipe
 from betaedit.errors import BetaEditError, NumericalError, NumericalWarning, ShapeError
 from betaedit.memory import AssociativeMemory, MemoryRule
 from betaedit.memory.root import InverseRoot
@@ -57,7 +57,7 @@ def column(*values: float) -> Tensor:
 
 
 def rule_of(name: str, **strengths: Any) -> MemoryRule:
-    return find_recipe(name).rule(make_config(strengths))
+    return find_recipe(name).rule(EditConfig.of(strengths))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A made-up editor, by which everything around editors is tried: it counts the facts it is given, and changes nothing."""
+"""A made-up editor with which everything around editors is tried: it counts facts, and changes nothing."""
 
 from __future__ import annotations
 

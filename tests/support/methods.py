@@ -8,6 +8,7 @@ from typing import Any
 from betaedit import Editor
 from betaedit.editors.method import Method
 from betaedit.editors.methods import METHODS
+from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
 from support.edits import SETTINGS, moments_for
 
@@ -24,7 +25,7 @@ def small_editor(method: Method | str, model: LanguageModel, **settings: Any) ->
     row = METHODS[method] if isinstance(method, str) else method
     values = {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row), **settings}
     config = row.configure(values)
-    statistics = moments_for(model, config.layers) if hasattr(config, "statistics_corpus") else None
+    statistics = moments_for(model, config.layers) if isinstance(config, StatisticsConfig) else None
     return Editor(model, method=row.name, config=config, statistics=statistics)
 
 

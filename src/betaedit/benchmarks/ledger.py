@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from betaedit.benchmarks.rows import Row, seconds
+from betaedit.editors.closed_form.live import LiveFact
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult
-from betaedit.editors.live import LiveFact
+from betaedit.editors.method import EditResult
 from betaedit.facts.fact import Fact
+from betaedit.ledger.identity import resumable
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.query import select
 from betaedit.ledger.store import Store
@@ -67,21 +68,21 @@ def ledger(editor: Editor, *, n_edits: int) -> list[Row]:
 def _commit(workspace: Workspace, number: int) -> float:
     """Add a random fact to the model, and say how long the ledger took to keep it."""
     generator = torch.Generator().manual_seed(number)
-    engine = workspace.editor.engine
+    editing = resumable(workspace.editor)
     written, updates = {}, {}
-    for layer, matrix in engine.matrices.items():
+    for layer, matrix in editing.matrices.items():
         d_out, d_in = matrix.shape
         key, value = torch.randn(d_in, 1, generator=generator), torch.randn(d_out, 1, generator=generator)
         written[layer] = Associations(key, value)
         updates[layer] = Update(1e-3 * value, key / key.square().sum())
     fact = Fact("{} has the number", f"Subject {number}", str(number))
-    norms = {layer: update.norm() for layer, update in updates.items()}
+    figures = {"keys": 1, "update_norms": {str(layer): update.norm() for layer, update in updates.items()}}
 
     def commit() -> None:
         with workspace.event("edit", "replaced"):
-            for layer, matrix in engine.matrices.items():
+            for layer, matrix in editing.matrices.items():
                 matrix.add(updates[layer])
-            engine.live_facts.append(LiveFact(EditResult(fact, 1.0, 1.0, 1, norms, 0.0), number + 1, written))
+            editing.live_facts.append(LiveFact(EditResult(fact, 0.0, figures=figures), number + 1, written))
 
     return seconds(commit)
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from betaedit.benchmarks.published import DenseSolver, PublishedEditor, forward_to, null_directions, published_moments
 from betaedit.benchmarks.rows import Row, arithmetic, bandwidth, relative_error, seconds
 from betaedit.benchmarks.turns import Contestant, take_turns
-from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.editor import closed_form
+from betaedit.editors.closed_form.encode import EncodedBatch, encode_batch
+from betaedit.editors.closed_form.engine import Engine
+from betaedit.editors.closed_form.recipes import find_recipe
+from betaedit.editors.closed_form.values import Value, optimize_values
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
-from betaedit.editors.encode import EncodedBatch, encode_batch
-from betaedit.editors.engine import Engine
-from betaedit.editors.recipes import find_recipe
-from betaedit.editors.values import Value, optimize_values
 from betaedit.evaluation.drift import held_out_prose
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
@@ -37,7 +38,7 @@ _HISTORY = 100
 _EDITS = 5
 _ROW = 256
 _PUBLISHED = {
-    "context_openings": make_config({}).context_openings,
+    "context_openings": EditConfig.of({}).context_openings,
     "value_steps": 25,
     "value_optimizer": "adam",
     "value_stop_loss": 0.05,
@@ -55,7 +56,7 @@ def solve(width: int, *, config: EditConfig | None = None, device: torch.device 
     Timed are the solve, adding its update to a float32 weight, and remembering the key. Each row's ``relative_error``
     is against the float32 reference, ``float64_error`` against the same in float64.
     """
-    config = config or make_config({})
+    config = config or EditConfig.of({})
     moment = synthetic_moment(width, config.nullspace_threshold, device)
     generator = torch.Generator().manual_seed(1)
     keys = torch.randn(width, _HISTORY + _EDITS, generator=generator).to(device)
@@ -122,9 +123,11 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
     Fact by fact, as the published code and edits at batch size 1 seek them, and all facts sharing passes.
     """
-    model, plain = editor.language_model, editor.config.replace(**_PUBLISHED)
-    contexts = {plain: context_templates(model, plain), editor.config: editor.engine.contexts}
-    published = PublishedEditor(model, contexts[plain], plain, editor.statistics.matrices)
+    editing = closed_form(editor)
+    model, preset = editing.model, editing.config
+    plain = preset.replace(**_PUBLISHED)
+    contexts = {plain: context_templates(model, plain), preset: editing.engine.contexts}
+    published = PublishedEditor(model, contexts[plain], plain, editing.statistics.matrices)
     expected: list[tuple[Tensor, int]] = []
 
     def ours(config: EditConfig, found: list[Value], group: Sequence[Fact]) -> None:
@@ -133,7 +136,7 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     reference = Contestant("published", lambda group: expected.extend(published.value(fact) for fact in group))
     ways = [
         (name, config, together, list[Value]())
-        for name, config in (("published settings", plain), ("preset", editor.config))
+        for name, config in (("published settings", plain), ("preset", preset))
         for together in (False, True)
     ]
     others = [
@@ -171,9 +174,10 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
 
 def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     """Whole edits in sequence: published settings, the editor's own, batches of ten, and looking ten facts ahead."""
-    model, moments, own = editor.language_model, editor.statistics, editor.engine.contexts
+    editing = closed_form(editor)
+    model, preset, moments, own = editing.model, editing.config, editing.statistics, editing.engine.contexts
     editor.reset()
-    plain = editor.config.replace(**_PUBLISHED)
+    plain = preset.replace(**_PUBLISHED)
     contexts = context_templates(model, plain)
     published = PublishedEditor(model, contexts, plain, moments.matrices)
     weights = [model.anatomy.projection(layer).get_parameter("weight").detach() for layer in plain.layers]
@@ -188,11 +192,11 @@ def edit(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
     contestants = [Contestant("published", reference, 1, weights)]
     for name, config, batch in (
         ("edit, published settings", plain, 1),
-        ("edit, preset", editor.config, 1),
-        ("edit, preset, batches of 10", editor.config, 10),
-        ("edit, preset, look-ahead 10", editor.config.replace(value_look_ahead=10), 1),
+        ("edit, preset", preset, 1),
+        ("edit, preset, batches of 10", preset, 10),
+        ("edit, preset, look-ahead 10", preset.replace(value_look_ahead=10), 1),
     ):
-        engine = Engine(model, editor.recipe, config, moments, contexts if config is plain else own)
+        engine = Engine(model, editing.recipe, config, moments, contexts if config is plain else own)
         step = batch * config.value_look_ahead
         contestants.append(Contestant(name, partial(ours, engine, batch), step, weights, engine.check_weights))
     optimize_values(model, encode_batch(model, facts[:1], contexts, plain), plain)  # what is made once is made before
@@ -219,11 +223,12 @@ def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
 
     The floor is a bare forward pass through the same layers, without a product of keys.
     """
-    model, layers = editor.language_model, editor.config.layers
+    editing = closed_form(editor)
+    model, layers = editing.model, editing.config.layers
     rows, count = _prose_rows(model, n_tokens)
     padded = [pad_rows(batch, pad_token_id(model.tokenizer)) for batch in batches(rows)]
     blocks = [(ids.to(model.device), mask.to(model.device)) for ids, mask in padded]
-    widths = {layer: len(matrix) for layer, matrix in editor.statistics.matrices.items()}
+    widths = {layer: len(matrix) for layer, matrix in editing.statistics.matrices.items()}
 
     def ours() -> Sums:
         with TemporaryDirectory() as folder:
@@ -258,7 +263,7 @@ def growth(
 
     Each has one fold among its updates. Last, the share that this has in every one of them.
     """
-    config = make_config({})
+    config = EditConfig.of({})
     memory = AssociativeMemory(synthetic_moment(width, config.nullspace_threshold, device), _rule(config))
     generator = torch.Generator().manual_seed(1)
     rows: list[Row] = []
@@ -333,7 +338,9 @@ def _least_seconds(editor: Editor, encoded: Sequence[EncodedBatch], evaluations:
     """
     model = editor.language_model
     anatomy = model.anatomy
-    above = [weight for layer in anatomy.layers[editor.config.layers[-1] + 1 :] for weight in layer.parameters()]
+    above = [
+        weight for layer in anatomy.layers[closed_form(editor).config.layers[-1] + 1 :] for weight in layer.parameters()
+    ]
     head = list(anatomy.head.parameters())
     operations = 0.0
     for fact, count in zip(encoded, evaluations, strict=True):

@@ -65,15 +65,16 @@ def _run(facts: str, options: dict[str, Any]) -> Peak:
     import torch  # noqa: PLC0415
     import transformers  # noqa: F401, PLC0415 - counted among the libraries
 
+    from betaedit.editors.closed_form.editor import closed_form  # noqa: PLC0415
+    from betaedit.editors.closed_form.memory_estimate import editing_bytes  # noqa: PLC0415
     from betaedit.editors.editor import Editor  # noqa: PLC0415
-    from betaedit.editors.memory_estimate import editing_bytes  # noqa: PLC0415
     from betaedit.facts.readers import read_cases  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
     editor = Editor.from_pretrained(**options)
     editor.edit(read_cases(facts).cases)
     parameters = sum(p.numel() * p.element_size() for p in editor.model.parameters())
-    engine = editor.engine
+    engine = closed_form(editor).engine
     held = sum(memory.nbytes for memory in engine.memories.values())
     shapes = [matrix.shape for matrix in engine.matrices.values()]
     beside = editing_bytes(held, shapes, editor.model.dtype.itemsize)

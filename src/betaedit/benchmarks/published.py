@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.facts.fact import Fact
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target

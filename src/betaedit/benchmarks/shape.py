@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from betaedit.benchmarks.measure import synthetic_moment
 from betaedit.benchmarks.rows import Row, bandwidth, seconds
-from betaedit.editors.config import SLOT, make_config
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.editor import closed_form
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult
+from betaedit.editors.method import EditResult
 from betaedit.editors.presets import untuned
 from betaedit.errors import ConfigError
-from betaedit.facts.fact import Fact
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.load import LanguageModel
 from betaedit.paths import cache_at
 from betaedit.progress import Progress
@@ -97,7 +98,7 @@ def shape(
         raise ConfigError("the first edit is not counted, so one fact is too few.", hint="Give --limit 2 or more.")
     model = LanguageModel.wrap(random_model(like, dtype, device), tokenizer, "random")
     depth = int(like.num_hidden_layers or 0)
-    config = make_config({**untuned(depth).values, "context_templates": _CONTEXTS, **overrides})
+    config = EditConfig.of({**untuned(depth).values, "context_templates": _CONTEXTS, **overrides})
     moment = synthetic_moment(int(like.intermediate_size or 0), config.nullspace_threshold, device)
     moments = Moments(dict.fromkeys(config.layers, moment), n_tokens=0)
     editor = Editor(model, config=config, statistics=moments, progress=progress)
@@ -106,7 +107,7 @@ def shape(
     first = seconds(lambda: editor.edit(facts[0]), device=device)
     results: list[EditResult] = []
     taken = seconds(lambda: results.extend(editor.edit(facts[1:])), device=device) / (len(facts) - 1)
-    evaluations = sum(result.n_evaluations for result in results) / len(results)
+    evaluations = sum(result.figures["evaluations"] for result in results) / len(results)
     details = {
         "parameters": sum(weight.numel() for weight in model.model.parameters()),
         "dtype": str(dtype).removeprefix("torch."),
@@ -144,10 +145,11 @@ def random_model(like: LlamaConfig, dtype: torch.dtype, device: torch.device | s
 
 def _bytes_read(editor: Editor, evaluations: float) -> float:
     """Of one edit, at the least."""
-    anatomy, layers = editor.language_model.anatomy, editor.config.layers
+    editing = closed_form(editor)
+    anatomy, layers = editing.model.anatomy, editing.config.layers
     sizes = [sum(weight.nbytes for weight in layer.parameters()) for layer in anatomy.layers]
     above, edited = sum(sizes[layers[-1] + 1 :]), sum(sizes[layers[0] : layers[-1] + 1])
     head = sum(weight.nbytes for weight in anatomy.head.parameters())
-    matrices = [memory.root.matrix for memory in editor.engine.memories.values()]
+    matrices = [memory.root.matrix for memory in editing.engine.memories.values()]
     roots = sum(matrix.nbytes * (1 if matrix.dtype == torch.float64 else 2) for matrix in matrices)
     return 2 * evaluations * (above + head) + sum(sizes) + edited + roots

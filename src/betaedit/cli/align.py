@@ -60,13 +60,13 @@ def align(
     from betaedit.experiments.align import measure_alignment
 
     layers = measure_alignment(editor)
-    title = f"{len(editor.results)} facts · {editor.recipe.name} · {editor.language_model.name}"
+    title = f"{len(editor.results)} facts · {editor.method.name} · {editor.language_model.name}"
     if json_:
         means = {name: sum(getattr(layer, name) for layer in layers) / len(layers) for name in _COLUMNS}
         options.print_json(
             {
                 "model": editor.language_model.name,
-                "method": editor.recipe.name,
+                "method": editor.method.name,
                 "edits": len(editor.results),
                 "batch_size": batch_size,
                 "mean": means,

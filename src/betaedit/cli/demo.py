@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from betaedit.editors.editor import Editor
-    from betaedit.editors.engine import EditResult
+    from betaedit.editors.method import EditResult
     from betaedit.facts.fact import EvaluationCase
 
 _NEIGHBORS_SHOWN = 6

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from betaedit.editors.engine import EditResult
+    from betaedit.editors.method import EditResult
     from betaedit.evaluation.holding import Holding
 
 _SHOWN = 40

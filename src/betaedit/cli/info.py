@@ -34,27 +34,31 @@ _GB = 1e9
 
 
 def methods(
-    config: Annotated[bool, typer.Option("--config", help="List every hyper-parameter instead.")] = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="List every hyper-parameter instead, by family of methods.")
+    ] = False,
     json_: options.JsonOption = False,
 ) -> None:
     """List the editing methods, with their papers and rules."""
     from rich.console import Console
 
-    from betaedit.editors.config import EditConfig
-    from betaedit.editors.recipes import RECIPES
+    from betaedit.editors.methods import METHODS
 
     if config:
+        families = {method.family: method.config for method in METHODS.values()}
         rows = [
-            {"name": name, "default": field.default, "description": field.description}
-            for name, field in EditConfig.model_fields.items()
+            {"family": family, "name": name, "default": field.default, "description": field.description}
+            for family, kind in families.items()
+            for name, field in kind.model_fields.items()
         ]
         _print({"hyper_parameters": rows}, _grid("hyper-parameters", rows), json_=json_)
         return
-    recipes = [recipe.to_dict() for recipe in RECIPES]
+    found = [method.to_dict() for method in METHODS.values()]
     if json_:
-        options.print_json({"methods": recipes})
+        options.print_json({"methods": found})
         return
-    shown = [{"name": r["name"], "rule": r["equation"], "idea": r["title"], "paper": r["paper"]} for r in recipes]
+    names = {"name": "name", "family": "family", "rule": "equation", "idea": "title", "paper": "paper"}
+    shown = [{title: row[key] for title, key in names.items()} for row in found]
     Console().print(_grid("methods", shown))
 
 
@@ -216,7 +220,7 @@ def _fits() -> list[dict[str, Any]]:
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
     """Weights, and the most that editing holds beside them (docs/concepts.md)."""
-    from betaedit.editors.memory_estimate import editing_bytes, most_of_a_solver
+    from betaedit.editors.closed_form.memory_estimate import editing_bytes, most_of_a_solver
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)

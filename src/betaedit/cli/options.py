@@ -53,17 +53,17 @@ def _checked_preset(preset: str | None) -> str | None:
 
 
 def _checked_config(config: Path | None) -> Path | None:
-    from betaedit.editors.config import make_config
+    from betaedit.editors.names import check_settings
 
     if config is not None and not config.is_fifo():  # a pipe can be read once, by the command
-        make_config(overrides(config, None, None))
+        check_settings(overrides(config, None, None))
     return config
 
 
 def _checked_settings(settings: list[str] | None) -> list[str] | None:
-    from betaedit.editors.config import make_config
+    from betaedit.editors.names import check_settings
 
-    make_config(overrides(None, settings, None))
+    check_settings(overrides(None, settings, None))
     return settings
 
 
@@ -336,7 +336,9 @@ def check_new(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option} {path} exists and is not empty.", hint="Name a new one.")
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(f"{option} {path}: {place} takes no files.", hint="Name another place, or change its permissions.")
+        raise ConfigError(
+            f"{option} {path}: {place} takes no files.", hint="Name another place, or change its permissions."
+        )
 
 
 def quiet_libraries() -> None:

@@ -25,7 +25,6 @@ def show_plan(editor: Editor, cases: list[EvaluationCase], console: Console, *, 
         return
     for plan in plans:
         console.print(highlighted(plan), soft_wrap=True)
-    console.print(
-        f"{counted(len(plans), 'fact')}, layers {list(editor.config.layers)}, method {editor.recipe.name}; "
-        "nothing changed"
-    )
+    layers = getattr(editor.config, "layers", None)
+    where = "" if layers is None else f", layers {list(layers)}"
+    console.print(f"{counted(len(plans), 'fact')}{where}, method {editor.method.name}; nothing changed")

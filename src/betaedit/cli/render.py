@@ -27,7 +27,7 @@ from rich.text import Text
 from betaedit.progress import SilentProgress, Task
 
 if TYPE_CHECKING:
-    from betaedit.editors.editor import PlannedEdit
+    from betaedit.editors.method import PlannedEdit
     from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
     from betaedit.experiments.side_by_side import Comparison, HeldFact

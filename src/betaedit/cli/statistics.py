@@ -11,7 +11,8 @@ from betaedit.cli import options
 from betaedit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from betaedit.editors.editor import Editor
+    from betaedit.editors.closed_form.editor import ClosedForm
+    from betaedit.progress import Progress
 
 
 def statistics(
@@ -44,6 +45,7 @@ def statistics(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
+    from betaedit.editors.closed_form.editor import closed_form
 
     values = options.overrides(config, set_, seed)
     chosen = None if layers is None else options.numbers("--layers", layers.strip("[] "))
@@ -63,11 +65,12 @@ def statistics(
         statistics=file,
         progress=Bars(console),
     )
-    found = spectrum(editor)
+    editing = closed_form(editor)
+    found = spectrum(editing, editor.progress)
     if anchor is not None:
-        found["norm_anchor"] = _norm_anchor(editor, anchor, limit)
+        found["norm_anchor"] = _norm_anchor(editing, anchor, limit)
     if save is not None:
-        editor.statistics.save(save)
+        editing.statistics.save(save)
     if json_:
         options.print_json(found)
         return
@@ -78,15 +81,15 @@ def statistics(
         console.print(f"saved to {save}")
 
 
-def spectrum(editor: Editor) -> dict[str, Any]:
+def spectrum(editing: ClosedForm, progress: Progress) -> dict[str, Any]:
     """Per layer: trace, share of the largest direction, and the null space under the threshold."""
-    from betaedit.editors.spectra import spectra
+    from betaedit.editors.closed_form.spectra import spectra
 
-    threshold = editor.config.nullspace_threshold
-    moments = editor.statistics
+    threshold = editing.config.nullspace_threshold
+    moments = editing.statistics
     rows = []
-    chosen = {layer: moments.matrices[layer] for layer in editor.config.layers}
-    for layer, found in spectra(chosen, editor.progress):
+    chosen = {layer: moments.matrices[layer] for layer in editing.config.layers}
+    for layer, found in spectra(chosen, progress):
         eigenvalues = found.values
         kept = eigenvalues < threshold
         trace = float(eigenvalues.sum())
@@ -104,12 +107,12 @@ def spectrum(editor: Editor) -> dict[str, Any]:
     return {**moments.to_dict(), "threshold": threshold, "spectrum": rows}
 
 
-def _norm_anchor(editor: Editor, facts: Path, limit: int) -> float:
-    from betaedit.editors.anchor import measure_norm_anchor
+def _norm_anchor(editing: ClosedForm, facts: Path, limit: int) -> float:
+    from betaedit.editors.closed_form.anchor import measure_norm_anchor
     from betaedit.facts.readers import read_cases
 
     cases = read_cases(facts, limit=limit).cases
-    return measure_norm_anchor(editor.language_model, [case.fact for case in cases], editor.config)
+    return measure_norm_anchor(editing.model, [case.fact for case in cases], editing.config)
 
 
 def _table(found: dict[str, Any]) -> Any:

@@ -7,7 +7,8 @@ import unicodedata
 
 import torch
 
-from betaedit.editors.config import SLOT, EditConfig
+from betaedit.editors.shared_config import ContextConfig
+from betaedit.facts.fact import SLOT
 from betaedit.models.generate import sample
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
@@ -15,7 +16,7 @@ from betaedit.models.lookup import document_start, tokenize
 
 
 @usual_gradients
-def context_templates(model: LanguageModel, config: EditConfig) -> tuple[str, ...]:
+def context_templates(model: LanguageModel, config: ContextConfig) -> tuple[str, ...]:
     """The bare ``{}`` and one sampled opening sentence each per ``context_openings``, or those given explicitly.
 
     Sampled from the model as it is now, so call it before the first edit. Special tokens are stripped and braces become

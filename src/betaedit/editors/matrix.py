@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +31,19 @@ class Changes:
 
     restarted: bool = False
     updates: list[Update] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An edited matrix at one time.
+
+    Args:
+        change: A copy of the change, (d_out, d_in).
+        noted: ``Changes.restarted`` and ``Changes.updates`` of then, within ``recording``.
+    """
+
+    change: Tensor
+    noted: tuple[bool, list[Update]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,29 +203,23 @@ class EditedMatrix:
         """``W_0`` (d_out, d_in) in the type of the change."""
         return self._oriented(self._original.to(self._change))
 
-    def snapshot(self) -> Tensor:
-        """A copy of the change, (d_out, d_in), to go back to with ``restore``."""
-        return self.change().clone()
-
-    def savepoint(self) -> Callable[[], None]:
-        """What undoes all that is done to the matrix from now on, and takes it out of what is noted, bit for bit."""
-        snapshot, noted = self.snapshot(), self._changes
-        before = None if noted is None else (noted.restarted, list(noted.updates))
-
-        def back() -> None:
-            self.restore(snapshot)
-            if noted is not None and before is not None:
-                noted.restarted, noted.updates[:] = before
-
-        return back
+    def snapshot(self) -> Snapshot:
+        """All that it holds, to go back to with ``restore``."""
+        noted = self._changes
+        return Snapshot(self.change().clone(), None if noted is None else (noted.restarted, list(noted.updates)))
 
     @torch.no_grad()
-    def restore(self, snapshot: Tensor | None = None) -> None:
-        """Back to ``snapshot``, bit for bit; to the original weight without one, wherever the model was moved."""
+    def restore(self, snapshot: Snapshot | None = None) -> None:
+        """Back to ``snapshot``, bit for bit; to the original weight without one, wherever the model was moved.
+
+        What ``recording`` noted since the snapshot is taken out of its notes.
+        """
         if snapshot is not None:
             self.check()
-            self._change.copy_(self._oriented(snapshot))
+            self._change.copy_(self._oriented(snapshot.change))
             self._settle()
+            if self._changes is not None and snapshot.noted is not None:
+                self._changes.restarted, self._changes.updates[:] = snapshot.noted
             return
         self.check(or_original=True)
         if self._changes is not None:

@@ -121,6 +121,14 @@ class Method(ABC):
             ConfigError: The model cannot be edited with these settings.
         """
 
+    def configure(self, values: Mapping[str, Any]) -> MethodConfig:
+        """Its configuration from plain values.
+
+        Raises:
+            ConfigError: A name is unknown (with the nearest known one) or a value is impossible.
+        """
+        return self.config.of(values)
+
     def resolve_config(self, config: MethodConfig) -> MethodConfig:
         """``config`` without what this method cannot do.
 
@@ -134,7 +142,7 @@ class Method(ABC):
             )
         return config
 
-    def check(self, config: MethodConfig, batch_size: int = 1) -> None:
+    def check(self, config: MethodConfig, batch_size: int = 1) -> None:  # noqa: B027 - most can write anything
         """Raises: ConfigError when this method cannot write ``batch_size`` facts together with these settings."""
 
     def to_dict(self) -> dict[str, Any]:

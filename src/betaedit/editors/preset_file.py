@@ -9,8 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from betaedit.editors.method import Method
+from betaedit.editors.methods import find_method
 from betaedit.editors.presets import PRESETS, UNTUNED, Preset, find_preset, preset_for, untuned
-from betaedit.editors.recipes import find_recipe
 from betaedit.editors.saved import find_saved
 from betaedit.errors import ConfigError, MethodError
 from betaedit.settings import read_settings
@@ -100,9 +101,9 @@ def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers:
     return preset_for(model_name, n_layers) if saved is None else saved.preset(n_layers)
 
 
-def warn_untuned(preset: Preset, model_name: str) -> None:
-    """Say that a preset which nobody asked for was not measured, if so."""
-    if preset.name == UNTUNED:
+def warn_untuned(preset: Preset, method: Method, model_name: str) -> None:
+    """Warn of a preset that was not measured, which nobody asked for, where ``method`` takes settings from it."""
+    if preset.name == UNTUNED and preset.settings(method):
         logger.warning(
             "no settings were measured for %s, so facts may not be written or may harm it: "
             "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml (in Python "
@@ -140,6 +141,6 @@ def _check(path: Path, found: PresetFile) -> None:
     for method in ("betaedit", *found.by_method):
         key = f"by_method.{method}" if method in found.by_method else "values"
         try:
-            found.preset.config(find_recipe(method))
+            found.preset.config(find_method(method))
         except (ConfigError, MethodError) as error:
             raise ConfigError(f"{path}: [{key}] {error.message}", hint=error.hint) from error

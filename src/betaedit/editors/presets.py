@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from betaedit.editors.config import EditConfig, make_config
-from betaedit.editors.recipes import RECIPES, Recipe
+from betaedit.editors.closed_form.recipes import RECIPES
+from betaedit.editors.method import Method, MethodConfig
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Preset:
         parameters: Weights of the model, in billions.
         mlp_size: Width of its keys, ``d_in``.
         hidden_size: Width of its hidden state, ``d_out``.
-        values: What differs from ``EditConfig``'s defaults.
-        by_method: What differs further for one recipe.
+        values: What differs from the defaults, for every method that has such a setting.
+        by_method: What differs further for one method.
         for_own_facts: The preset that takes its place for facts of people's own, where nobody names one.
     """
 
@@ -35,9 +35,19 @@ class Preset:
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
     for_own_facts: str = ""
 
-    def config(self, recipe: Recipe) -> EditConfig:
-        """The configuration for a recipe."""
-        return make_config({**self.values, **self.by_method.get(recipe.name, {})})
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Those of ``values`` that ``method`` has a setting for, and what differs for it by name."""
+        known = method.config.model_fields
+        common = {name: value for name, value in self.values.items() if name in known}
+        return {**common, **self.by_method.get(method.name, {})}
+
+    def config(self, method: Method) -> MethodConfig:
+        """The configuration for a method.
+
+        Raises:
+            ConfigError: A value is impossible, or unknown among those of the method by name.
+        """
+        return method.configure(self.settings(method))
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as plain data."""

@@ -1,14 +1,14 @@
-"""What editors of a model need beside it, each made when it is first asked for: only who asks for ``C0`` pays for it."""
+"""What editors of a model need beside it, made when it is first asked for: only who asks for ``C0`` pays for it."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.saved import BEFORE_EDITS, SavedModel
 from betaedit.editors.shared_config import ContextConfig, StatisticsConfig
-from betaedit.editors.value_cache import ValueCache
 from betaedit.errors import StatisticsError
 from betaedit.models.anatomy import projection_shape
 from betaedit.models.load import LanguageModel
@@ -16,6 +16,9 @@ from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.collect import collect_moments
 from betaedit.statistics.corpus import corpus_from
 from betaedit.statistics.moments import Moments
+
+if TYPE_CHECKING:
+    from betaedit.editors.closed_form.value_cache import ValueCache
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from betaedit.editors.config import EditConfig
+from betaedit.editors.method import MethodConfig
 from betaedit.editors.presets import UNTUNED, Preset, find_preset, preset_for, untuned
+from betaedit.editors.shared_config import ContextConfig, StatisticsConfig
 from betaedit.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -61,18 +62,18 @@ class SavedModel:
             return Preset(**{**settings, "models": ()}, parameters=0.0, mlp_size=0, hidden_size=0)
         return preset_for(self.base, n_layers)  # a folder of an older version
 
-    def contexts(self, config: EditConfig) -> tuple[str, ...] | None:
+    def contexts(self, config: ContextConfig) -> tuple[str, ...] | None:
         """Those sampled from the unedited model, where ``config`` asks for the same."""
         kept = self.record.get("contexts")
         return tuple(kept) if kept and self._has_settings(config, _CONTEXT_SETTINGS) else None
 
-    def statistics(self, config: EditConfig) -> Path | None:
+    def statistics(self, config: StatisticsConfig) -> Path | None:
         """The file of those of the unedited model, where ``config`` asks for the same, or for some of their layers."""
         told, file = self.record.get("statistics") or {}, self.folder / STATISTICS_FILE
         fits = set(config.layers) <= set(told.get("layers", [])) and self._has_settings(config, _STATISTICS_SETTINGS)
         return file if fits and file.is_file() else None
 
-    def _has_settings(self, config: EditConfig, names: tuple[str, ...]) -> bool:
+    def _has_settings(self, config: MethodConfig, names: tuple[str, ...]) -> bool:
         was, now = self.record.get("config", {}), config.model_dump(mode="json")
         return all(name in was and was[name] == now[name] for name in names)
 

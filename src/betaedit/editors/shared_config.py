@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from betaedit.editors.method import MethodConfig
-
-SLOT = "{}"
+from betaedit.facts.fact import SLOT
 
 
 class StatisticsConfig(MethodConfig):

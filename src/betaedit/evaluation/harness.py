@@ -90,7 +90,7 @@ def _framing(wrapper: type[Any], model: LanguageModel) -> type[Any]:
             for request, text in zip(requests, texts, strict=True)
         ]
 
-    class Framing(wrapper):
+    class Framing(wrapper):  # type: ignore[misc]
         def loglikelihood(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             return super().loglikelihood(framed(requests), *args, **kwargs)
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from betaedit.editors.closed_form.associative import Associative
 from betaedit.editors.editor import Editor
+from betaedit.editors.method import require
 from betaedit.errors import ConfigError
 from betaedit.memory.alignment import distance_from, written_at_once, written_in_turn
 from betaedit.memory.associative import AssociativeMemory
@@ -53,21 +55,29 @@ def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
 
     Raises:
         ConfigError: The model holds no edits.
+        MethodError: The method writes no keys and values.
         NumericalError: The facts cannot be solved together.
     """
     if not editor.results:
         raise ConfigError("there is no sequence to look at.", hint="Write facts first.")
-    return tuple(_align(editor, layer) for layer in editor.config.layers)
+    editing = require(
+        editor.editing,
+        Associative,  # type: ignore[type-abstract]
+        editor.method,
+        "be compared with a one-time solution: it writes no keys and values",
+        "Use a closed-form method, such as memit-h, alphaedit or betaedit.",
+    )
+    return tuple(_align(editing, layer) for layer in sorted(editing.matrices))
 
 
-def _align(editor: Editor, layer: int) -> LayerAlignment:
-    matrix = editor.engine.matrices[layer]
+def _align(editing: Associative, layer: int) -> LayerAlignment:
+    matrix = editing.matrices[layer]
     change = matrix.change().double()  # values are kept beyond the unedited matrix, so all starts from nothing
     nothing = torch.zeros_like(change)
-    new_memory = _memories(editor, layer)
+    new_memory = _memories(editing, layer)
     batches = [
         Associations.joined(held.written[layer] for held in batch).to(change.device)
-        for _, batch in groupby(editor.engine.live_facts, key=lambda held: held.batch)
+        for _, batch in groupby(editing.live_facts, key=lambda held: held.batch)
     ]
     one_time = written_at_once(new_memory(False), nothing, Associations.joined(batches))
     return LayerAlignment(
@@ -79,8 +89,7 @@ def _align(editor: Editor, layer: int) -> LayerAlignment:
     )
 
 
-def _memories(editor: Editor, layer: int) -> Callable[[bool], AssociativeMemory]:
+def _memories(editing: Associative, layer: int) -> Callable[[bool], AssociativeMemory]:
     """Makes fresh memories of the method's rule, with history or without."""
-    moment = editor.statistics.matrices[layer].to(editor.engine.matrices[layer].device)
-    rule = editor.recipe.rule(editor.config)
+    moment, rule = editing.statistics.matrices[layer].to(editing.matrices[layer].device), editing.rule
     return lambda history: AssociativeMemory(moment, replace(rule, history=history))

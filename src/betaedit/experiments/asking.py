@@ -163,7 +163,7 @@ def open_conversation(
             yield _with_edits(model, lambda: set_aside(matrices), told)
         elif (folder / LEDGER).is_file() or (folder / "run.json").is_file():
             editor = editor_of(name, statistics=statistics, dtype=dtype, device=device)
-            yield _with_edits(editor.language_model, editor.engine.unedited, told)
+            yield _with_edits(editor.language_model, editor.unedited, told)
         else:
             model = load_target(name, dtype=dtype, device=device)
             yield _beside_its_base(folder, model, dtype, device, told)

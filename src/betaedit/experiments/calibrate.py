@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betaedit.editors.config import make_config
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.recipes import Recipe, find_recipe
+from betaedit.editors.closed_form.spectra import spectra
 from betaedit.editors.contexts import context_templates
 from betaedit.editors.editor import Editor
 from betaedit.editors.preset_file import PresetFile
 from betaedit.editors.presets import untuned
-from betaedit.editors.recipes import Recipe, find_recipe
-from betaedit.editors.spectra import spectra
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.metrics import measure_edits
@@ -151,7 +151,7 @@ def calibrate(
         model: The unedited model.
         cases: The few facts that every trial writes in sequence.
         check: Other facts, which the best setting writes at the end.
-        method: A recipe.
+        method: A closed-form method.
         n_trials: Settings tried at most, those in the journal included.
         minutes: No trial begins after which this would likely be too short for it and the check.
         seed: Decides noise, contexts and sampled text.
@@ -191,7 +191,7 @@ def windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
     is written later is hardly read.
     """
     n_layers = len(trace.effects)
-    plain = untuned(n_layers).config(recipe).layers
+    plain = EditConfig.of(untuned(n_layers).settings(recipe)).layers
     width = len(plain)
     begins = range(max(3 * n_layers // 4 - width, 0) + 1)
     ranked = sorted(begins, key=lambda begin: -sum(trace.effects[begin : begin + width]))
@@ -294,7 +294,7 @@ class _Bench:
         self.progress = progress
         self._model, self._method, self._seed, self._spans = model, method, seed, spans
         self._texts = held_out_prose()[:_PASSAGES]
-        self._contexts = context_templates(model, make_config({"seed": seed}))
+        self._contexts = context_templates(model, EditConfig.of({"seed": seed}))
         layers = sorted({layer for span in spans for layer in span})
         width = max(projection_shape(model.anatomy.projection(layer))[1] for layer in layers)
         self._tokens = _TOKENS_PER_DIMENSION * width
@@ -320,11 +320,11 @@ class _Bench:
         """Write the cases with a setting, measure, and take them back."""
         started = time.perf_counter()
         shared = {"seed": self._seed, "context_templates": self._contexts, "value_look_ahead": look_ahead}
-        config = make_config({**values, **shared})
+        config = EditConfig.of({**values, **shared})
         editor = Editor(self._model, method=self._method, config=config, statistics=self._moments)
         try:
             with ExitStack() as undo:
-                undo.callback(editor.engine.restore)
+                undo.callback(editor.reset)
                 with self.progress.task(f"trial {number}", len(cases), "facts") as task:
                     editor.edit([case.fact for case in cases], on_edit=lambda _: task.advance())
                     results = editor.results

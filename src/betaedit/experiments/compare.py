@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from betaedit.editors.closed_form.value_cache import ValueCache
 from betaedit.editors.editor import Editor
+from betaedit.editors.methods import find_method
 from betaedit.editors.preset_file import choose_preset, warn_untuned
 from betaedit.editors.presets import Preset
-from betaedit.editors.recipes import find_recipe
-from betaedit.editors.value_cache import ValueCache
 from betaedit.errors import BetaEditError
 from betaedit.experiments.run import RunReport, run_edits
-from betaedit.experiments.variants import Variant, check_variants
+from betaedit.experiments.variants import Variant, check_variants, settings_of
 from betaedit.facts.fact import EvaluationCase
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
@@ -39,11 +39,11 @@ def compare_methods(
 
     Args:
         model: The unedited model.
-        methods: Names of recipes, or variants of them; the result and the folders have their names.
+        methods: Names of methods, or variants of them; the result and the folders have their names.
         cases: The facts with the prompts they are measured on.
         folder: Where the runs are kept.
         preset: A preset, its name or file; the model's own when not given.
-        overrides: Hyper-parameters over what the preset has for each method.
+        overrides: Hyper-parameters over what the preset has, for each method that has such a setting.
         progress: Where to draw.
         on_method: Hears of every method as it begins.
         options: Passed on to ``run_edits``.
@@ -57,11 +57,13 @@ def compare_methods(
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})
     chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
-    if preset is None:
-        warn_untuned(chosen, model.name)
+    rows = [find_method(variant.method) for variant in variants]
+    by_preset = next((row for row in rows if chosen.settings(row)), None)
+    if preset is None and by_preset is not None:
+        warn_untuned(chosen, by_preset, model.name)
     configs = [
-        chosen.config(find_recipe(variant.method)).replace(**{**(overrides or {}), **variant.settings})
-        for variant in variants
+        chosen.config(row).replace(**settings_of(variant, overrides or {}))
+        for row, variant in zip(rows, variants, strict=True)
     ]
     known = ValueCache()
     editors = [

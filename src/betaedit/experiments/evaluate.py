@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import SLOT
 from betaedit.editors.editor import Editor
+from betaedit.editors.method import EditsMatrices
 from betaedit.evaluation.continuing import complete_greedily
 from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_on, perplexity
 from betaedit.evaluation.interval import estimate
@@ -37,8 +37,8 @@ from betaedit.experiments.record import (
     case_name,
 )
 from betaedit.facts.corrections import corrected_later
-from betaedit.facts.fact import EvaluationCase
-from betaedit.models.lookup import Prompt, encode_prompts
+from betaedit.facts.fact import SLOT, EvaluationCase
+from betaedit.models.lookup import LookupStrategy, Prompt, encode_prompts
 from betaedit.models.partial import record
 
 _WORST = 12
@@ -95,7 +95,7 @@ class Evaluator:
             abilities=measure_task_abilities(model, self._measures, progress),
             measures=self._extras(cases, corrected),
             worst=self._worst(before, outcomes) if drifted else [],
-            hidden=self._hidden(cases) if edits and drifted else None,
+            hidden=self._hidden(cases) if edits and drifted and self._layers() else None,
             seconds_editing=seconds_editing,
         )
         return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes
@@ -121,13 +121,13 @@ class Evaluator:
         model, texts, progress = self._editor.language_model, self._measures.texts, self._editor.progress
         if edits == 0:
             return perplexity(model, texts, states=self._unedited, progress=progress), 1.0, 0.0
-        drift = compare(model, texts, self._editor.engine.unedited, states=self._unedited, progress=progress)
+        drift = compare(model, texts, self._editor.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
     def _extras(self, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> Figures:
         model, progress = self._editor.language_model, self._editor.progress
         if "questions" in self._measures.extras and self._answers_before is None:
-            with self._editor.engine.unedited():
+            with self._editor.unedited():
                 self._answers_before = free_answers(model, self._cases, self._measures, progress)
         said = self._answers_before
         before = None if said is None else {name: answers[: len(cases)] for name, answers in said.items()}
@@ -143,7 +143,7 @@ class Evaluator:
             key=lambda row: row[1] - row[0],
         )[:_WORST]
         after = self._says(lost)
-        with self._editor.engine.unedited():
+        with self._editor.unedited():
             earlier = self._says(lost)
         return [
             WorstPrompt(
@@ -165,14 +165,14 @@ class Evaluator:
         return complete_greedily(model, prompts, _SAID, progress=self._editor.progress, label="worst prompts")
 
     def _hidden(self, cases: Sequence[EvaluationCase]) -> HiddenView:
-        layer = self._editor.config.layers[-1]
+        layer = self._layers()[-1]
         facts = [Prompt.fill(SLOT, case.fact.prompt, case.fact.subject) for case in cases[:_VIEWED]]
         probes = [probe.prompt for case in cases for probe in case.neighbors[:1]][:_VIEWED]
         neighbors = [Prompt.fill(SLOT, SLOT, probe) for probe in probes]
         groups = {"edited facts": facts, "neighbors": neighbors}
         groups = {name: prompts for name, prompts in groups.items() if prompts}
         now = {name: self._states(prompts, name, layer) for name, prompts in groups.items()}
-        with self._editor.engine.unedited():
+        with self._editor.unedited():
             before = {name: self._states(prompts, name, layer) for name, prompts in groups.items()}
         middle, axes = _principal(torch.cat(list(before.values())))
         return HiddenView(
@@ -181,10 +181,17 @@ class Evaluator:
             after={name: _points(states, middle, axes) for name, states in now.items()},
         )
 
+    def _layers(self) -> tuple[int, ...]:
+        """The edited layers, in order; none for editors that change no matrices."""
+        editing = self._editor.editing
+        return tuple(sorted(editing.matrices)) if isinstance(editing, EditsMatrices) else ()
+
     def _states(self, prompts: Sequence[Prompt], name: str, layer: int) -> Tensor:
         """``(n, hidden_size)`` output of a layer, at the lookup token of facts and the last token of neighbors."""
         model = self._editor.language_model
-        strategy = self._editor.config.lookup if name == "edited facts" else "last"
+        strategy: LookupStrategy = "last"
+        if name == "edited facts":
+            strategy = getattr(self._editor.config, "lookup", "subject_last")
         encoded = encode_prompts(model.tokenizer, prompts, strategy=strategy, device=model.device)
         recording = record(model.anatomy, encoded, run=layer + 1, keep=(layer + 1,))
         hidden = recording.inputs[layer + 1]
@@ -195,18 +202,26 @@ class Evaluator:
 def layer_states(
     editor: Editor, texts: Sequence[str], unedited_keys: UneditedStates | None = None
 ) -> dict[int, LayerState]:
-    """How far every edited layer has moved since the first edit, on ``texts`` and by itself (metrics.md G.5)."""
-    model, engine, moments = editor.language_model, editor.engine, editor.statistics.matrices
-    held_out = leakage_on(model, texts, engine.matrices, engine.unedited, keys=unedited_keys, progress=editor.progress)
+    """How far every edited layer has moved since the first edit, on ``texts`` and by itself (metrics.md G.5).
+
+    Empty for editors that change no matrices.
+    """
+    if not isinstance(editor.editing, EditsMatrices):
+        return {}
+    model, matrices, moments = editor.language_model, editor.editing.matrices, editor.resources.moments
+    held_out = leakage_on(model, texts, matrices, editor.unedited, keys=unedited_keys, progress=editor.progress)
     states = {}
-    for layer, matrix in engine.matrices.items():
-        change, original, moment = matrix.change(), matrix.original(), moments[layer].to(matrix.change())
-        leaked, length = leakage(change, moment), float(change.norm())
+    for layer, matrix in matrices.items():
+        change, original, length = matrix.change(), matrix.original(), float(matrix.change().norm())
+        leaked = of_original = None
+        if moments is not None:
+            moment = moments.matrices[layer].to(change)
+            leaked, of_original = leakage(change, moment), leakage(original, moment)
         states[layer] = LayerState(
             leakage=held_out[layer].change,
             relative_leakage=held_out[layer].relative,
             statistics_text_leakage=leaked,
-            relative_statistics_text_leakage=leaked / leakage(original, moment),
+            relative_statistics_text_leakage=None if leaked is None or of_original is None else leaked / of_original,
             weight_change=length,
             relative_weight_change=length / float(original.norm()),
         )

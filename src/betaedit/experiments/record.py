@@ -52,7 +52,7 @@ class LayerState(Record):
     Args:
         leakage: On the held-out texts; ``None`` in runs of older versions, which did not measure it.
         relative_leakage: The same as a share of the layer's output.
-        statistics_text_leakage: On the text of the statistics that the edits were made with.
+        statistics_text_leakage: On the text of the statistics that the edits were made with; ``None`` where none were.
         relative_statistics_text_leakage: The same as a share.
         weight_change: Length of the change.
         relative_weight_change: The same as a share of the original matrix' length.
@@ -60,8 +60,8 @@ class LayerState(Record):
 
     leakage: float | None
     relative_leakage: float | None
-    statistics_text_leakage: float
-    relative_statistics_text_leakage: float
+    statistics_text_leakage: float | None
+    relative_statistics_text_leakage: float | None
     weight_change: float
     relative_weight_change: float
 
@@ -189,7 +189,7 @@ class RunSetup(Record):
 
     Args:
         format: Version of the folder's format.
-        method: Recipe.
+        method: Its name.
         model: Name and fingerprint.
         dtype: Type of the weights; ``None`` in older runs.
         config: Every hyper-parameter.

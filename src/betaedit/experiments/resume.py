@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from betaedit.editors.config import with_current_names
+from betaedit.editors.closed_form.config import with_current_names
 from betaedit.errors import RunFolderError, StatisticsError
 from betaedit.experiments.figures import Measures
 from betaedit.experiments.folder import RunFolder, write_json
@@ -15,10 +15,13 @@ from betaedit.facts.fact import EvaluationCase
 from betaedit.statistics.origin import same_statistics, statistics_label
 
 
-def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures) -> RunFolder:
+def open_run(
+    path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measures: Measures, stride: int
+) -> RunFolder:
     """The run folder at ``path``: a new one, that of this same run, or that of a run on the first of its ``cases``.
 
-    A run on the first cases loses its measurement of the unedited model, which was on those alone.
+    A run on the first cases loses its measurement of the unedited model, which was on those alone; ``stride`` facts of
+    it are worked on together.
 
     Raises:
         RunFolderError: Something else is there.
@@ -35,9 +38,10 @@ def open_run(path: Path, setup: RunSetup, cases: Sequence[EvaluationCase], measu
     for name, value in now.items():
         if before[name] != value:
             raise _another_run(path, f"another {name.removesuffix('s')}")
-    check_statistics(path, found.setup.details["statistics"], setup.details["statistics"])
+    if "statistics" in setup.details:
+        check_statistics(path, found.setup.details["statistics"], setup.details["statistics"])
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
-        _check_extension(found, setup, cases)
+        _check_extension(found, cases, stride)
     # Runs of older versions say less of how they were measured, or nothing.
     measured = measures.describe(cases[: found.setup.data["records"]])
     if any(measured.get(name) != value for name, value in found.setup.measured.items()):
@@ -73,7 +77,7 @@ def _deciding(setup: RunSetup) -> dict[str, Any]:
         "method": setup.method,
         "config": config,
         "batch_size": setup.batch_size,
-        "contexts": setup.details["contexts"],
+        **{name: value for name, value in setup.details.items() if name not in ("preset", "statistics")},
     }
 
 
@@ -91,14 +95,15 @@ def check_statistics(path: Path, kept: Mapping[str, Any], found: Mapping[str, An
         )
 
 
-def _check_extension(found: RunFolder, setup: RunSetup, cases: Sequence[EvaluationCase]) -> None:
-    """Refuse ``cases`` unless they begin with those of the run, and go on after whole batches."""
+def _check_extension(found: RunFolder, cases: Sequence[EvaluationCase], stride: int) -> None:
+    """Refuse ``cases`` unless they begin with those of the run, and go on after whole strides."""
     n = found.setup.data["records"]
     if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
         raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")
-    step = setup.batch_size * int(setup.config["value_look_ahead"])
-    if n % step:
-        raise _another_run(found.path, f"{n} facts, which do not end with a whole batch of {step}, so none can follow")
+    if n % stride:
+        raise _another_run(
+            found.path, f"{n} facts, which do not end with a whole batch of {stride}, so none can follow"
+        )
 
 
 def _another_run(path: Path, what: str) -> RunFolderError:

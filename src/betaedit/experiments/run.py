@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import CollapseError, ConfigError
 from betaedit.evaluation.holding import STATUSES, Holding, measure_holding
 from betaedit.experiments.evaluate import Evaluator
@@ -185,11 +185,11 @@ def run_edits(
     measures = measures or Measures()
     if folder is not None and not measures.drift:
         raise ConfigError("a run that is kept is measured whole.", hint="Leave out drift=False, or the folder.")
-    points = measuring_points(evaluate_at, len(cases), batch_size * editor.config.value_look_ahead)
+    points = measuring_points(evaluate_at, len(cases), editor.editing.stride(batch_size))
     editor.plan(cases)
     editor.prepare()
     setup = _setup(editor, cases, points, batch_size, source, measures)
-    kept = None if folder is None else open_run(Path(folder), setup, cases, measures)
+    kept = None if folder is None else open_run(Path(folder), setup, cases, measures, editor.editing.stride(batch_size))
     unedited = None if beside is None else unedited_beside(beside, setup)
     evaluator = Evaluator(editor, cases, measures)
     done = _Done()
@@ -259,7 +259,7 @@ def _batches(
 def _whole_windows(editor: Editor, kept: RunFolder, total: int, batch_size: int) -> int:
     """How many kept edits can be used: values sought together under the same weights are sought again together."""
     count = count_edits(kept.path / "state")
-    return count if count == total else count - count % (batch_size * editor.config.value_look_ahead)
+    return count if count == total else count - count % editor.editing.stride(batch_size)
 
 
 def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: int) -> int:
@@ -309,7 +309,9 @@ def _setup(
 ) -> RunSetup:
     plain = editor.to_dict()
     model = editor.language_model
-    config = plain["config"] | {"statistics_corpus": placed_corpus(editor.config.statistics_corpus)}
+    config = plain["config"]
+    if "statistics_corpus" in config:
+        config |= {"statistics_corpus": placed_corpus(config["statistics_corpus"])}
     return RunSetup(
         method=plain["method"],
         model={"name": model.place, "weights": model.fingerprint()},
@@ -321,7 +323,7 @@ def _setup(
         batch_size=batch_size,
         versions=library_versions(),
         machine=describe_machine(model),
-        details=_as_stored({name: plain[name] for name in ("preset", "contexts", "statistics")}),
+        details=_as_stored({"preset": plain["preset"], **editor.editing.describe()}),
     )
 
 

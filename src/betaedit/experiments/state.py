@@ -9,13 +9,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from betaedit.editors.engine import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import RunFolderError
 from betaedit.facts.fact import EARLIER_JOINT, Fact
 from betaedit.files import atomic_write, file_errors
-from betaedit.memory.update import Update
 
 
 def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
@@ -24,13 +22,9 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
     Raises:
         RunFolderError: It cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for layer, update in batch.updates.items():
-        tensors[f"{layer}.keys"] = batch.keys[layer].cpu().contiguous()
-        tensors[f"{layer}.left"] = update.left.cpu().contiguous()
-        tensors[f"{layer}.right"] = update.right.cpu().contiguous()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in batch.tensors.items()}
     file = folder / f"{first:08d}.safetensors"
-    figures = {"results": batch.results, "again": batch.rewritten}
+    figures = {"results": batch.results, "again": batch.again}
     metadata = {name: json.dumps([_plain(result) for result in results]) for name, results in figures.items()}
     with file_errors(file, RunFolderError), atomic_write(file) as scratch:
         save_file(tensors, scratch, metadata=metadata)
@@ -71,22 +65,20 @@ def _load(file: Path) -> WrittenBatch:
         results, again = (json.loads(metadata[name]) for name in ("results", "again"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise RunFolderError(f"{file} cannot be read: {error}", hint="Delete it and those after it.") from error
-    layers = sorted({int(name.partition(".")[0]) for name in tensors})
     return WrittenBatch(
         results=tuple(_result(values) for values in results),
-        keys={layer: tensors[f"{layer}.keys"] for layer in layers},
-        updates={layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers},
-        rewritten=tuple(_result(values) for values in again),
+        tensors=tensors,
+        again=tuple(_result(values) for values in again),
     )
 
 
 def _plain(result: EditResult) -> dict[str, Any]:
     fact = result.fact
     words = [fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, fact.joint, fact.wordings]
-    return {**result.figures(), "fact": words}
+    return {**result.without_fact(), "fact": words}
 
 
 def _result(values: dict[str, Any]) -> EditResult:
     prompt, subject, new, true, name, *further = values.pop("fact")  # older versions kept neither joint nor wordings
     joint, wordings = further or (EARLIER_JOINT, [])
-    return EditResult.from_figures(Fact(prompt, subject, new, true, name, joint, tuple(wordings)), values)
+    return EditResult.from_stored(Fact(prompt, subject, new, true, name, joint, tuple(wordings)), values)

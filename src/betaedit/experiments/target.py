@@ -7,11 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import cast
 
-from betaedit.editors.config import make_config
 from betaedit.editors.editor import Editor
-from betaedit.editors.live import LiveFact, facts_to_remove
+from betaedit.editors.methods import find_method
 from betaedit.editors.presets import UNTUNED, Preset, find_preset
-from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError, ModelError, ModelNotFoundError, RunFolderError, StatisticsError
 from betaedit.experiments.folder import RunFolder, write_json
 from betaedit.experiments.record import Mean, RunSetup
@@ -96,7 +94,7 @@ def editor_of(
     _check_type(name, own, dtype)
     model = load_kept(run.path, setup.model["name"], dtype=own, device=device)
     _check_weights(run, model)
-    config = make_config(setup.config)
+    config = find_method(setup.method).configure(setup.config)
     editor = Editor(model, method=setup.method, config=config, preset=_preset(setup), statistics=statistics)
     _check_statistics(run, editor)
     state = run.path / "state"
@@ -146,15 +144,16 @@ def facts_of(name: str) -> list[Fact]:
         with closing(Store(Path(name) / LEDGER)) as store:
             return [version.fact for version in store.live()]
     run = _run(name)
-    config = find_recipe(run.setup.method).resolve_config(make_config(run.setup.config))
-    live: list[LiveFact] = []
+    method = find_method(run.setup.method)
+    config = method.resolve_config(method.configure(run.setup.config))
+    held: list[Fact] = []
     state = run.path / "state"
-    for number, batch in enumerate(load_batches(state, count_edits(state)), start=1):
-        kept = [result for result in batch.results if result.kept]
-        removed = facts_to_remove(live, (result.fact for result in kept), config)
-        live = [held for held in live if held not in removed]
-        live += [LiveFact(result, number, {}) for result in (*batch.rewritten, *kept)]
-    return [held.fact for held in live]
+    for batch in load_batches(state, count_edits(state)):
+        again = [result.fact for result in batch.again]
+        new = [result.fact for result in batch.results if result.kept]
+        gone = [*again, *config.leaving(held, new)]
+        held = [*(fact for fact in held if fact not in gone), *again, *new]
+    return held
 
 
 def _preset(setup: RunSetup) -> Preset | str | None:
@@ -176,12 +175,15 @@ def _check_weights(run: RunFolder, model: LanguageModel) -> None:
 
 
 def _check_statistics(run: RunFolder, editor: Editor) -> None:
+    recorded = run.setup.details.get("statistics")
+    if recorded is None:
+        return
     try:
-        found = editor.statistics.to_dict()
+        editor.prepare()
     except StatisticsError as error:
         hint = f"{error.hint} Give those it was made with (--statistics)."
         raise StatisticsError(error.message, hint=hint) from error
-    check_statistics(run.path, run.setup.details["statistics"], found)
+    check_statistics(run.path, recorded, editor.editing.describe()["statistics"])
 
 
 def _workspace_editor(

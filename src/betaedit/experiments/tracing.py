@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betaedit.editors.config import SLOT
 from betaedit.experiments.trials import Trace
-from betaedit.facts.fact import Fact
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, subject_tokens
 from betaedit.models.partial import hooks

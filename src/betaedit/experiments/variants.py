@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from betaedit.editors.methods import find_method
 from betaedit.editors.names import check_names
 from betaedit.editors.presets import Preset
-from betaedit.editors.recipes import find_recipe
 from betaedit.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ class Variant:
     """A method under settings of its own.
 
     Args:
-        method: The recipe's name or alias.
+        method: Its name or alias.
         settings: Hyper-parameters over all others.
     """
 
@@ -30,7 +30,13 @@ class Variant:
     def name(self) -> str:
         """What its run and folder are called: ``alphaedit-lookup-last``; letters, digits, dots and dashes."""
         parts = [part for setting in self.settings.items() for part in map(str, setting)]
-        return "-".join([find_recipe(self.method).name, *(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)])
+        return "-".join([find_method(self.method).name, *(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)])
+
+
+def settings_of(variant: Variant, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the ``overrides`` of all methods that a variant's method has, and its own settings over them."""
+    known = find_method(variant.method).config.model_fields
+    return {**{name: value for name, value in overrides.items() if name in known}, **variant.settings}
 
 
 def check_variants(
@@ -40,10 +46,16 @@ def check_variants(
 
     Raises:
         MethodError: A method is unknown.
-        ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name.
+        ConfigError: There is no such preset, a setting is impossible or unknown to all methods, or two variants have
+            one name.
     """
+    taken: set[str] = set()
     for variant in variants:
-        check_names(variant.method, preset, {**overrides, **variant.settings})
+        own = settings_of(variant, overrides)
+        check_names(variant.method, preset, own)
+        taken |= set(own)
+    if variants and (missing := [name for name in overrides if name not in taken]):
+        check_names(variants[0].method, preset, {name: overrides[name] for name in missing})
     names = [variant.name for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two methods to compare are both {twice[0]}.", hint="Name each of them once.")

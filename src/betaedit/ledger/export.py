@@ -26,12 +26,17 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})"""
 def provenance_of(editor: Editor, figures: Mapping[str, BeforeAndAfter]) -> Provenance:
     """What an export of an editor's model says of itself."""
     facts = [result.fact for result in editor.results]
-    return Provenance(editor.language_model.name, editor.recipe.name, facts, figures)
+    return Provenance(editor.language_model.name, editor.method.name, facts, figures)
 
 
 def changes_of(editor: Editor) -> dict[int, Tensor]:
-    """``W_t - W_0`` (d_out, d_in) of every edited layer."""
-    return {layer: matrix.change() for layer, matrix in editor.engine.matrices.items()}
+    """``W_t - W_0`` (d_out, d_in) of every edited layer.
+
+    Raises:
+        MethodError: The method changes no matrices.
+    """
+    matrices = editor.matrices("be exported as a change of weights")
+    return {layer: matrix.change() for layer, matrix in matrices.items()}
 
 
 def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeAndAfter]) -> Path:

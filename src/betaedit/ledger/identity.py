@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from betaedit.editors.config import make_config
+from betaedit.editors.closed_form.associative import Resumable
 from betaedit.editors.editor import Editor
-from betaedit.editors.recipes import find_recipe
+from betaedit.editors.method import require
+from betaedit.editors.methods import find_method
 from betaedit.errors import IdentityError, LedgerError, ModelNotFoundError
 from betaedit.files import atomic_write, file_errors
 from betaedit.ledger.place import MODEL_PLACE
@@ -26,18 +26,19 @@ STATISTICS = "statistics.safetensors"
 
 def identify(editor: Editor, storage: Storage | None) -> Identity:
     """The identity of a workspace that is made with ``editor``; ``storage`` as for ``Workspace.create``."""
-    model, matrices = editor.language_model, editor.engine.matrices
+    editing = resumable(editor)
+    model, matrices = editor.language_model, editing.matrices
     exact = cast(Storage, str(next(iter(matrices.values())).change().dtype).removeprefix("torch."))
-    config = editor.config.replace(context_templates=editor.engine.contexts)
+    config = editor.config.replace(context_templates=editor.editing.describe()["contexts"])
     return Identity(
         model=model.place,
         weights=model.fingerprint(),
         dtype=str(model.model.dtype).removeprefix("torch."),
-        method=editor.recipe.name,
-        recipe=_recipe(editor),
+        method=editor.method.name,
+        recipe=_recipe(editing),
         config=json.loads(config.model_dump_json()),
-        statistics=editor.statistics.fingerprint,
-        origin=editor.statistics.to_dict(),
+        statistics=editing.statistics.fingerprint,
+        origin=editing.statistics.to_dict(),
         shapes={layer: matrix.shape for layer, matrix in matrices.items()},
         storage=storage or exact,
         exact=exact,
@@ -90,9 +91,9 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
     """
     moments = Moments.load(folder / STATISTICS)
     _same(folder, "statistics", identity.statistics, moments.fingerprint)
-    config = make_config(identity.config)
+    config = find_method(identity.method).configure(identity.config)
     editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=progress)
-    _same(folder, f"recipe {identity.method}", identity.recipe, _recipe(editor))
+    _same(folder, f"recipe {identity.method}", identity.recipe, _recipe(resumable(editor)))
     return editor
 
 
@@ -104,8 +105,22 @@ def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -
         )
 
 
-def _recipe(editor: Editor) -> str:
-    """Fingerprint of what a recipe does, whatever is said about it."""
-    recipe = find_recipe(editor.recipe.name)
-    plain = {"rule": asdict(recipe.rule(editor.config)), "spread": recipe.spread}
-    return f"sha256:{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}"
+def resumable(editor: Editor) -> Resumable:
+    """What the editor's method built, as one that a workspace can bring to any set of facts.
+
+    Raises:
+        MethodError: Facts of this method cannot be taken back.
+    """
+    return require(
+        editor.editing,
+        Resumable,  # type: ignore[type-abstract]
+        editor.method,
+        "be used in a workspace: what it writes cannot be taken back",
+        "Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
+    )
+
+
+def _recipe(editing: Resumable) -> str:
+    """Fingerprint of what a method does, whatever is said about it."""
+    plain = json.dumps(editing.identity(), sort_keys=True)
+    return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from betaedit.editors.matrix import Changes, EditedMatrix
+from betaedit.editors.matrix import Changes, EditedMatrix, Snapshot
 from betaedit.ledger.arrays import from_bytes, to_bytes
 from betaedit.ledger.store import Identity, Store
 from betaedit.memory.update import Update
@@ -27,7 +27,7 @@ def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, s
             return None
         start, following = found
         for layer, matrix in matrices.items():
-            matrix.restore(None if start is None else _snapshot(store, start, layer))
+            matrix.restore(None if start is None else Snapshot(_snapshot(store, start, layer)))
         advance(store, following, matrices)
         return store.ranks(following)
 

@@ -17,15 +17,16 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from betaedit.editors.closed_form.associative import Resumable
+from betaedit.editors.closed_form.live import LiveFact
 from betaedit.editors.editor import Editor
-from betaedit.editors.engine import EditResult, Engine, WrittenBatch
-from betaedit.editors.live import LiveFact
-from betaedit.editors.matrix import Changes, EditedMatrix, edited_matrices, recording
-from betaedit.errors import ConfigError, LedgerError, MethodError, NotHeldError, OutputError
+from betaedit.editors.matrix import Changes, EditedMatrix, Snapshot, edited_matrices, recording
+from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.errors import ConfigError, LedgerError, NotHeldError, OutputError
 from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
 from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
-from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept
+from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept, resumable
 from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.query import find, find_one, latest
 from betaedit.ledger.store import (
@@ -98,28 +99,24 @@ class Workspace:
             ConfigError: The editor has edits.
         """
         folder = Path(folder)
-        if not editor.recipe.can_forget:
-            raise MethodError(
-                f"a workspace cannot take back what {editor.recipe.name} writes.",
-                hint="Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
-            )
+        editing = resumable(editor)
         if editor.results:
             raise ConfigError("the model holds edits already.", hint="Call reset() first.")
         cut_off = {folder / STATISTICS, folder / _LOCK, *scratch_files(folder / LEDGER)}
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
             raise LedgerError(f"{folder} exists and is not empty.", hint="Name a new folder.")
-        engine = editor.engine
+        matrices = editing.matrices  # before there is a folder: it may fail
         with file_errors(folder, LedgerError):
             folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
-            _keep_statistics(editor, folder / STATISTICS)
+            _keep_statistics(editing, folder / STATISTICS)
             store = Store.create(folder / LEDGER, identify(editor, storage))
         except BaseException:
             lock.release()
             raise
         made = cls(folder, store, lambda: editor.language_model, editor.progress, lock)
-        made._model, made._editor, made._matrices = editor.language_model, editor, engine.matrices
+        made._model, made._editor, made._matrices = editor.language_model, editor, dict(matrices)
         made.position = FIRST
         return made
 
@@ -224,7 +221,7 @@ class Workspace:
                 matrix.restore()
             try:
                 editor = editor_again(self.folder, self.store.identity, model, self.progress)
-                matrices = editor.engine.matrices
+                matrices = dict(resumable(editor).matrices)
             except BaseException:
                 if self._matrices:
                     self.checkout_head()
@@ -235,10 +232,15 @@ class Workspace:
         return self._editor
 
     @property
-    def _engine(self) -> Engine:
-        """The engine, to write with."""
+    def _editing(self) -> Resumable:
+        """What the editor's method built."""
+        return resumable(self.editor)
+
+    @property
+    def _writable(self) -> Resumable:
+        """What the editor's method built, to write with."""
         self._check_writable()
-        return self.editor.engine
+        return self._editing
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -252,7 +254,7 @@ class Workspace:
         note: Mapping[str, Any] | None = None,
     ) -> Iterator[WrittenBatch]:
         """Write facts; each batch is in the ledger when it is yielded. See ``Editor.write`` for what is refused."""
-        _ = self._engine
+        _ = self._writable
         return self._commit_each(self.editor.write(facts, batch_size=batch_size), dict(note or {}))
 
     def edit(
@@ -307,7 +309,7 @@ class Workspace:
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
             raise LedgerError("there is nothing to forget.", hint="Name a fact: a number, an id, or its subject.")
-        _ = self._engine
+        _ = self._writable
         with self.event("forget", "forgotten"):
             self._take_out({fact.number for fact in chosen.values()})
         return list(chosen.values())
@@ -331,8 +333,8 @@ class Workspace:
     ) -> list[EditResult]:
         """Write facts in the place of live ones: the ledger holds one of the two at any time.
 
-        Where the engine replaces conflicts, each is an event of its own. Else all are one: taking facts out may mean to
-        write all others again, which is then done once.
+        Where writing a fact removes the one it replaces, each is an event of its own. Else all are one: taking facts
+        out may mean to write all others again, which is then done once.
 
         Raises:
             FactError, LookupTokenError: See ``Editor.edit``; nothing has changed then.
@@ -342,7 +344,7 @@ class Workspace:
         self._check_writable()
         for _, fact in changes:
             self.editor.plan(fact)
-        replaces = self.editor.config.conflicts == "replace"
+        replaces = all(self.editor.config.leaving([old.fact], [fact]) for old, fact in changes)
         results: list[EditResult] = []
         with self.progress.task("editing", len(changes), "facts") as task:
             for group in ([change] for change in changes) if replaces else [changes]:
@@ -358,8 +360,8 @@ class Workspace:
         return results
 
     def _take_out(self, numbers: Collection[int]) -> None:
-        """Let the engine forget the facts of these numbers."""
-        self._engine.forget([live for live, version in self._written.items() if version.number in numbers])
+        """Forget the facts of these numbers."""
+        self._writable.forget([live.result for live, version in self._written.items() if version.number in numbers])
 
     def restore(self, event: int) -> None:
         """Back to the weights and facts after an earlier event; what came since stays in the log, as undone.
@@ -392,11 +394,11 @@ class Workspace:
 
     def _write_again(self, versions: Iterable[FactVersion], new_event: NewEvent) -> None:
         """Write ``versions`` alone into the unedited model, and commit that."""
-        engine = self._engine
+        editing = self._writable
         try:
             self._hold(versions)
-            with recording(engine.matrices) as changes:
-                engine.rewrite()
+            with recording(editing.matrices) as changes:
+                editing.rewrite()
             self._append(new_event, changes)
         except BaseException:
             self.checkout_head()
@@ -418,7 +420,7 @@ class Workspace:
             yield model
 
     @contextmanager
-    def _kept(self) -> Iterator[dict[int, Tensor]]:
+    def _kept(self) -> Iterator[dict[int, Snapshot]]:
         """A context in which the weights may be changed, given what they are before it and after it."""
         kept = {layer: matrix.snapshot() for layer, matrix in self._matrices.items()}
         try:
@@ -456,7 +458,7 @@ class Workspace:
                 problems = [
                     f"layer {layer} differs from the sum of all events"
                     for layer, matrix in matrices.items()
-                    if not torch.equal(matrix.snapshot(), here[layer])
+                    if not torch.equal(matrix.change(), here[layer].change)
                 ]
         if replay:
             problems += [
@@ -468,16 +470,16 @@ class Workspace:
 
     def replay_errors(self) -> dict[int, float]:
         """How far each matrix is from what the live facts make of it when they are written again, relative to it."""
-        engine = self.editor.engine
-        here = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
+        editing = self._editing
+        here = {layer: matrix.change().clone().double() for layer, matrix in editing.matrices.items()}
         try:
-            engine.rewrite()
-            there = {layer: matrix.snapshot().double() for layer, matrix in engine.matrices.items()}
+            editing.rewrite()
+            there = {layer: matrix.change().clone().double() for layer, matrix in editing.matrices.items()}
         finally:
             self.checkout_head()
         return {
             layer: float((there[layer] - here[layer]).norm() / matrix.current().double().norm())
-            for layer, matrix in engine.matrices.items()
+            for layer, matrix in editing.matrices.items()
         }
 
     def _tolerance(self) -> float:
@@ -494,8 +496,8 @@ class Workspace:
 
     @contextmanager
     def event(self, kind: Kind, why: Reason, note: dict[str, Any] | None = None) -> Iterator[None]:
-        """A context in which the editor's engine works; at its end what it did is committed, or undone."""
-        with recording(self.editor.engine.matrices) as changes:
+        """A context in which the editor works; at its end what it did is committed, or undone."""
+        with recording(self._editing.matrices) as changes:
             try:
                 yield
                 if _any(changes):
@@ -506,8 +508,8 @@ class Workspace:
                 raise
 
     def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
-        """Put into the ledger what the engine holds now and did not hold at the last event, and the other way round."""
-        live = self.editor.engine.live_facts
+        """Put into the ledger what the editor holds now and did not hold at the last event, and the other way round."""
+        live = self._editing.live_facts
         held = set(live)
         ended = {live: version for live, version in self._written.items() if live not in held}
         new = [fact for fact in live if fact not in self._written]
@@ -524,7 +526,7 @@ class Workspace:
                     numbers[fact.fact].pop(0) if numbers[fact.fact] else None,
                     fact.batch,
                     fact.fact,
-                    fact.result.figures(),
+                    fact.result.without_fact(),
                     asked_bytes(fact.written, identity.storage),
                 )
                 for fact in new
@@ -562,12 +564,12 @@ class Workspace:
         if self.store.identity.storage == "bfloat16":
             return held
         light = replace(held, written=Asked(self.store, version.id))
-        live = self.editor.engine.live_facts
+        live = self._editing.live_facts
         live[live.index(held)] = light
         return light
 
     def checkout_head(self) -> None:
-        """Give the model the weights of the last event, and the engine its facts and memories.
+        """Give the model the weights of the last event, and the editor its facts and memories.
 
         Raises:
             LedgerError: The ledger lacks what leads there.
@@ -585,14 +587,14 @@ class Workspace:
         self._rank, self.position = added, head
 
     def _hold(self, versions: Iterable[FactVersion]) -> None:
-        """Make ``versions`` the live facts of the engine."""
+        """Make ``versions`` the live facts of the editor."""
         assert self._editor is not None
         held = {
-            LiveFact(EditResult.from_figures(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
+            LiveFact(EditResult.from_stored(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
             for fact in versions
         }
         keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
-        self._editor.engine.resume(list(held), keys)
+        resumable(self._editor).resume(list(held), keys)
         self._written = held
 
     def _keys(self, layer: int, versions: Iterable[FactVersion]) -> Iterator[Tensor]:
@@ -626,9 +628,9 @@ def _not_held(result: EditResult) -> NotHeldError:
     )
 
 
-def _keep_statistics(editor: Editor, file: Path) -> None:
+def _keep_statistics(editing: Resumable, file: Path) -> None:
     try:
-        editor.statistics.save(file)
+        editing.statistics.save(file)
     except OutputError as error:
         raise LedgerError(error.message, hint=error.hint) from error
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from betaedit.editors.asked import plan_fact
+from betaedit.editors.closed_form.associative import Associative, Resumable
 from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.engine import Engine
 from betaedit.editors.closed_form.live import LiveFact, sharing_a_key, sharing_an_id
 from betaedit.editors.closed_form.readable import check_readable
 from betaedit.editors.closed_form.recipes import Recipe
 from betaedit.editors.matrix import EditedMatrix, check_unedited
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, EditsMatrices, Forgets, PlannedEdit, WrittenBatch
 from betaedit.editors.resources import Resources
-from betaedit.errors import ConfigError
+from betaedit.errors import ConfigError, MethodError
 from betaedit.facts.fact import Fact
 from betaedit.memory.rule import MemoryRule
 from betaedit.models.chat import has_chat, typed_specials
@@ -26,11 +29,14 @@ from betaedit.models.lookup import Prompt, find_lookup_token
 from betaedit.models.pack import check_packs
 from betaedit.statistics.moments import Moments
 
+if TYPE_CHECKING:
+    from betaedit.editors.editor import Editor
+
 logger = logging.getLogger(__name__)
 
 
-class ClosedForm:
-    """An ``EditingMethod`` that ``EditsMatrices``, ``Forgets`` where its recipe can, and is ``Associative``.
+class ClosedForm(EditsMatrices, Associative):
+    """An ``EditingMethod`` that ``EditsMatrices`` and is ``Associative``.
 
     Args:
         model: Unedited.
@@ -52,7 +58,6 @@ class ClosedForm:
         self._resources = resources
         self._engine: Engine | None = None
         self._check_settings()
-        recipe.check(config)
         check_unedited(model.anatomy, config.layers)
         resources.check(config)
         check_packs(model.anatomy)
@@ -69,7 +74,7 @@ class ClosedForm:
     @property
     def results(self) -> Sequence[EditResult]:
         """One per fact that the weights hold."""
-        return () if self._engine is None else tuple(held.result for held in self._engine.live)
+        return () if self._engine is None else tuple(held.result for held in self._engine.live_facts)
 
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
@@ -77,9 +82,9 @@ class ClosedForm:
         return self.engine.matrices
 
     @property
-    def live(self) -> list[LiveFact]:
+    def live_facts(self) -> list[LiveFact]:
         """The facts that the weights hold, with their keys and wanted values."""
-        return self.engine.live
+        return self.engine.live_facts
 
     @property
     def rule(self) -> MemoryRule:
@@ -104,12 +109,7 @@ class ClosedForm:
         return replace(planned, lookup=lookup)
 
     def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Refuse a batch that the recipe cannot solve; warn of facts that share a subject, and of typed special tokens.
-
-        Raises:
-            ConfigError: The recipe cannot write so many facts together.
-        """
-        self.recipe.check(self.config, batch_size)
+        """Warn of facts that share a subject or an id, and of typed special tokens."""
         held = [result.fact for result in self.results]
         if sharing := sharing_a_key(held, facts, self.config):
             logger.warning(
@@ -149,11 +149,6 @@ class ClosedForm:
     def replay(self, batch: WrittenBatch) -> None:
         """See ``Engine.replay``."""
         self.engine.replay(batch)
-
-    def forget(self, results: Sequence[EditResult]) -> None:
-        """See ``Engine.forget``."""
-        leaving = set(map(id, results))
-        self.engine.forget([held for held in self.engine.live if id(held.result) in leaving])
 
     def unedited(self) -> AbstractContextManager[None]:
         """The original weights."""
@@ -195,3 +190,38 @@ class ClosedForm:
                 f"value_loss_layer is {loss_layer}: the model has layers 0 to {n_layers - 1}.",
                 hint="Leave it out to use the last layer.",
             )
+
+
+class ForgettingClosedForm(ClosedForm, Forgets, Resumable):
+    """One whose recipe lets single facts be taken out: it ``Forgets``, and is ``Resumable``."""
+
+    def identity(self) -> dict[str, Any]:
+        """The rule, and how the residual is spread over the layers."""
+        return {"rule": asdict(self.rule), "spread": self.recipe.spread}
+
+    def forget(self, results: Sequence[EditResult]) -> None:
+        """See ``Engine.forget``."""
+        leaving = set(map(id, results))
+        self.engine.forget([held for held in self.engine.live_facts if id(held.result) in leaving])
+
+    def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:
+        """See ``Engine.resume``."""
+        self.engine.resume(live, keys)
+
+    def rewrite(self) -> None:
+        """See ``Engine.rewrite``."""
+        self.engine.rewrite()
+
+
+def closed_form(editor: Editor) -> ClosedForm:
+    """What a closed-form method built, for what concerns only this family: statistics, projectors, its benchmarks.
+
+    Raises:
+        MethodError: The editor's method is of another family.
+    """
+    if isinstance(editor.editing, ClosedForm):
+        return editor.editing
+    raise MethodError(
+        f"{editor.method.name} is no closed-form method: it uses no statistics.",
+        hint="betaedit, alphaedit and memit-h are, among others.",
+    )

@@ -19,8 +19,8 @@ class FineTuneConfig(MethodConfig):
     layer: int | None = Field(
         None,
         ge=0,
-        description="Decoder layer whose MLP output projection is trained; at 21/32 of the depth if not given, which is "
-        "layer 21 of an 8B model.",
+        description="Decoder layer whose MLP output projection is trained; at 21/32 of the depth if not given, "
+        "as layer 21 of an 8B model is.",
     )
     steps: int = Field(25, ge=1, description="Optimizer steps at most, for each batch of facts.")
     learning_rate: Positive = Field(5e-4, description="Learning rate of Adam.")
@@ -31,7 +31,7 @@ class FineTuneConfig(MethodConfig):
     )
     norm_limit: Positive | None = Field(
         None,
-        description="Most by which an entry of the matrix may move in one edit (L-infinity norm constraint); no limit if "
+        description="Most by which an entry of the matrix may move in one edit (L-infinity norm constraint); none if "
         "not given, as EasyEdit has it for Llama and Qwen.",
     )
     weight_decay: NotNegative = Field(0.0, description="Weight decay of Adam (FT-W has one in place of the limit).")

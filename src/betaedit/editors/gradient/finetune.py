@@ -141,14 +141,14 @@ class FineTuning:
         matrix = self.matrices[self.layer]
         matrix.check()
         change, loss, steps = self._train(matrix.current(), self._encode(facts))
-        undo = matrix.savepoint()
+        before = matrix.snapshot()
         matrix.add_dense(change)
         try:
             share = (time.perf_counter() - started) / len(facts)
             figures = {"loss": loss, "steps": steps, "update_norms": {str(self.layer): float(change.norm())}}
             results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
         except BaseException:
-            undo()
+            matrix.restore(before)
             raise
         self._results += results
         return WrittenBatch(results, {self._change_name: change})
@@ -158,7 +158,7 @@ class FineTuning:
         weight = before.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([weight], lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         loss, steps = self._loss(weight, batch), 0
-        while steps < self.config.steps and float(loss) >= self.config.stop_loss:
+        while steps < self.config.steps and loss.item() >= self.config.stop_loss:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -170,7 +170,7 @@ class FineTuning:
             raise NumericalError(
                 "fine-tuning did not stay finite.", hint="Lower learning_rate, or set norm_limit; the batch is undone."
             )
-        return (weight.detach() - before).contiguous(), float(loss), steps
+        return (weight.detach() - before).contiguous(), loss.item(), steps
 
     def _loss(self, weight: Tensor, batch: _Batch) -> Tensor:
         """Mean over facts of the mean negative log-likelihood of the target tokens."""
@@ -190,9 +190,7 @@ class FineTuning:
 
     def _encode(self, facts: Sequence[Fact]) -> _Batch:
         pairs = self.model.encode_pairs([(fact.text, fact.target_new, fact.joint) for fact in facts])
-        ids, mask = pad_rows(
-            [[*prompt, *target[:-1]] for prompt, target in pairs], pad_token_id(self.model.tokenizer)
-        )
+        ids, mask = pad_rows([[*prompt, *target[:-1]] for prompt, target in pairs], pad_token_id(self.model.tokenizer))
         rows, places, targets, weights = [], [], [], []
         for row, (prompt, target) in enumerate(pairs):
             for offset, token in enumerate(target):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from betaedit import Editor, Fact
 from betaedit.editors import EditConfig
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.keys import LayerWalk
-from betaedit.editors.values import optimize_values
-from betaedit.editors.wordings import target_tokens, wordings
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.keys import LayerWalk
+from betaedit.editors.closed_form.values import optimize_values
+from betaedit.editors.closed_form.wordings import target_tokens, wordings
 from betaedit.errors import FactError
 from betaedit.evaluation.holding import measure_holding
 from betaedit.models import LanguageModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.errors import FactError, ModelError
-from betaedit.facts.fact import Fact
+from betaedit.editors.asked import check_ids, check_length
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_target, tokenize
 
@@ -32,35 +32,10 @@ def check_readable(model: LanguageModel, fact: Fact, config: EditConfig, context
     )
     target = encode_target(model.tokenizer, fact.text, fact.target_new, fact.joint)
     for row in (*rows, kept, target):
-        _check_ids(model, row)
+        check_ids(model, row)
     sampled = contexts is None and config.context_templates is None
     before = _sampled_length(model, config) if sampled else 0
     check_length(model, fact, max(before + max(map(len, rows)) + len(target) - 1, len(kept)))
-
-
-def check_length(model: LanguageModel, fact: Fact, n_tokens: int) -> None:
-    """Refuse a fact of which a prompt with context and target has ``n_tokens``, more than the model has positions.
-
-    Raises:
-        FactError: It has more.
-    """
-    if n_tokens > model.max_length:
-        raise FactError(
-            f"the prompt about {fact.subject[:40]!r} has {n_tokens} tokens with its longest context and its target, "
-            f"and the model has {model.max_length} positions.",
-            hint="Shorten the prompt or the target, or context_length.",
-            field="prompt",
-        )
-
-
-def _check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
-    known = model.n_tokens
-    if ids and max(ids) >= known:
-        raise ModelError(
-            f"the token {model.tokenizer.decode([max(ids)])!r} has the id {max(ids)}, and the model has embeddings for "
-            f"{known} tokens: its tokenizer is another model's, or was added to.",
-            hint="Give the model its own tokenizer, or resize it first: model.resize_token_embeddings(len(tokenizer)).",
-        )
 
 
 def _sampled_length(model: LanguageModel, config: EditConfig) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from betaedit import Fact
-from betaedit.editors.anchor import measure_norm_anchor
+from betaedit.editors.closed_form.anchor import measure_norm_anchor
 from betaedit.models import LanguageModel
 from support.edits import NEAR, editor_for, settings_of, unchanged, weights
 from support.families import language_model

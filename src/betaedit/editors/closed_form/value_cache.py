@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from betaedit.editors.config import EditConfig
-from betaedit.editors.values import Value
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.values import Value
 from betaedit.facts.fact import Fact
 
 NOT_IN_SEARCH = {

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from betaedit import Editor
 from betaedit.editors import EditConfig
 from betaedit.editors import engine as engine_module
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.keys import LayerWalk
-from betaedit.editors.values import optimize_values
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.keys import LayerWalk
+from betaedit.editors.closed_form.values import optimize_values
 from betaedit.errors import NumericalError
 from betaedit.memory import Update
 from betaedit.models import LanguageModel

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.keys import bare_outputs
-from betaedit.editors.values import optimize_values
-from betaedit.facts.fact import Fact
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.keys import bare_outputs
+from betaedit.editors.closed_form.values import optimize_values
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.load import LanguageModel
 
 _TOGETHER = 64

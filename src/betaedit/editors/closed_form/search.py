@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import EditConfig
+from betaedit.editors.closed_form.config import EditConfig
 
 _PAIRS = 8
 _LEAST_CURVATURE = 1e-6

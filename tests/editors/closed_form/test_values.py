@@ -12,8 +12,8 @@ from torch import nn
 
 from betaedit import Fact
 from betaedit.editors import EditConfig
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.values import _ENTRIES_PER_PASS, Value, _Evaluation, _Stop, optimize_values
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.values import _ENTRIES_PER_PASS, Value, _Evaluation, _Stop, optimize_values
 from betaedit.models import LanguageModel
 from support.edits import CONTEXTS, FACTS, NEAR, relative, settings_of, unchanged, weights
 from support.families import language_model

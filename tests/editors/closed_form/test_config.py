@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from betaedit.editors.config import EditConfig, make_config
+from betaedit.editors.closed_form.config import EditConfig
 from betaedit.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def test_every_hyper_parameter_says_what_it_is(name: str):
 
 @pytest.mark.parametrize("name", EditConfig.model_fields)
 def test_every_hyper_parameter_has_a_default_that_is_itself_possible(name: str):
-    assert getattr(make_config({name: getattr(EditConfig(), name)}), name) == getattr(EditConfig(), name)
+    assert getattr(EditConfig.of({name: getattr(EditConfig(), name)}), name) == getattr(EditConfig(), name)
 
 
 def test_the_defaults_are_those_the_papers_share_for_8b_models():
@@ -43,13 +43,13 @@ def test_the_defaults_are_those_the_papers_share_for_8b_models():
 )
 def test_an_unknown_hyper_parameter_is_answered_with_the_nearest(typed: str, meant: str):
     with pytest.raises(ConfigError, match=f"there is no hyper-parameter '{typed}'") as caught:
-        make_config({typed: 1})
+        EditConfig.of({typed: 1})
     assert caught.value.hint == f"Did you mean {meant}?"
 
 
 def test_a_hyper_parameter_like_no_other_is_answered_with_where_all_are_listed():
     with pytest.raises(ConfigError) as caught:
-        make_config({"xyzzy": 1})
+        EditConfig.of({"xyzzy": 1})
     assert caught.value.hint == "See `betaedit methods --config` for all names."
 
 
@@ -96,7 +96,7 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("name", "value", "part"), IMPOSSIBLE)
 def test_an_impossible_value_is_refused_with_the_field_the_reason_and_its_meaning(name: str, value: Any, part: str):
     with pytest.raises(ConfigError) as caught:
-        make_config({name: value})
+        EditConfig.of({name: value})
     assert caught.value.message.startswith(f"{name}: ")
     assert part in caught.value.message
     assert repr(value) in caught.value.message
@@ -105,13 +105,13 @@ def test_an_impossible_value_is_refused_with_the_field_the_reason_and_its_meanin
 
 def test_one_value_where_a_list_belongs_is_told_how_to_be_one():
     with pytest.raises(ConfigError, match=r"^layers: ") as caught:
-        make_config({"layers": 2})
+        EditConfig.of({"layers": 2})
     assert caught.value.hint.endswith("Write a list: layers=[2].")
 
 
 def test_an_impossible_value_inside_a_list_is_named_with_its_place():
     with pytest.raises(ConfigError, match=r"^layers\.1: ") as caught:
-        make_config({"layers": [4, "five"]})
+        EditConfig.of({"layers": [4, "five"]})
     assert caught.value.hint == EditConfig.model_fields["layers"].description
 
 
@@ -119,22 +119,22 @@ def test_an_impossible_value_inside_a_list_is_named_with_its_place():
 def test_a_strength_that_is_infinite_is_refused(name: str):
     """An infinite ridge would write nothing and say nothing, and JSON has no infinity to save it as."""
     with pytest.raises(ConfigError, match=f"^{name}: "):
-        make_config({name: math.inf})
+        EditConfig.of({name: math.inf})
 
 
 @pytest.mark.parametrize("text", ["{}. {}", "", "{subject}", "{ }"])
 def test_a_context_needs_the_slot_itself_once(text: str):
     with pytest.raises(ConfigError, match=r"^context_templates: "):
-        make_config({"context_templates": ["{}", text]})
+        EditConfig.of({"context_templates": ["{}", text]})
 
 
 def test_contexts_with_one_slot_each_are_taken_in_their_order():
-    config = make_config({"context_templates": ["{}", "The sky. {}", "Because {}"]})
+    config = EditConfig.of({"context_templates": ["{}", "The sky. {}", "Because {}"]})
     assert config.context_templates == ("{}", "The sky. {}", "Because {}")
 
 
 def test_replacing_gives_a_changed_copy_and_leaves_the_first_alone():
-    first = make_config({"layers": [1, 2], "ridge": 1.0})
+    first = EditConfig.of({"layers": [1, 2], "ridge": 1.0})
     second = first.replace(ridge=2.0, seed=3)
     assert (first.ridge, first.seed) == (1.0, 0)
     assert (second.layers, second.ridge, second.seed) == ((1, 2), 2.0, 3)
@@ -167,16 +167,16 @@ CHOSEN = {
 
 
 def test_the_earlier_name_of_the_projected_bb_search_is_still_read():
-    assert make_config({"value_optimizer": "spectral"}) == make_config({"value_optimizer": "projected_bb"})
+    assert EditConfig.of({"value_optimizer": "spectral"}) == EditConfig.of({"value_optimizer": "projected_bb"})
     assert EditConfig(value_optimizer="spectral").value_optimizer == "projected_bb"  # type: ignore[arg-type]
-    assert make_config({"statistics_corpus": "spectral"}).statistics_corpus == "spectral"
+    assert EditConfig.of({"statistics_corpus": "spectral"}).statistics_corpus == "spectral"
 
 
 @pytest.mark.parametrize("values", [{}, CHOSEN], ids=["defaults", "chosen"])
 def test_a_configuration_survives_json(values: dict[str, Any]):
-    config = make_config(values)
+    config = EditConfig.of(values)
     plain = config.model_dump(mode="json")
-    assert make_config(json.loads(json.dumps(plain))) == config
+    assert EditConfig.of(json.loads(json.dumps(plain))) == config
     assert set(plain) == set(EditConfig.model_fields)
 
 

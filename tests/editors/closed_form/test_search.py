@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from betaedit.editors import EditConfig
-from betaedit.editors.search import AdamSearch, ProjectedBBSearch, Search, make_search
+from betaedit.editors.closed_form.search import AdamSearch, ProjectedBBSearch, Search, make_search
 
 SLACK = 1 + 1e-9
 

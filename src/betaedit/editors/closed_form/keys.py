@@ -15,9 +15,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.editors.encode import EncodedBatch
-from betaedit.facts.fact import Fact
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.encode import EncodedBatch
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.lean import pass_projection, run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts, encode_target

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from betaedit.editors.config import EditConfig, make_config
-from betaedit.editors.recipes import RECIPES, Recipe, find_recipe
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.recipes import RECIPES, Recipe, find_recipe
 from betaedit.errors import ConfigError, MethodError
 from betaedit.memory import MemoryRule
 
@@ -91,7 +91,7 @@ def test_the_plain_form_has_every_field_and_survives_json(recipe: Recipe):
 
 @EVERY
 def test_the_strengths_of_a_rule_come_from_the_configuration(recipe: Recipe):
-    config = make_config(
+    config = EditConfig.of(
         {
             "leakage_weight": 7.0,
             "ridge": 3.0,
@@ -118,7 +118,7 @@ def test_the_strengths_of_a_rule_come_from_the_configuration(recipe: Recipe):
 
 @EVERY
 def test_the_frobenius_ridge_is_added_to_every_rule_and_changes_nothing_else(recipe: Recipe):
-    config = make_config({"ridge": 3.0, "frobenius_ridge": 7.0})
+    config = EditConfig.of({"ridge": 3.0, "frobenius_ridge": 7.0})
     assert recipe.rule(config).ridge == (10.0 if TERMS[recipe.name][3] else 7.0)
     assert dataclasses.replace(recipe.rule(config), ridge=0.0) == dataclasses.replace(
         recipe.rule(EditConfig()), ridge=0.0
@@ -126,14 +126,14 @@ def test_the_frobenius_ridge_is_added_to_every_rule_and_changes_nothing_else(rec
 
 
 def test_encore_is_memit_h_with_the_frobenius_ridge():
-    assert find_recipe("memit-h").rule(make_config({"frobenius_ridge": 10.0})) == find_recipe("encore").rule(
+    assert find_recipe("memit-h").rule(EditConfig.of({"frobenius_ridge": 10.0})) == find_recipe("encore").rule(
         EditConfig()
     )
 
 
 @EVERY
 def test_values_are_shared_by_any_recipe_within_a_batch_and_over_batches_by_those_that_can_take_back(recipe: Recipe):
-    settled = {mode: recipe.resolve_config(make_config({"shared_subjects": mode})).shared_subjects
+    settled = {mode: recipe.resolve_config(EditConfig.of({"shared_subjects": mode})).shared_subjects
                for mode in ("apart", "batch", "together")}  # fmt: skip
     assert settled == {
         "apart": "apart",
@@ -201,7 +201,7 @@ def test_an_operator_comes_naive_in_sequence_and_aligned(operator: str):
 
 def test_strengths_of_operators_come_from_the_configuration():
     strengths = {"rect_fraction": 0.2, "prune_base": 1.2, "simie_ridge": 3.0, "adaedit_fraction": 0.1}
-    processing = find_recipe("rect-aligned").postprocessing(make_config(strengths))
+    processing = find_recipe("rect-aligned").postprocessing(EditConfig.of(strengths))
     assert (processing.kind, processing.aligned) == ("rect", True)
     assert {name: getattr(processing, name) for name in strengths} == strengths
 
@@ -215,7 +215,7 @@ def test_the_published_strengths_of_operators_are_the_defaults():
 
 @pytest.mark.parametrize("name", RANK_ONE)
 def test_rank_one_methods_take_one_layer_and_one_fact_at_a_time(name: str):
-    recipe, single = find_recipe(name), make_config({"layers": [3]})
+    recipe, single = find_recipe(name), EditConfig.of({"layers": [3]})
     recipe.check(single)
     with pytest.raises(ConfigError, match="edits one layer, not 5"):
         recipe.check(EditConfig())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from betaedit.editors import recipes
-from betaedit.editors.config import make_config
-from betaedit.editors.recipes import Recipe, find_recipe
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.recipes import Recipe, find_recipe
 from betaedit.memory import AssociativeMemory
 from support.edits import FACTS, editor_for, unchanged, weights
 from support.families import language_model
@@ -39,7 +39,7 @@ def test_recipe_and_formula_take_fewer_than_twenty_lines(blocks: list[str]) -> N
 def test_the_added_method_equals_its_formula_step_by_step(blocks: list[str]) -> None:
     recipe, names = added(blocks[0]), dict[str, Any](torch=torch, Tensor=torch.Tensor)
     exec(blocks[1], names)
-    config = make_config({"ridge": 0.5, "nullspace_threshold": 0.02, "equality_slack": 0.1})
+    config = EditConfig.of({"ridge": 0.5, "nullspace_threshold": 0.02, "equality_slack": 0.1})
     moment = torch.diag(torch.logspace(-4, 0, 12, dtype=torch.float64))
     memory, P = AssociativeMemory(moment, recipe.rule(config)), reference_projector(moment, 0.02)
     random, H = torch.Generator().manual_seed(0), torch.zeros_like(moment)

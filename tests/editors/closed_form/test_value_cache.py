@@ -9,7 +9,7 @@ import torch
 
 from betaedit import Editor
 from betaedit.editors import EditConfig
-from betaedit.editors.value_cache import NOT_IN_SEARCH, ValueCache
+from betaedit.editors.closed_form.value_cache import NOT_IN_SEARCH, ValueCache
 from support.edits import FACTS, SETTINGS, moments_for
 from support.families import language_model
 

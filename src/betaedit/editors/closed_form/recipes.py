@@ -8,32 +8,32 @@ reference table (docs/adding-a-method.md).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from betaedit.editors.config import EditConfig
-from betaedit.errors import ConfigError, MethodError, did_you_mean
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.method import EditingMethod, Method, MethodConfig
+from betaedit.editors.methods import find_method
+from betaedit.errors import ConfigError, MethodError
 from betaedit.memory.rule import MemoryRule, Postprocessing, PostprocessKind, ProjectorKind
+
+if TYPE_CHECKING:
+    from betaedit.editors.resources import Resources
+    from betaedit.models.load import LanguageModel
 
 Form = Literal["ridge", "equality", "rank-one"]
 Spread = Literal["linear", "root"]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Method):
     """A closed-form editing method as data.
 
     Args:
-        name: What to call it on the command line.
-        title: One line on its idea.
         projector: The null space it writes in; see ``MemoryRule``.
         leakage: Multiple of ``lambda1 C0`` that is penalized; 0 leaves it out.
         history: Whether earlier edits are protected.
         ridge: Whether ``lambda2 I`` is added; ``frobenius_ridge`` is to any recipe.
-        paper: Where it was published.
-        equation: Its rule there.
-        notes: Where paper and code differ, and what is done here.
-        aliases: Other names it answers to.
         form: ``ridge`` and ``equality`` as in ``MemoryRule``; ``rank-one`` is ``equality`` for one fact in one layer.
         reaches_bare_key: Whether a value is to be reached at the key of the bare prompt, though it is written along the
             mean key.
@@ -43,16 +43,13 @@ class Recipe:
         aligned: Whether what post-processing removed is added to the next update (Algorithm 1 of OTE-SE).
     """
 
-    name: str
-    title: str
+    family: ClassVar[str] = "closed form"
+    config: ClassVar[type[MethodConfig]] = EditConfig
+
     projector: ProjectorKind
     leakage: float
     history: bool
     ridge: bool
-    paper: str
-    equation: str
-    notes: str = ""
-    aliases: tuple[str, ...] = ()
     form: Form = "ridge"
     reaches_bare_key: bool = False
     spread: Spread = "linear"
@@ -86,10 +83,18 @@ class Recipe:
             adaedit_fraction=config.adaedit_fraction,
         )
 
-    def check(self, config: EditConfig, batch_size: int = 1) -> None:
+    def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
+        """See ``Method.build``."""
+        from betaedit.editors.closed_form.editor import ClosedForm, ForgettingClosedForm  # noqa: PLC0415 - imports torch
+
+        kind = ForgettingClosedForm if self.can_forget else ClosedForm
+        return kind(model, self, cast(EditConfig, config), resources)
+
+    def check(self, config: MethodConfig, batch_size: int = 1) -> None:
         """Raises: ConfigError when this recipe cannot write so many layers, or facts together."""
-        if self.form == "rank-one" and len(config.layers) > 1:
-            raise ConfigError(f"{self.name} edits one layer, not {len(config.layers)}.", hint="Set layers to one.")
+        layers = cast(EditConfig, config).layers
+        if self.form == "rank-one" and len(layers) > 1:
+            raise ConfigError(f"{self.name} edits one layer, not {len(layers)}.", hint="Set layers to one.")
         if self.form == "rank-one" and batch_size > 1:
             raise ConfigError(f"{self.name} writes one fact at a time.", hint="Use a batch size of 1, or emmet.")
 
@@ -99,20 +104,21 @@ class Recipe:
         plain = self.form == "ridge" and self.postprocess == "none"
         return plain and not self.random_history and not self.reaches_bare_key
 
-    def resolve_config(self, config: EditConfig) -> EditConfig:
-        """``config`` without the settings that this recipe does not support."""
+    def resolve_config(self, config: MethodConfig) -> EditConfig:
+        """``config`` without the settings that this recipe does not support.
+
+        Raises:
+            ConfigError: It is the configuration of another family.
+        """
+        own = cast(EditConfig, super().resolve_config(config))
         if self.can_forget:
-            return config
-        shared = "batch" if config.shared_subjects == "together" else config.shared_subjects
-        return config.replace(conflicts="naive", shared_subjects=shared)
+            return own
+        shared = "batch" if own.shared_subjects == "together" else own.shared_subjects
+        return own.replace(conflicts="naive", shared_subjects=shared)
 
     def residual_divisor(self, n_layers: int) -> float:
         """The divisor of the residual when ``n_layers`` are still to be edited, this layer included."""
         return float(n_layers) if self.spread == "linear" else n_layers**0.5
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``betaedit methods --json`` prints."""
-        return {**asdict(self), "aliases": list(self.aliases)}
 
 
 _ROME = "Meng et al., Locating and Editing Factual Associations in GPT (2022)"
@@ -454,16 +460,19 @@ RECIPES: tuple[Recipe, ...] = (
     *_PROCESSED,
 )
 
-_BY_NAME = {name: recipe for recipe in RECIPES for name in (recipe.name, *recipe.aliases)}
+METHODS: tuple[Method, ...] = RECIPES
+"""The rows of this family (``editors.methods``)."""
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name or alias.
+    """The closed-form method of that name or alias.
 
     Raises:
-        MethodError: There is none; the nearest names are suggested.
+        MethodError: There is no method of that name, and the nearest are suggested; or it is of another family.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    hint = did_you_mean(name, _BY_NAME, f"Methods: {', '.join(recipe.name for recipe in RECIPES)}.", n=2)
-    raise MethodError(f"there is no method {name!r}.", hint=hint)
+    found = find_method(name)
+    if not isinstance(found, Recipe):
+        raise MethodError(
+            f"{name} is no closed-form method.", hint="betaedit, alphaedit and memit-h are, among others."
+        )
+    return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from betaedit.editors.closed_form.memory_estimate import editing_bytes, most_of_a_solver
 from betaedit.editors.matrix import EditedMatrix
-from betaedit.editors.memory_estimate import editing_bytes, most_of_a_solver
 from betaedit.memory import AssociativeMemory, MemoryRule
 
 

@@ -13,10 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import SLOT, EditConfig
-from betaedit.editors.readable import check_length
-from betaedit.editors.wordings import Wording, wordings
-from betaedit.facts.fact import Fact
+from betaedit.editors.asked import check_length
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.wordings import Wording, wordings
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.lean import run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import EditConfig
-from betaedit.editors.encode import EncodedBatch, encode_batch
-from betaedit.editors.keys import LayerWalk, token_keys
-from betaedit.editors.live import (
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.encode import EncodedBatch, encode_batch
+from betaedit.editors.closed_form.keys import LayerWalk, token_keys
+from betaedit.editors.closed_form.live import (
     LiveFact,
     facts_to_remove,
     facts_to_rewrite,
@@ -24,14 +23,16 @@ from betaedit.editors.live import (
     search_windows,
     split_into_batches,
 )
+from betaedit.editors.closed_form.norms import before_norm
+from betaedit.editors.closed_form.recipes import Recipe
+from betaedit.editors.closed_form.spectra import spectra
+from betaedit.editors.closed_form.tensors import from_tensors, n_keys, to_tensors
+from betaedit.editors.closed_form.value_cache import ValueCache
+from betaedit.editors.closed_form.values import Value, optimize_values
 from betaedit.editors.matrix import edited_matrices, set_aside, weight_state
-from betaedit.editors.norms import before_norm
-from betaedit.editors.recipes import Recipe
-from betaedit.editors.spectra import spectra
-from betaedit.editors.value_cache import ValueCache
-from betaedit.editors.values import Value, optimize_values
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import MethodError, NumericalError, WeightsChangedError
-from betaedit.evaluation.holding import Status, measure_holding
+from betaedit.evaluation.holding import measure_holding
 from betaedit.facts.fact import Fact
 from betaedit.memory.associative import AssociativeMemory
 from betaedit.memory.conflicts import Associations, forget, segments
@@ -46,100 +47,6 @@ from betaedit.statistics.moments import Moments
 
 # Of float32's rounding of what was added along a key: 1e-5 of it, far less of the matrix.
 _MOST_AMPLIFIED = 100.0
-_RENAMED = {"target_probability": "sought_probability"}
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What writing one fact took, and whether the model says it.
-
-    Args:
-        fact: The fact.
-        sought_probability: Mean probability per target token when the value search ended, over all its prompts.
-        value_length: Length of the value's change in norms of the hidden state.
-        n_evaluations: Evaluations of the value's loss, in all tries.
-        update_norms: Frobenius norm of its batch's update, by layer.
-        seconds: Wall-clock time, its share of the batch.
-        n_keys: Keys it was written with: one, and one for each further wording that took part; none if it was not kept.
-        status: How the model held it on its own prompt once its batch was written (``evaluation.holding``); ``None``
-            in records of older versions.
-        measured_probability: Mean probability of the target's tokens there.
-        said: The model's text there, where it is not the answer.
-        tries: Searches for its value.
-        kept: Whether it is in the weights: a fact that is missed is taken back, unless ``keep_missed``.
-    """
-
-    fact: Fact
-    sought_probability: float
-    value_length: float
-    n_evaluations: int
-    update_norms: dict[int, float]
-    seconds: float
-    n_keys: int = 1
-    status: Status | None = None
-    measured_probability: float | None = None
-    said: str = ""
-    tries: int = 1
-    kept: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data."""
-        return {
-            "id": self.fact.id,
-            "prompt": self.fact.text,
-            "subject": self.fact.subject,
-            "target_new": self.fact.target_new,
-            "joint": self.fact.joint,
-            "status": self.status,
-            "kept": self.kept,
-            "measured_probability": self.measured_probability,
-            "sought_probability": self.sought_probability,
-            "said": self.said,
-            "value_length": self.value_length,
-            "evaluations": self.n_evaluations,
-            "tries": self.tries,
-            "keys": self.n_keys,
-            "update_norms": {str(layer): norm for layer, norm in self.update_norms.items()},
-            "seconds": self.seconds,
-        }
-
-    def figures(self) -> dict[str, Any]:
-        """All but the fact, as plain data to keep beside it."""
-        plain = asdict(self)
-        del plain["fact"]
-        return plain
-
-    @classmethod
-    def from_figures(cls, fact: Fact, figures: Mapping[str, Any]) -> EditResult:
-        """What ``figures`` came from, which may have been JSON meanwhile, or of an older version."""
-        renamed = {_RENAMED.get(name, name): value for name, value in figures.items()}
-        norms = {int(layer): norm for layer, norm in figures["update_norms"].items()}
-        return cls(fact, **{**renamed, "update_norms": norms})
-
-    @property
-    def is_held(self) -> bool:
-        """Whether a reader of the model's text would call the answer right."""
-        return self.kept and self.status == "held"
-
-
-@dataclass(frozen=True)
-class WrittenBatch:
-    """One batch of facts as it was written: enough to write it again without searching.
-
-    Args:
-        results: One per fact.
-        keys: (d_in, b) keys by layer, of ``rewritten`` and then of ``results``.
-        updates: The update that each layer's memory computed: what was added to the matrix, before the recipe's
-            post-processing.
-        rewritten: One per earlier fact that was removed and written again with these (``shared_subjects``).
-
-    The results include facts that were not kept; these have no keys.
-    """
-
-    results: tuple[EditResult, ...]
-    keys: dict[int, Tensor]
-    updates: dict[int, Update]
-    rewritten: tuple[EditResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +116,7 @@ class Engine:
         """Write facts, ``batch_size`` at a time, each batch solved together; the weights change in place.
 
         The values of all of ``facts`` are searched together first, under the present weights: more than one batch of
-        them is a look-ahead, which changes the result. For a batch that replaces live facts (``editors/live.py``),
+        them is a look-ahead, which changes the result. For a batch that replaces live facts (``live.py``),
         their contributions are removed first and its values are searched alone. Yields every batch when it is written.
 
         Raises:
@@ -227,26 +134,22 @@ class Engine:
         """Write a batch that was written before, in its place in the same sequence: the same weights, bit for bit."""
         self.check_weights()
         kept = [result for result in batch.results if result.kept]
-        if not kept:
-            self._prepare([result.fact for result in batch.results])
-            return
         removed = facts_to_remove(self.live_facts, (result.fact for result in kept), self.config)
-        with ExitStack() as undo:
-            self._remove(removed, undo)
-            undo.pop_all()
-        self._prepare([result.fact for result in (*batch.rewritten, *kept)])
-        written: dict[int, Associations] = {}
-        for layer, matrix in self.matrices.items():
-            keys, update = batch.keys[layer].to(matrix.device), batch.updates[layer]
-            residuals = update.left.to(matrix.device)
-            if layer in self.postprocessors:
-                residuals = self.postprocessors[layer].wanted(keys, residuals)
-            written[layer] = Associations.written(matrix.change(), keys, residuals)
-            self._add_update(layer, update)
-        with ExitStack() as undo:
-            self._update_memories(written, undo)
-            self._update_live_facts(removed, (*batch.rewritten, *kept), written, undo)
-            undo.pop_all()
+        with self._transaction():
+            self._remove(removed)
+            self._prepare([result.fact for result in (*batch.again, *kept)] or [r.fact for r in batch.results])
+            if not kept:
+                return
+            written: dict[int, Associations] = {}
+            for layer, (stored_keys, update) in from_tensors(batch.tensors).items():
+                matrix = self.matrices[layer]
+                keys, residuals = stored_keys.to(matrix.device), update.left.to(matrix.device)
+                if layer in self.postprocessors:
+                    residuals = self.postprocessors[layer].wanted(keys, residuals)
+                written[layer] = Associations.written(matrix.change(), keys, residuals)
+                self._add_update(layer, update)
+            self._update_memories(written)
+            self._update_live_facts(removed, (*batch.again, *kept), written)
 
     @usual_gradients
     def forget(self, facts: Sequence[LiveFact]) -> None:
@@ -270,16 +173,12 @@ class Engine:
         self.check_weights()
         batches = facts_to_search_again(self.live_facts, facts, self.config)
         removed = [*facts, *chain.from_iterable(batches)]
-        with ExitStack() as undo:
-            self._remove(removed, undo)
-            for memory in self.memories.values():
-                undo.callback(memory.restore, memory.snapshot())
-            undo.callback(self.live_facts.__setitem__, slice(None), list(self.live_facts))
+        with self._transaction():
+            self._remove(removed)
             self._drop_live_facts(removed)
             for batch in batches:
                 found = self._search([held.fact for held in batch])
-                self._write_rows(found, range(len(batch)), 0, (), 0.0, undo)
-            undo.pop_all()
+                self._write_rows(found, range(len(batch)), 0, (), 0.0)
 
     @usual_gradients
     def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:
@@ -341,6 +240,27 @@ class Engine:
             for layer, spectrum in spectra(self._moments, self._progress)
         }
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[[], None]]:
+        """A context whose work is undone, bit for bit, when it raises; or when the function that it yields is called.
+
+        It covers weights, memories, post-processors, random keys and live facts.
+        """
+        with ExitStack() as rollback:
+            rollback.callback(setattr, self, "_n_batches", self._n_batches)
+            rollback.callback(self.live_facts.__setitem__, slice(None), list(self.live_facts))
+            rollback.callback(setattr, self, "memories", self.memories)
+            for memory in self.memories.values():
+                rollback.callback(memory.restore, memory.snapshot())
+            for random in self._random_keys.values():
+                rollback.callback(random.restore, random.snapshot())
+            for postprocessor in self.postprocessors.values():
+                rollback.callback(postprocessor.restore, postprocessor.snapshot())
+            for matrix in self.matrices.values():
+                rollback.callback(matrix.restore, matrix.snapshot())
+            yield rollback.close
+            rollback.pop_all()
+
     def _prepare(self, facts: Sequence[Fact]) -> None:
         """Fold and refresh memories that are due, before a batch is written."""
         self._fold()
@@ -351,22 +271,19 @@ class Engine:
             self._tokens = token_keys(self.model, facts, self.config)
 
     def _fold(self) -> None:
-        """Fold the memories that are due. Called before a batch: if it fails then, nothing has to be undone."""
+        """Fold the memories that are due."""
         for memory in self.memories.values():
             if memory.fold_due():
                 memory.fold()
 
-    def _update_memories(self, written: dict[int, Associations], undo: ExitStack) -> None:
-        """Add a written batch to memories and post-processors; ``undo`` reverts that."""
+    def _update_memories(self, written: dict[int, Associations]) -> None:
+        """Add a written batch to memories and post-processors."""
         for layer, memory in self.memories.items():
-            undo.callback(memory.restore, memory.snapshot())
             keys = written[layer].keys
             if (random := self._random_keys.get(layer)) is not None:
-                undo.callback(random.restore, random.snapshot())
                 keys = random.like(keys)
             memory.carry(keys)
         for layer, postprocessor in self.postprocessors.items():
-            undo.callback(postprocessor.restore, postprocessor.snapshot())
             postprocessor.settle(self._tokens.get(layer))
 
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor, bare_keys: Tensor) -> Update:
@@ -391,22 +308,27 @@ class Engine:
         new = [fact for batch in window for fact in batch]
         removed = facts_to_remove(self.live_facts, new, self.config)
         rewritten = facts_to_rewrite(removed, new, self.config)
-        with ExitStack() as undo:
-            self._remove(removed, undo)
+        # Where nothing is removed, each batch is a transaction of its own, and this one would copy weights for nothing.
+        with self._transaction() if removed else nullcontext(_nothing_to_undo) as undo:
+            self._remove(removed)
             found = self._search(rewritten + new)
             share = (time.perf_counter() - started) / len(new)
-            at = 0
-            for number, batch in enumerate(window, start=1):
-                rows = list(range(at, at + len(rewritten) + len(batch)))
-                written = self._write_with_retries(found, rows, len(rewritten), removed, share, undo)
-                at += len(batch)
-                before = self._state_of_other_weights() if number < len(window) else []
-                yield written
-                if before and self._state_of_other_weights() != before:
-                    raise WeightsChangedError(
-                        "the model was changed between facts whose values had been searched together.",
-                        hint="Write those again that were not reported as written.",
-                    )
+            first, *others = window
+            rows = list(range(len(rewritten) + len(first)))
+            written = self._write_with_retries(found, rows, len(rewritten), removed, share, undo)
+        at = len(rows)
+        for batch in others:
+            before = self._state_of_other_weights()
+            yield written
+            if self._state_of_other_weights() != before:
+                raise WeightsChangedError(
+                    "the model was changed between facts whose values had been searched together.",
+                    hint="Write those again that were not reported as written.",
+                )
+            rows = list(range(at, at + len(batch)))
+            written = self._write_with_retries(found, rows, 0, (), share, _nothing_to_undo)
+            at += len(batch)
+        yield written
 
     def _write_with_retries(
         self,
@@ -415,41 +337,36 @@ class Engine:
         n_rewritten: int,
         removed: Sequence[LiveFact],
         seconds: float,
-        undo: ExitStack,
+        restore_removed: Callable[[], None],
     ) -> WrittenBatch:
         """Write ``rows`` of ``found`` and check the model's answers; search missed facts again, then leave them out.
 
-        ``undo`` restores ``removed``; it is used up. If a fact stays missed, the batch is written without it. If live
-        facts were removed for the batch, these are restored instead and nothing of the batch is written.
+        If a fact stays missed, the batch is written without it. If live facts were removed for the batch, these are
+        restored instead and nothing of the batch is written.
         """
         config, n_new = self.config, len(rows) - n_rewritten
         missed: dict[int, EditResult] = {}
         for attempt in range(config.retries + 1):
-            with ExitStack() as tried:
-                written = self._write_rows(found, rows, n_rewritten, removed, seconds, tried)
+            with self._transaction() as undo:
+                written = self._write_rows(found, rows, n_rewritten, removed, seconds)
                 results = self._measure_results(written.results, attempt + 1)
                 missed = {row: one for row, one in zip(rows[n_rewritten:], results, strict=True) if not one.is_held}
                 if not missed or (attempt == config.retries and config.keep_missed):
-                    tried.pop_all()
-                    undo.pop_all()
                     return replace(written, results=results)
+                undo()
             if attempt < config.retries:
                 started = time.perf_counter()
                 found = self._search_again(found, list(missed), attempt + 1)
                 seconds += (time.perf_counter() - started) / n_new
         left = [row for row in rows if row not in missed]
         if removed or not left:
-            undo.close()
-            left = []
-        refused = {row: _not_kept(one) for row, one in missed.items()}
-        if not left:
-            kept = {row: _not_kept(one) for row, one in zip(rows[n_rewritten:], results, strict=True)}
-            return WrittenBatch(tuple(kept.values()), *self._empty_update())
-        with ExitStack() as tried:
-            written = self._write_rows(found, left, n_rewritten, removed, seconds, tried)
-            tried.pop_all()
-        results = self._measure_results(written.results, config.retries + 1)
-        kept = dict(zip(left[n_rewritten:], results, strict=True)) | refused
+            restore_removed()
+            return WrittenBatch(tuple(_not_kept(one) for one in results), self._empty_tensors())
+        with self._transaction():
+            written = self._write_rows(found, left, n_rewritten, removed, seconds)
+            results = self._measure_results(written.results, config.retries + 1)
+        kept = dict(zip(left[n_rewritten:], results, strict=True))
+        kept |= {row: _not_kept(one) for row, one in missed.items()}
         return replace(written, results=tuple(kept[row] for row in rows[n_rewritten:]))
 
     def _measure_results(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
@@ -475,14 +392,14 @@ class Engine:
             values[row] = replace(value, n_evaluations=values[row].n_evaluations + value.n_evaluations)
         return _FoundValues(found.facts, found.encoded, values)
 
-    def _empty_update(self) -> tuple[dict[int, Tensor], dict[int, Update]]:
-        """Keys and updates of a batch of which no fact was kept."""
-        keys, updates = {}, {}
-        for layer, matrix in self.matrices.items():
-            d_out, d_in = matrix.shape
-            keys[layer] = torch.zeros(d_in, 0)
-            updates[layer] = Update(torch.zeros(d_out, 0), torch.zeros(d_in, 0))
-        return keys, updates
+    def _empty_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a batch of which no fact was kept."""
+        shapes = {layer: matrix.shape for layer, matrix in self.matrices.items()}
+        keys = {layer: torch.zeros(d_in, 0) for layer, (_, d_in) in shapes.items()}
+        updates = {
+            layer: Update(torch.zeros(d_out, 0), torch.zeros(d_in, 0)) for layer, (d_out, d_in) in shapes.items()
+        }
+        return to_tensors(keys, updates)
 
     def _state_of_other_weights(self) -> list[tuple[object, ...]]:
         """The state of all weights except the edited ones, which ``EditedMatrix`` checks."""
@@ -503,42 +420,35 @@ class Engine:
         n_rewritten: int,
         removed: Sequence[LiveFact],
         seconds: float,
-        undo: ExitStack,
     ) -> WrittenBatch:
-        """Write ``rows`` of ``found`` in place of the facts ``removed``; ``undo`` reverts that.
+        """Write ``rows`` of ``found`` in place of the facts ``removed``.
 
         The first ``n_rewritten`` rows were written before; ``seconds`` were already spent on each of the others.
         """
         started = time.perf_counter()
         self._prepare([found.facts[row] for row in rows])
-        with ExitStack() as own:
-            values = [found.values[row] for row in rows]
-            written, updates, norms = self._write_values(found.encoded, rows, values, own)
-            self._update_memories(written, own)
-            self.check_weights()
-            seconds += (time.perf_counter() - started) / max(len(rows) - n_rewritten, 1)
-            results = tuple(_result(found.facts[row], found.values[row], norms, seconds) for row in rows)
-            self._update_live_facts(removed, results, written, own)
-            undo.push(own.pop_all())
+        written, updates, norms = self._write_values(found.encoded, rows, [found.values[row] for row in rows])
+        self._update_memories(written)
+        self.check_weights()
+        seconds += (time.perf_counter() - started) / max(len(rows) - n_rewritten, 1)
+        results = tuple(_result(found.facts[row], found.values[row], norms, seconds) for row in rows)
+        self._update_live_facts(removed, results, written)
         keys = {layer: facts.keys for layer, facts in written.items()}
-        return WrittenBatch(results[n_rewritten:], keys, updates, results[:n_rewritten])
+        return WrittenBatch(results[n_rewritten:], to_tensors(keys, updates), results[:n_rewritten])
 
     def _update_live_facts(
         self,
         removed: Sequence[LiveFact],
         results: Sequence[EditResult],
         written: dict[int, Associations],
-        undo: ExitStack,
     ) -> None:
-        """Add ``results`` to the live facts and drop ``removed`` from them; ``undo`` reverts that."""
-        undo.callback(self.live_facts.__setitem__, slice(None), list(self.live_facts))
-        undo.callback(setattr, self, "_n_batches", self._n_batches)
+        """Add ``results`` to the live facts and drop ``removed`` from them."""
         number, new = self._n_batches + 1, []
         first = 0
         for result in results:
-            columns = slice(first, first + result.n_keys)
+            columns = slice(first, first + n_keys(result))
             asked = {layer: facts[columns].to("cpu") for layer, facts in written.items()}
-            first += result.n_keys
+            first = columns.stop
             new.append(LiveFact(result, number, asked))
         self._drop_live_facts(removed)
         self.live_facts.extend(new)
@@ -548,32 +458,26 @@ class Engine:
         if removed:
             self.live_facts[:] = [held for held in self.live_facts if held not in removed]
 
-    def _remove(self, removed: Sequence[LiveFact], undo: ExitStack) -> None:
-        """Remove the contributions of live facts from weights and memories; ``undo`` restores them."""
+    def _remove(self, removed: Sequence[LiveFact]) -> None:
+        """Remove the contributions of live facts from weights and memories."""
         if not removed:
             return
         self._fold()
-        for matrix in self.matrices.values():
-            undo.callback(matrix.savepoint())
-        if self._updates_add_up() and self._subtract(removed, undo):
+        if self._updates_add_up() and self._subtract(removed):
             return
-        undo.callback(setattr, self, "memories", self.memories)
         self.memories = self._new_memories()
         self._write_stored([held for held in self.live_facts if held not in removed])
 
-    def _subtract(self, removed: Sequence[LiveFact], undo: ExitStack) -> bool:
+    def _subtract(self, removed: Sequence[LiveFact]) -> bool:
         """Remove live facts by the closed form; ``False``, with nothing changed, where rounding would be too large."""
-        with ExitStack() as back:
+        with self._transaction() as undo:
             for layer, matrix in self.matrices.items():
-                memory = self.memories[layer]
                 facts = Associations.joined(held.written[layer] for held in removed).to(matrix.device)
-                back.callback(matrix.savepoint())
                 try:
-                    matrix.add(forget(memory, matrix.change(), facts, amplification=_MOST_AMPLIFIED))
+                    matrix.add(forget(self.memories[layer], matrix.change(), facts, amplification=_MOST_AMPLIFIED))
                 except NumericalError:
+                    undo()
                     return False
-                back.callback(memory.remember, facts.keys)
-            undo.push(back.pop_all())
         return True
 
     def _updates_add_up(self) -> bool:
@@ -594,9 +498,9 @@ class Engine:
                 memory.remember(segment.keys)
 
     def _write_values(
-        self, encoded: EncodedBatch, batch: Sequence[int], values: Sequence[Value], undo: ExitStack
+        self, encoded: EncodedBatch, batch: Sequence[int], values: Sequence[Value]
     ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
-        """Spread the residual over the layers, updating each in turn; ``undo`` reverts that."""
+        """Spread the residual over the layers, updating each in turn."""
         changes = [value.target - value.initial for value in values for _ in range(value.n_keys)]
         targets = encoded.leading_states(batch, self.config.layers[-1] + 1) + torch.stack(changes, dim=1)
         walk = LayerWalk(self.model, encoded, batch, self.config)
@@ -614,7 +518,6 @@ class Engine:
                 residual = self._before_norm(layer, key, missing).contiguous()
                 update = self._solve(layer, key, residual, walk.bare_keys)
                 written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
-                undo.callback(matrix.savepoint())
                 norms[layer] = self._add_update(layer, update)
                 self._check_norm(layer, norms[layer], len(batch))
 
@@ -639,9 +542,19 @@ class Engine:
 
 
 def _result(fact: Fact, value: Value, norms: dict[int, float], seconds: float) -> EditResult:
-    length, n_evaluations = value.relative_length, value.n_evaluations
-    return EditResult(fact, value.target_probability, length, n_evaluations, norms, seconds, value.n_keys)
+    figures = {
+        "sought_probability": value.target_probability,
+        "value_length": value.relative_length,
+        "evaluations": value.n_evaluations,
+        "keys": value.n_keys,
+        "update_norms": {str(layer): norm for layer, norm in norms.items()},
+    }
+    return EditResult(fact, seconds, figures=figures)
 
 
 def _not_kept(result: EditResult) -> EditResult:
-    return replace(result, kept=False, n_keys=0)
+    return replace(result, kept=False, figures={**result.figures, "keys": 0})
+
+
+def _nothing_to_undo() -> None:
+    """Nothing was done."""

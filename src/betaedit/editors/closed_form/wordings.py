@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from betaedit.editors.config import EditConfig
+from betaedit.editors.closed_form.config import EditConfig
 from betaedit.facts.fact import SLOT, Fact
 from betaedit.facts.subject import find_subject
 from betaedit.models.chat import (

@@ -1,8 +1,8 @@
 """The value of a fact: the hidden state at its lookup token that makes the model say the new target.
 
 Only what the value can change is computed: layers above the last edited one, positions from the lookup token on,
-logits at target positions. Everything else comes from the recorded prompts (editors/encode.py) once; the result is the
-same. Facts of a batch share each pass; those that are done leave it.
+logits at target positions. Everything else comes from the recorded prompts (encode.py) once; the result is
+the same. Facts of a batch share each pass; those that are done leave it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from betaedit.editors.config import EditConfig
-from betaedit.editors.encode import EncodedBatch
-from betaedit.editors.keys import bare_outputs
-from betaedit.editors.search import make_search
+from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.encode import EncodedBatch
+from betaedit.editors.closed_form.keys import bare_outputs
+from betaedit.editors.closed_form.search import make_search
 from betaedit.models.lean import lean_layers, run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.narrow import narrow_linears

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from betaedit.editors.norms import before_norm
+from betaedit.editors.closed_form.norms import before_norm
 from support.edits import FACTS, editor_for, relative, settings_of
 from support.families import FAMILY_NAMES, language_model
 from support.procedure import read_output

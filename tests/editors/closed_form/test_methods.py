@@ -10,11 +10,11 @@ from torch import Tensor
 
 from betaedit import Editor
 from betaedit.editors import RECIPES, EditConfig
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.engine import WrittenBatch
-from betaedit.editors.keys import token_keys
-from betaedit.editors.recipes import Recipe
-from betaedit.editors.values import optimize_values
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.engine import WrittenBatch
+from betaedit.editors.closed_form.keys import token_keys
+from betaedit.editors.closed_form.recipes import Recipe
+from betaedit.editors.closed_form.values import optimize_values
 from betaedit.errors import ConfigError
 from betaedit.models import LanguageModel
 from support.edits import CONTEXTS, FACTS, SETTINGS, editor_for, moments_for, relative, unchanged, weights

@@ -1,4 +1,4 @@
-"""Every hyper-parameter, in one typed place.
+"""Every hyper-parameter of closed-form editing, in one typed place.
 
 Defaults are those that MEMIT, AlphaEdit and BetaEdit share for 7-8B models, and BetaEdit's own ``leakage_weight``;
 presets and the user override them.
@@ -7,16 +7,15 @@ presets and the user override them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from betaedit.errors import ConfigError, did_you_mean
+from betaedit.editors.shared_config import ContextConfig, StatisticsConfig
+from betaedit.facts.fact import SLOT, Fact
 from betaedit.memory.rule import RefreshRule
 
-SLOT = "{}"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,14 +28,9 @@ Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "l
 _RENAMED = {("value_optimizer", "spectral"): "projected_bb"}
 
 
-class EditConfig(BaseModel):
+class EditConfig(ContextConfig, StatisticsConfig):
     """Hyper-parameters of locate-then-edit methods; unknown names and impossible values are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...] = Field(
-        (4, 5, 6, 7, 8), description="Decoder layers whose MLP output projection is edited."
-    )
     lookup: Lookup = Field("subject_last", description="Token at which a fact is keyed.")
 
     paraphrases: Paraphrases = Field(
@@ -54,17 +48,6 @@ class EditConfig(BaseModel):
         description="Text that is written behind each answer, to end it; auto: a full stop, a line end or the end of "
         "the turn, by the prompt; nothing by default (published).",
     )
-    context_templates: tuple[str, ...] | None = Field(
-        None,
-        description="Texts with one {} in which prompts are embedded, '{}' first; sampled from the model if not given.",
-    )
-    context_openings: tuple[str, ...] = Field(
-        ("The", "Therefore", "Because", "I", "You"),
-        description="Words that open the sampled contexts, one context each.",
-    )
-    context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
-    context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
-
     value_steps: int = Field(
         25, ge=1, description="Evaluations of the value's loss at most, for each fact that shares it; one step fewer."
     )
@@ -147,34 +130,10 @@ class EditConfig(BaseModel):
         "apart: each has its own (published).",
     )
 
-    statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")
-    statistics_tokens: int | None = Field(
-        None, ge=1, description="Tokens averaged for C0; ten per dimension of the keys if not given."
-    )
-    statistics_skip_first_token: bool = Field(False, description="Leave each row's first token out of C0.")
-
-    seed: int = Field(0, ge=0, description="Decides sampled contexts and sampled text.")
-
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:
         return with_current_names(values) if isinstance(values, Mapping) else values
-
-    @field_validator("layers")
-    @classmethod
-    def _ordered(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
-            raise ValueError("give different layers in rising order, such as [4, 5, 6, 7, 8]")
-        return layers
-
-    @field_validator("context_templates")
-    @classmethod
-    def _slotted(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if templates is not None and (not templates or templates[0] != SLOT):
-            raise ValueError("the first context template must be the bare '{}'")
-        if templates is not None and any(template.count(SLOT) != 1 for template in templates):
-            raise ValueError("every context template needs exactly one {}")
-        return templates
 
     @field_validator("kl_template")
     @classmethod
@@ -192,42 +151,16 @@ class EditConfig(BaseModel):
             value_clamp=self.value_clamp * (1 + attempt / 2),
         )
 
-    def replace(self, **changes: Any) -> EditConfig:
-        """A checked copy with some values changed.
-
-        Raises:
-            ConfigError: A name or value is not possible; the message names it and the nearest name.
-        """
-        return make_config({**self.model_dump(), **changes})
+    def leaving(self, held: Sequence[Fact], facts: Sequence[Fact]) -> list[Fact]:
+        """Those of the facts ``held`` whose prompt ``facts`` answer otherwise, where conflicts are replaced."""
+        if self.conflicts == "naive":
+            return []
+        asked = {(fact.prompt, fact.subject) for fact in facts}
+        return [fact for fact in held if (fact.prompt, fact.subject) in asked]
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a configuration, with the present name of each option that an older version called otherwise."""
+    """``values`` with the current names of settings that older run folders, preset files and workspaces hold."""
     return {
         name: _RENAMED.get((name, value), value) if isinstance(value, str) else value for name, value in values.items()
     }
-
-
-def make_config(values: dict[str, Any]) -> EditConfig:
-    """A configuration from plain values.
-
-    Raises:
-        ConfigError: A name is unknown (with the nearest known one) or a value is impossible.
-    """
-    unknown = [name for name in values if name not in EditConfig.model_fields]
-    if unknown:
-        hint = did_you_mean(unknown[0], EditConfig.model_fields, "See `betaedit methods --config` for all names.")
-        raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", hint=hint)
-    try:
-        return EditConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        description = EditConfig.model_fields[str(first["loc"][0])].description
-        is_one = first["type"] == "tuple_type" and isinstance(first["input"], int | float | str)
-        example = f" Write a list: {name}=[{first['input']}]." if is_one else ""
-        if first["type"] == "string_type" and isinstance(first["input"], Path):
-            example = f" Give it as a text: {name}={str(first['input'])!r}."
-        raise ConfigError(
-            f"{name}: {first['msg']} (given: {first['input']!r}).", hint=f"{description}{example}"
-        ) from error

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from betaedit.editors.config import EditConfig
-from betaedit.errors import FactError, did_you_mean
+from betaedit.editors.closed_form.config import EditConfig
 from betaedit.facts.fact import Fact
 from betaedit.memory.conflicts import Associations
 
 if TYPE_CHECKING:
-    from betaedit.editors.engine import EditResult
+    from betaedit.editors.method import EditResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,37 +115,6 @@ def facts_to_search_again(
         if held not in removed and (key := _key(held.fact, config)) in first and held.batch >= first[key] + least
     ]
     return [list(batch) for _, batch in groupby(later, key=lambda held: held.batch)]
-
-
-def find(live: Sequence[LiveFact], name: str | Fact, *, all_matching: bool = False) -> list[LiveFact]:
-    """The live fact that is ``name`` or has it for its id; without one, that about the subject ``name``.
-
-    Args:
-        live: The facts that the weights hold.
-        name: A fact, an id, or a subject.
-        all_matching: Whether an id or subject may mean several facts.
-
-    Raises:
-        FactError: There is none, and the nearest names are suggested; or there are several, and they are listed.
-    """
-    if isinstance(name, Fact):
-        found = [held for held in live if held.fact == name]
-        name = name.text
-    else:
-        found = [held for held in live if held.fact.id == name] or [held for held in live if held.fact.subject == name]
-        if len(found) > 1 and not all_matching:
-            listed = "; ".join(f"{held.fact.text} -> {held.fact.target_new}" for held in found)
-            raise FactError(
-                f"{name!r} means {len(found)} facts: {listed}.",
-                hint="Give the Fact itself (results lists them), or all_matching=True to take all of them.",
-            )
-    if found:
-        return found
-    if not live:
-        raise FactError(f"there is no fact {name!r} to forget.", hint="Nothing is written in this model.")
-    names = {held.fact.subject for held in live} | {held.fact.id for held in live if held.fact.id is not None}
-    hint = did_you_mean(name, names, "Name the subject or the id of a fact that was written.", n=3)
-    raise FactError(f"there is no fact {name!r} to forget.", hint=hint)
 
 
 def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from betaedit import Editor, Fact
-from betaedit.editors.encode import encode_batch
-from betaedit.editors.live import LiveFact
-from betaedit.editors.values import optimize_values
+from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.live import LiveFact
+from betaedit.editors.closed_form.values import optimize_values
 from betaedit.errors import FactError, NumericalError
 from betaedit.evaluation.scoring import score_targets
 from betaedit.experiments.state import load_batches, save_batch
