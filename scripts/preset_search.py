@@ -17,8 +17,8 @@ import yaml
 
 from betaedit import EvaluationCase
 from betaedit.editors import Editor
-from betaedit.editors.presets import find_preset
 from betaedit.editors.closed_form.recipes import find_recipe
+from betaedit.editors.presets import find_preset
 from betaedit.evaluation import compare, held_out_prose, measure_edits
 from betaedit.evaluation.metrics import EditMeasures
 from betaedit.experiments.evaluate import layer_states
