@@ -336,7 +336,7 @@ def check_new(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option} {path} exists and is not empty.", hint="Name a new one.")
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(f"{option} {path}: {place} takes no files.", hint="Name another place, or change its permissions.")
+        raise ConfigError(f"{option} {path}: {place} takes no files.", hint="Name another place, or make it writable.")
 
 
 def quiet_libraries() -> None:
