@@ -369,7 +369,7 @@ def test_the_probability_that_is_reported_is_that_of_the_model_as_it_is_then(
     "change",
     [other_layers_trained, other_parameters_replaced, embedding_resized, in_double_precision],
 )
-def test_a_change_between_facts_whose_values_were_sought_together_is_noticed(
+def test_a_change_between_facts_whose_values_are_searched_together_is_noticed(
     change: Callable[[LanguageModel], None],
 ) -> None:
     model = language_model("llama")
@@ -378,7 +378,7 @@ def test_a_change_between_facts_whose_values_were_sought_together_is_noticed(
     next(batches)
     change(model)
     before = weights(model)
-    with pytest.raises(WeightsChangedError, match="sought together"):
+    with pytest.raises(WeightsChangedError, match="searched together"):
         next(batches)
     assert unchanged(before, weights(model))
     assert [result.fact for result in editor.results] == FACTS[:1]
