@@ -151,7 +151,7 @@ FOREIGN: dict[str, Callable[[Editor], None]] = {
 def holds_what_was_written(editor: Editor) -> bool:
     """Whether the parameters that the model has now are the rounded sums of original and change."""
     found = []
-    for layer, matrix in editor.engine.matrices.items():
+    for layer, matrix in editor.editing.engine.matrices.items():
         weight = projection(editor, layer).weight
         written = (matrix.original() + matrix.change()).to(weight.dtype)
         transposed = type(projection(editor, layer)).__name__ == "Conv1D"
@@ -216,7 +216,7 @@ def test_whatever_an_editor_is_told_is_refused_when_somebody_else_changed_its_we
         lambda: editor.edit(FACTS[1]),
         lambda: editor.forget(FACTS[0].subject),
         lambda: editor.replay(batch),
-        editor.engine.rewrite,
+        editor.editing.engine.rewrite,
         editor.reset,
     ):
         with pytest.raises(WeightsChangedError, match=r"weight is not .* make a new Editor"):
@@ -269,11 +269,11 @@ def test_a_model_that_was_moved_is_not_edited_from_afar_but_can_be_reset(monkeyp
     editor = editor_for(language_model("llama"))
     start = weights(editor.language_model)
     editor.edit(FACTS[0])
-    for matrix in editor.engine.matrices.values():
+    for matrix in editor.editing.engine.matrices.values():
         monkeypatch.setattr(type(matrix), "device", torch.device("cuda", 0))
     with pytest.raises(WeightsChangedError, match=r"layer 1 is on cpu now, .* is on cuda:0\. Move the model back"):
         editor.edit(FACTS[1])
-    editor.engine.restore()
+    editor.editing.engine.restore()
     assert unchanged(start, weights(editor.language_model))
 
 
@@ -361,8 +361,8 @@ def test_the_probability_that_is_reported_is_that_of_the_model_as_it_is_then(
         (value,) = optimize_values(model, encode_batch(model, FACTS[1:2], CONTEXTS, editor.config), editor.config)
         return value.target_probability
 
-    assert result.sought_probability == pytest.approx(sought(fresh), rel=1e-5)
-    assert result.sought_probability != pytest.approx(sought(unchanged_model), rel=1e-9)
+    assert result.figures["sought_probability"] == pytest.approx(sought(fresh), rel=1e-5)
+    assert result.figures["sought_probability"] != pytest.approx(sought(unchanged_model), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -389,14 +389,14 @@ def test_a_change_between_facts_whose_values_are_searched_together_is_noticed(
 def test_looking_at_the_unedited_model_between_facts_sought_together_is_no_change() -> None:
     editor = editor_for(language_model("llama"), value_look_ahead=3)
     for _ in editor.write(FACTS[:3]):
-        with editor.engine.unedited():
+        with editor.editing.engine.unedited():
             editor.complete("The long bridge is in")
     assert len(editor.results) == 3
 
 
 def test_what_replaces_the_weights_while_a_fact_is_written_undoes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = editor_for(language_model("llama"))
-    engine = editor.engine
+    engine = editor.editing.engine
     before = {layer: matrix.snapshot() for layer, matrix in engine.matrices.items()}
     remember = engine._update_memories
 
@@ -489,7 +489,7 @@ def test_a_change_that_is_truncated_for_a_while_leaves_the_model_to_its_editor()
     model = language_model("llama")
     editor = editor_for(model)
     editor.edit(FACTS[0])
-    changes = {layer: matrix.change().clone() for layer, matrix in editor.engine.matrices.items()}
+    changes = {layer: matrix.change().clone() for layer, matrix in editor.editing.engine.matrices.items()}
     nothing = {
         layer: Update(torch.zeros(change.shape[0], 1), torch.zeros(change.shape[1], 1))
         for layer, change in changes.items()

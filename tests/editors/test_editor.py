@@ -54,9 +54,9 @@ def test_a_case_is_edited_as_its_fact() -> None:
 
 def test_what_an_edit_took_comes_back_from_json() -> None:
     (result,) = editor_for(language_model("llama"), value_steps=2).edit(FACTS[0])
-    figures = json.loads(json.dumps(result.figures()))
+    figures = json.loads(json.dumps(result.without_fact()))
     assert "fact" not in figures
-    assert EditResult.from_figures(FACTS[0], figures) == result
+    assert EditResult.from_stored(FACTS[0], figures) == result
 
 
 def test_every_edit_is_heard_of_as_it_is_made() -> None:
@@ -74,7 +74,7 @@ def test_a_batch_is_heard_of_before_the_next_one_is_written_however_far_ahead_it
     editor.progress = RecordedProgress()
 
     def hear(result: EditResult) -> None:
-        heard.append((result.fact, {memory.n_written for memory in editor.engine.memories.values()}))
+        heard.append((result.fact, {memory.n_written for memory in editor.editing.engine.memories.values()}))
 
     editor.edit(FACTS, batch_size=2, on_edit=hear)
     assert heard == list(zip(FACTS, ({2}, {2}, {4}, {4}, {5}), strict=True))

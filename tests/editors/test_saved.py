@@ -59,8 +59,8 @@ def test_it_needs_no_statistics_and_no_contexts(tmp_path: Path, unedited: Path, 
     again = Editor.from_pretrained(tmp_path / "edited", **QUICK)
     (result,) = again.edit(LATER)
     assert result.fact == LATER
-    assert again.statistics.fingerprint == first.statistics.fingerprint
-    assert again.engine.contexts == first.engine.contexts
+    assert again.editing.statistics.fingerprint == first.editing.statistics.fingerprint
+    assert again.editing.engine.contexts == first.editing.engine.contexts
 
 
 def test_results_say_that_the_statistics_are_of_the_model_before_its_edits(
@@ -111,7 +111,7 @@ def test_other_statistics_that_are_asked_for_are_not_those_of_the_folder(tmp_pat
 def test_statistics_that_are_given_are_used(tmp_path: Path, unedited: Path) -> None:
     edited(unedited, tmp_path / "edited")
     given = moments_for(language_model("llama"), (1, 2, 3))
-    assert Editor.from_pretrained(tmp_path / "edited", **QUICK, statistics=given).statistics is given
+    assert Editor.from_pretrained(tmp_path / "edited", **QUICK, statistics=given).editing.statistics is given
 
 
 def test_what_is_saved_again_has_the_whole_history(tmp_path: Path, unedited: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_is_saved_again_has_the_whole_history(tmp_path: Path, unedited: Pat
     assert [edit["subject"] for edit in record["edits"]] == ["Bob"]
     assert record["base"] == str(unedited)
     third = Editor.from_pretrained(tmp_path / "twice", **QUICK)
-    assert third.statistics.origin["before_edits"] == "3"
+    assert third.editing.statistics.origin["before_edits"] == "3"
 
 
 def test_statistics_lie_where_no_server_takes_them_for_weights(tmp_path: Path, unedited: Path) -> None:

@@ -43,7 +43,7 @@ def edited(model: LanguageModel, method: str = "betaedit", *, batch_size: int = 
     layers = (2,) if method in ONE_LAYER else SETTINGS["layers"]
     editor = editor_for(model, method, layers=layers, value_steps=3, refresh_every=2)
     editor.edit(NEAR[:3], batch_size=batch_size)
-    if editor.recipe.can_forget:
+    if editor.method.can_forget:
         editor.forget(NEAR[1].subject)
     return {name: weight.cpu() for name, weight in model.model.state_dict().items()}
 
@@ -69,7 +69,7 @@ def test_edits_of_every_family_are_those_of_the_cpu(name: str):
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_evaluations_of_a_search_move_nothing_between_the_devices(device: str, name: str):
     editor = editor_for(on(device, language_model(name)))
-    encoded = encode_batch(editor.language_model, NEAR[:2], editor.engine.contexts, editor.config)
+    encoded = encode_batch(editor.language_model, NEAR[:2], editor.editing.engine.contexts, editor.config)
     problem = _Problem.of(editor.language_model, encoded, range(2), editor.config)
     points = torch.zeros_like(problem.initial).requires_grad_()
     problem.evaluate(points)
@@ -104,7 +104,7 @@ def measured(model: LanguageModel, text: Path) -> tuple[list[float], str]:
     editor = editor_for(model)
     editor.edit(NEAR[:2])
     measures = measure_edits(model, [EvaluationCase(fact) for fact in NEAR[:2]])
-    moved = drift.compare(model, TEXTS, editor.engine.unedited)
+    moved = drift.compare(model, TEXTS, editor.editing.engine.unedited)
     moments = collect_moments(model, [1, 2], TextFiles([text]), n_tokens=480)
     assert measures.efficacy.argmax is not None
     figures = [measures.efficacy.argmax, moved.perplexity, moved.kl, float(moments.matrices[2].norm())]

@@ -28,9 +28,9 @@ def edited():
 
 def test_measuring_leaves_the_edits_in_the_model(edited) -> None:
     editor, evaluator, _, before = edited
-    changes = {layer: matrix.change() for layer, matrix in editor.engine.matrices.items()}
+    changes = {layer: matrix.change() for layer, matrix in editor.editing.engine.matrices.items()}
     evaluator.checkpoint(5, before, 0.0)
-    assert all(torch.equal(changes[layer], matrix.change()) for layer, matrix in editor.engine.matrices.items())
+    assert all(torch.equal(changes[layer], matrix.change()) for layer, matrix in editor.editing.engine.matrices.items())
 
 
 def test_the_worst_prompts_are_those_whose_margin_fell_most(edited) -> None:
@@ -64,7 +64,7 @@ def test_hidden_states_are_the_output_of_the_last_edited_layer_at_the_lookup_tok
     points = torch.tensor(view.after["edited facts"])
     # A projection on orthonormal axes: distances between points are at most those between states.
     assert (torch.pdist(points) <= torch.pdist(after) + 1e-4).all()
-    with editor.engine.unedited():
+    with editor.editing.engine.unedited():
         original = torch.stack([plain(fact) for fact in FACTS])
     moved = (after - original).norm(dim=1)
     shown = (points - torch.tensor(view.before["edited facts"])).norm(dim=1)
@@ -75,14 +75,14 @@ def test_hidden_states_are_the_output_of_the_last_edited_layer_at_the_lookup_tok
 def test_layer_states_are_relative_to_the_original_matrix(edited) -> None:
     editor = edited[0]
     for layer, state in layer_states(editor, MEASURES.texts).items():
-        matrix = editor.engine.matrices[layer]
+        matrix = editor.editing.engine.matrices[layer]
         assert state.weight_change == pytest.approx(float(matrix.change().norm()))
         assert state.relative_weight_change == pytest.approx(float(matrix.change().norm() / matrix.original().norm()))
 
 
 def test_the_unedited_context_gives_the_original_weights_and_takes_them_back(edited) -> None:
     editor = edited[0]
-    engine = editor.engine
+    engine = editor.editing.engine
     change = engine.matrices[1].change()
     with engine.unedited():
         assert float(engine.matrices[1].change().abs().max()) == 0

@@ -57,7 +57,7 @@ def test_a_setting_of_a_variant_counts_over_that_of_all(tmp_path: Path) -> None:
     found = compared(tmp_path, ["memit", Variant("memit", {"value_steps": 2})])
     steps = {name: report.setup["config"]["value_steps"] for name, report in found.items()}
     assert steps == {"memit": 3, "memit-value_steps-2": 2}
-    assert {result.n_evaluations for result in found["memit-value_steps-2"].results} == {2}
+    assert {result.figures["evaluations"] for result in found["memit-value_steps-2"].results} == {2}
 
 
 @pytest.mark.parametrize(

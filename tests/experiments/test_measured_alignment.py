@@ -59,16 +59,18 @@ def test_facts_of_a_single_batch_are_the_one_time_solution_under_any_rule() -> N
 
 def test_the_one_time_solution_is_memits_formula_over_all_keys_and_values() -> None:
     editor = editor_for(language_model("llama"), "memit")
-    first = {layer: matrix.original().double() for layer, matrix in editor.engine.matrices.items()}
+    first = {layer: matrix.original().double() for layer, matrix in editor.editing.engine.matrices.items()}
     editor.edit(FACTS)
     for found in measure_alignment(editor):
         W0, C0 = first[found.layer], moments_for(editor.language_model).matrices[found.layer].double()
         K, V = (
-            torch.cat([getattr(held.written[found.layer], name).double() for held in editor.engine.live_facts], dim=1)
+            torch.cat(
+                [getattr(held.written[found.layer], name).double() for held in editor.editing.engine.live_facts], dim=1
+            )
             for name in ("keys", "values")
         )
         change = memit(K, V, C0, 0 * C0, C0, editor.config.leakage_weight, 0.0)  # V is kept beyond W0 K
-        written = editor.engine.matrices[found.layer].change().double()
+        written = editor.editing.engine.matrices[found.layer].change().double()
         assert found.one_time_change == pytest.approx(float(change.norm() / W0.norm()), rel=1e-6)
         assert found.written == pytest.approx(float((written - change).norm() / change.norm()), rel=1e-6)
 

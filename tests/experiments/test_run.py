@@ -301,7 +301,7 @@ def test_a_run_folder_can_be_measured_as_a_model(tmp_path: Path, dtype) -> None:
     run_edits(editor, CASES, measures=MEASURES, folder=tmp_path / "run")
     before, after = (
         weights(editor.language_model),
-        weights(load_target(str(tmp_path / "run"), statistics=editor.statistics)),
+        weights(load_target(str(tmp_path / "run"), statistics=editor.editing.statistics)),
     )
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -316,7 +316,7 @@ def test_a_run_that_replaced_or_processed_is_the_same_as_a_model(tmp_path: Path,
     editor = editor_for(load_target(str(source)), method, conflicts="replace")
     run_edits(editor, [*CASES, second], measures=MEASURES, folder=tmp_path / "run")
     assert len(editor.results) == (5 if method == "betaedit" else 6)
-    loaded = load_target(str(tmp_path / "run"), statistics=editor.statistics)
+    loaded = load_target(str(tmp_path / "run"), statistics=editor.editing.statistics)
     before, after = weights(editor.language_model), weights(loaded)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -386,7 +386,7 @@ def with_statistics(folder: Path, moments: Moments):
 
 @pytest.fixture(scope="module")
 def collected() -> Moments:
-    moments = editor_for(language_model("llama")).statistics
+    moments = editor_for(language_model("llama")).editing.statistics
     return Moments(moments.matrices, moments.n_tokens, {**moments.origin, "text_sha256": "sha256:" + "a" * 64})
 
 

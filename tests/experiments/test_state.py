@@ -31,7 +31,7 @@ def digest(fact: Fact) -> str:
 @pytest.mark.parametrize("joint", [None, "", " ", ": "])
 def test_the_end_of_a_prompt_and_its_joint_are_kept(joint: str | None, tmp_path: Path):
     fact = Fact("Where is {}?\n", "Rome", "Spain", "Italy", "f1", joint)
-    save_batch(tmp_path, 1, WrittenBatch((EditResult.from_figures(fact, FIGURES),), {}, {}))
+    save_batch(tmp_path, 1, WrittenBatch((EditResult.from_stored(fact, FIGURES),)))
     (batch,) = load_batches(tmp_path, 1)
     assert batch.results[0].fact == fact
 

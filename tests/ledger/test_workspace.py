@@ -100,7 +100,7 @@ def test_a_reopened_workspace_goes_on_as_if_it_had_never_been_closed(tmp_path: P
     straight = quick(tiny_llama(), method, refresh_every=refresh_every)
     straight.edit(FACTS)
     for layer, change in after.items():
-        assert relative(change, straight.engine.matrices[layer].change()) < 1e-4
+        assert relative(change, straight.editing.engine.matrices[layer].change()) < 1e-4
 
 
 @pytest.mark.parametrize(("method", "refresh_every"), RULES)
@@ -644,7 +644,7 @@ def test_an_edit_that_fails_leaves_model_and_ledger_as_they_were(tmp_path: Path)
     with made(tmp_path) as workspace:
         workspace.edit(FACTS[:2])
         before, head = state(workspace), workspace.store.head
-        workspace.editor.engine.config = workspace.editor.config.replace(update_norm_limit=1e-12)
+        workspace.editor.editing.engine.config = workspace.editor.config.replace(update_norm_limit=1e-12)
         with pytest.raises(NumericalError):
             workspace.edit(OTHER)
         assert same(state(workspace), before)
@@ -744,7 +744,7 @@ def test_a_new_answer_that_the_model_misses_leaves_the_old_one_in_its_place(tmp_
     with Workspace.create(tmp_path / "w", editor_for(model, value_steps=2, conflicts=conflicts)) as workspace:
         workspace.edit(fact)
         before, head = weights(model), workspace.store.head
-        engine = workspace.editor.engine
+        engine = workspace.editor.editing.engine
         engine.config = engine.config.replace(keep_missed=False)
         with pytest.raises(NotHeldError, match="the old answer stays"):
             workspace.replace("Bob", "the wrong moon")

@@ -172,7 +172,7 @@ def test_the_bare_prompt_weighs_as_much_as_all_contexts_together() -> None:
 def test_an_update_that_is_too_long_leaves_every_weight_as_it_was() -> None:
     model = language_model("llama")
     free = editor_for(model)
-    norms = free.edit(FACTS[0])[0].update_norms
+    norms = free.edit(FACTS[0])[0].figures["update_norms"]
     free.reset()
     between = (min(norms.values()) + max(norms.values())) / 2
     before = weights(model)
@@ -196,12 +196,12 @@ def test_a_failure_at_a_later_layer_undoes_the_layers_below_it(
         written.append(not unchanged(before, weights(model)))
         raise NumericalError("no")
 
-    monkeypatch.setattr(editor.engine.memories[2], "solve", refuse)
+    monkeypatch.setattr(editor.editing.engine.memories[2], "solve", refuse)
     with pytest.raises(NumericalError):
         editor.edit(FACTS[:3], batch_size=3)
     assert written == [True], "the lower layers had been written"
     assert unchanged(before, weights(model))
-    assert [memory.n_written for memory in editor.engine.memories.values()] == [0, 0, 0]
+    assert [memory.n_written for memory in editor.editing.engine.memories.values()] == [0, 0, 0]
     assert editor.results == []
 
 
@@ -210,7 +210,7 @@ def test_a_failure_undoes_its_own_batch_and_leaves_those_before_it_written(monke
     model = language_model("llama")
     editor = editor_for(model, value_look_ahead=3)
     after_first: list[dict[str, Tensor]] = []
-    memory = editor.engine.memories[2]
+    memory = editor.editing.engine.memories[2]
     solve = memory.solve
 
     def refuse_the_second(*args: Any) -> Update:
@@ -223,7 +223,7 @@ def test_a_failure_undoes_its_own_batch_and_leaves_those_before_it_written(monke
         editor.edit(FACTS, batch_size=2, on_edit=lambda _: after_first.append(weights(model)))
     assert [result.fact for result in editor.results] == FACTS[:2]
     assert unchanged(after_first[-1], weights(model))
-    assert {memory.n_written for memory in editor.engine.memories.values()} == {2}
+    assert {memory.n_written for memory in editor.editing.engine.memories.values()} == {2}
 
 
 class Interrupted:
@@ -246,7 +246,7 @@ def edited_again_after_an_interrupt(editor: Editor, n_written: int) -> None:
         editor.edit(FACTS, on_edit=lambda _: states.append(weights(model)))
     assert [result.fact for result in editor.results] == FACTS[:n_written]
     assert unchanged(states[n_written], weights(model))
-    assert {memory.n_written for memory in editor.engine.memories.values()} == {n_written}
+    assert {memory.n_written for memory in editor.editing.engine.memories.values()} == {n_written}
     editor.edit(FACTS[n_written:])
 
 
@@ -265,7 +265,7 @@ def test_what_fails_when_a_batch_is_remembered_undoes_the_batch_and_writing_goes
     undisturbed, model = language_model("llama"), language_model("llama")
     editor_for(undisturbed, method).edit(FACTS)
     editor = editor_for(model, method)
-    engine = editor.engine
+    engine = editor.editing.engine
     if what == "the live facts":
         monkeypatch.setattr(engine_module, "LiveFact", Interrupted(engine_module.LiveFact, done=3))
     elif what == "an operator":
@@ -284,9 +284,9 @@ def test_a_fold_that_fails_leaves_the_batch_before_it_written_and_the_next_one_n
     undisturbed, model = language_model("llama"), language_model("llama")
     editors = [editor_for(each, refresh_every=refresh_every) for each in (undisturbed, model)]
     for editor in editors:
-        for memory in editor.engine.memories.values():
+        for memory in editor.editing.engine.memories.values():
             monkeypatch.setattr(memory, "fold_after", 2)
-    last = editors[1].engine.memories[2]
+    last = editors[1].editing.engine.memories[2]
     monkeypatch.setattr(last, "fold", Interrupted(last.fold))
     editors[0].edit(FACTS)
     edited_again_after_an_interrupt(editors[1], 2)
@@ -318,13 +318,13 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
     model, untouched = language_model("llama"), language_model("llama")
     editor = editor_for(model, value_look_ahead=4)
     found: list[Tensor] = []
-    write_values = editor.engine._write_values
+    write_values = editor.editing.engine._write_values
 
     def listen(encoded: Any, batch: range, values: list[Any], undo: Any) -> Any:
         found.extend(value.target for value in values)
         return write_values(encoded, batch, values, undo)
 
-    monkeypatch.setattr(editor.engine, "_write_values", listen)
+    monkeypatch.setattr(editor.editing.engine, "_write_values", listen)
     editor.edit(FACTS[:4])
     for fact, target in zip(FACTS[:4], found, strict=True):
         (value,) = optimize_values(untouched, encode_batch(untouched, [fact], CONTEXTS, editor.config), editor.config)
@@ -333,7 +333,7 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
 
 def test_results_arrive_batch_by_batch_as_they_are_written() -> None:
     model = language_model("llama")
-    engine = editor_for(model).engine
+    engine = editor_for(model).editing.engine
     states, arrived = [weights(model)], []
     for batch in engine.write(FACTS, batch_size=2):
         arrived.append([result.fact for result in batch.results])
@@ -345,7 +345,7 @@ def test_results_arrive_batch_by_batch_as_they_are_written() -> None:
 
 def test_nothing_is_written_before_the_first_results_are_asked_for() -> None:
     model = language_model("llama")
-    engine = editor_for(model).engine
+    engine = editor_for(model).editing.engine
     before = weights(model)
     engine.write(FACTS)
     assert unchanged(before, weights(model))
@@ -358,7 +358,7 @@ def test_keys_computed_again_after_the_write_are_those_solved_with(
     model = language_model(family)
     editor = editor_for(model)
     remembered: dict[int, Tensor] = {}
-    for layer, memory in editor.engine.memories.items():
+    for layer, memory in editor.editing.engine.memories.items():
         monkeypatch.setattr(memory, "carry", lambda keys, layer=layer: remembered.update({layer: keys}))
     editor.edit(FACTS, batch_size=len(FACTS))
     walk = LayerWalk(model, encode_batch(model, FACTS, CONTEXTS, editor.config), range(len(FACTS)), editor.config)
@@ -386,7 +386,7 @@ def test_the_same_settings_give_the_same_weights_bit_for_bit() -> None:
 def test_the_projector_is_refreshed_when_it_is_due() -> None:
     editor: Editor = editor_for(language_model("llama"), refresh_every=2)
     editor.edit(FACTS)
-    assert {memory.last_refresh for memory in editor.engine.memories.values()} == {4}
+    assert {memory.last_refresh for memory in editor.editing.engine.memories.values()} == {4}
 
 
 def test_facts_can_be_keyed_at_the_last_token() -> None:

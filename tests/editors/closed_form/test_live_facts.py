@@ -13,6 +13,7 @@ from torch import Tensor
 from betaedit import Editor, Fact
 from betaedit.editors.closed_form.encode import encode_batch
 from betaedit.editors.closed_form.live import LiveFact
+from betaedit.editors.closed_form.tensors import from_tensors
 from betaedit.editors.closed_form.values import optimize_values
 from betaedit.errors import FactError, NumericalError
 from betaedit.evaluation.scoring import score_targets
@@ -54,7 +55,7 @@ def solved(editor: Editor, first: dict[int, Tensor], live: Iterable[LiveFact]) -
     ends, config = {}, editor.config
     for layer, moment in moments_for(editor.language_model).matrices.items():
         dense = DenseMemory(
-            editor.recipe.name,
+            editor.method.name,
             moment,
             lambda1=config.leakage_weight,
             lambda2=config.ridge,
@@ -83,7 +84,7 @@ def assert_holds_only(editor: Editor, first: dict[int, Tensor], live: Iterable[L
 
 def norm_of(editor: Editor, fact: Fact) -> float:
     """Of the hidden state at the fact's lookup token in the unedited model."""
-    with editor.engine.unedited():
+    with editor.editing.engine.unedited():
         encoded = encode_batch(editor.language_model, [fact], ("{}",), editor.config)
     return float(encoded.recording.inputs[LAYERS[-1] + 1][0, encoded.lookup[0]].norm())
 
@@ -103,11 +104,11 @@ def test_what_is_kept_of_a_fact_is_its_key_and_the_output_wanted_beyond_the_uned
     editor = editor_for(model)
     first = before = matrices(model)
     for batch in editor.write(FACTS, batch_size=batch_size):
-        held = editor.engine.live_facts[-len(batch.results) :]
+        held = editor.editing.engine.live_facts[-len(batch.results) :]
         for layer in LAYERS:
             keys, values = (torch.cat([getattr(h.written[layer], n) for h in held], 1) for n in ("keys", "values"))
-            assert torch.equal(keys, batch.keys[layer])
-            wanted = (before[layer] - first[layer]) @ keys.double() + batch.updates[layer].left
+            assert torch.equal(keys, from_tensors(batch.tensors)[layer][0])
+            wanted = (before[layer] - first[layer]) @ keys.double() + from_tensors(batch.tensors)[layer][1].left
             assert relative(values.double(), wanted) < 1e-4
         before = matrices(model)
 
@@ -121,12 +122,12 @@ def test_forgetting_one_of_five_leaves_the_weights_of_a_model_that_was_never_tol
     editor = editor_for(model, method, refresh_every=refresh_every)
     first = matrices(model)
     editor.edit(FACTS, batch_size=batch_size)
-    others = [held for held in editor.engine.live_facts if held.fact != FACTS[1]]
+    others = [held for held in editor.editing.engine.live_facts if held.fact != FACTS[1]]
     (gone,) = editor.forget(FACTS[1].subject)
     assert gone.fact == FACTS[1]
     assert [result.fact for result in editor.results] == [fact for fact in FACTS if fact != FACTS[1]]
     assert_holds_only(editor, first, others)
-    assert {memory.n_written for memory in editor.engine.memories.values()} == {4}
+    assert {memory.n_written for memory in editor.editing.engine.memories.values()} == {4}
 
 
 def test_edits_after_forgetting_are_those_of_a_model_that_was_never_told_it() -> None:
@@ -233,7 +234,7 @@ def test_a_new_answer_takes_the_place_of_the_old_one(method: str, refresh_every:
     first = matrices(model)
     editor.edit([*FACTS[:3], OTHER_ANSWER])
     assert [result.fact for result in editor.results] == [FACTS[0], FACTS[2], OTHER_ANSWER]
-    assert_holds_only(editor, first, editor.engine.live_facts)
+    assert_holds_only(editor, first, editor.editing.engine.live_facts)
 
 
 def test_the_value_of_a_new_answer_is_sought_without_the_old_one() -> None:
@@ -284,12 +285,12 @@ def test_a_replacement_that_fails_leaves_everything_as_it_was(method: str, monke
     def refuse(*_: Any) -> None:
         raise NumericalError("no")
 
-    monkeypatch.setattr(editor.engine, "_write_values", refuse)
+    monkeypatch.setattr(editor.editing.engine, "_write_values", refuse)
     with pytest.raises(NumericalError):
         editor.edit(OTHER_ANSWER)
     assert unchanged(before, weights(model))
     assert editor.results == results
-    assert {memory.n_written for memory in editor.engine.memories.values()} == {3}
+    assert {memory.n_written for memory in editor.editing.engine.memories.values()} == {3}
     monkeypatch.undo()
     editor.edit(OTHER_ANSWER)
     assert len(editor.results) == 3
@@ -319,8 +320,8 @@ def test_values_of_one_subject_are_all_reached_when_they_are_sought_together_and
     editor = editor_for(tiny_llama(), "memit-h", shared_subjects=mode, leakage_weight=1e-3, **WIDE)
     for fact in ABOUT_A_HOUSE:
         editor.edit(fact)
-    change = editor.engine.matrices[1].change()
-    asked = [held.written[1] for held in editor.engine.live_facts]
+    change = editor.editing.engine.matrices[1].change()
+    asked = [held.written[1] for held in editor.editing.engine.live_facts]
     lacking = [float(facts.residuals(change).norm() / facts.values.norm()) for facts in asked]
     assert max(lacking) < 1e-3 if mode == "together" else min(lacking) > 0.3
 
@@ -333,10 +334,10 @@ def test_a_new_fact_about_a_subject_is_written_with_those_it_joins_and_theirs_is
     editor.edit([ABOUT_ANA[0], FACTS[0], ABOUT_ANA[1]])
     (batch,) = editor.write(ABOUT_ANA[2])
     assert [result.fact for result in batch.results] == ABOUT_ANA[2:]
-    assert [result.fact for result in batch.rewritten] == ABOUT_ANA[:2]
+    assert [result.fact for result in batch.again] == ABOUT_ANA[:2]
     assert [result.fact for result in editor.results] == [FACTS[0], *ABOUT_ANA]
-    assert_holds_only(editor, first, editor.engine.live_facts)
-    assert {memory.n_written for memory in editor.engine.memories.values()} == {4}
+    assert_holds_only(editor, first, editor.editing.engine.live_facts)
+    assert {memory.n_written for memory in editor.editing.engine.memories.values()} == {4}
 
 
 def test_a_new_answer_leaves_the_old_one_out_of_the_value_that_is_shared() -> None:
@@ -384,7 +385,7 @@ def test_forgetting_one_of_the_facts_of_a_subject_leaves_no_trace_of_it_in_those
 def test_only_later_facts_of_the_same_subject_are_sought_again(searches: list[int]) -> None:
     editor = editor_for(language_model("llama"))
     editor.edit([FACTS[0], ABOUT_A_HOUSE[0], FACTS[1], ABOUT_A_HOUSE[1], FACTS[2]])
-    kept = {held.fact: held for held in editor.engine.live_facts}
+    kept = {held.fact: held for held in editor.editing.engine.live_facts}
     searches.clear()
     editor.forget(FACTS[1])
     editor.forget(ABOUT_A_HOUSE[1])
@@ -393,8 +394,8 @@ def test_only_later_facts_of_the_same_subject_are_sought_again(searches: list[in
     searches.clear()
     editor.forget(ABOUT_A_HOUSE[0])
     assert searches == [1, 1]
-    assert [held.fact for held in editor.engine.live_facts] == [FACTS[0], FACTS[2], *ABOUT_A_HOUSE[1:]]
-    assert editor.engine.live_facts[:2] == [kept[FACTS[0]], kept[FACTS[2]]]
+    assert [held.fact for held in editor.editing.engine.live_facts] == [FACTS[0], FACTS[2], *ABOUT_A_HOUSE[1:]]
+    assert editor.editing.engine.live_facts[:2] == [kept[FACTS[0]], kept[FACTS[2]]]
 
 
 def test_a_fact_of_the_same_batch_is_sought_again_where_batches_share_values(searches: list[int]) -> None:
@@ -423,7 +424,7 @@ def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
     model = language_model("llama")
     editor = editor_for(model, refresh_every=NEVER)
     editor.edit([FACTS[0], *ABOUT_A_HOUSE])
-    before, held = matrices(model), list(editor.engine.live_facts)
+    before, held = matrices(model), list(editor.editing.engine.live_facts)
     calls, search = [], engine.optimize_values
 
     def fails(*args: Any) -> Any:
@@ -435,7 +436,7 @@ def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
     monkeypatch.setattr(engine, "optimize_values", fails)
     with pytest.raises(NumericalError):
         editor.forget(ABOUT_A_HOUSE[0])
-    assert editor.engine.live_facts == held
+    assert editor.editing.engine.live_facts == held
     for layer, weight in matrices(model).items():
         assert torch.equal(weight, before[layer])
     monkeypatch.setattr(engine, "optimize_values", search)

@@ -14,6 +14,7 @@ from betaedit.editors.closed_form.encode import encode_batch
 from betaedit.editors.closed_form.engine import WrittenBatch
 from betaedit.editors.closed_form.keys import token_keys
 from betaedit.editors.closed_form.recipes import Recipe
+from betaedit.editors.closed_form.tensors import from_tensors
 from betaedit.editors.closed_form.values import optimize_values
 from betaedit.errors import ConfigError
 from betaedit.models import LanguageModel
@@ -34,7 +35,7 @@ def change_of(method: str, model: LanguageModel, layer: int = 2, **changes: Any)
     """How the matrix of ``layer`` moved when three facts were written, one after another."""
     editor = editor_of(method, model, **changes)
     editor.edit(FACTS[:3])
-    return editor.engine.matrices[layer].change()
+    return editor.editing.engine.matrices[layer].change()
 
 
 @EVERY
@@ -43,7 +44,7 @@ def test_every_method_writes_and_its_batches_written_again_give_the_same_weights
     before = weights(written)
     batches: list[WrittenBatch] = list(editor_of(recipe, written).write(FACTS[:3]))
     assert not unchanged(before, weights(written))
-    assert all(norm > 0 for batch in batches for norm in batch.results[0].update_norms.values())
+    assert all(norm > 0 for batch in batches for norm in batch.results[0].figures["update_norms"].values())
     again = editor_of(recipe, replayed)
     for batch in batches:
         again.replay(batch)
@@ -70,7 +71,7 @@ def test_a_batch_written_again_wants_the_values_it_wanted_when_it_was_first_writ
     first, second = (editor_of(method, language_model("llama")) for _ in "ab")
     for batch in list(first.write(FACTS[:3])):
         second.replay(batch)
-    for wanted, found in zip(first.engine.live_facts, second.engine.live_facts, strict=True):
+    for wanted, found in zip(first.editing.engine.live_facts, second.editing.engine.live_facts, strict=True):
         for layer in first.config.layers:
             assert torch.equal(wanted.written[layer].keys, found.written[layer].keys)
             assert relative(found.written[layer].values, wanted.written[layer].values) < 1e-6
@@ -113,14 +114,14 @@ def test_rect_leaves_most_weights_alone_after_one_edit() -> None:
     model = language_model("llama")
     editor = editor_of("rect", model, rect_fraction=0.2)
     editor.edit(FACTS[0])
-    for matrix in editor.engine.matrices.values():
+    for matrix in editor.editing.engine.matrices.values():
         assert float((matrix.change() != 0).float().mean()) == pytest.approx(0.2, abs=0.01)
 
 
 def test_pmet_writes_more_into_the_lower_layers_than_memit() -> None:
     """With two layers the first residual is divided by the root of 2 in place of 2."""
     pmet, memit = (editor_of(name, language_model("llama")) for name in ("pmet", "memit"))
-    norms = [editor.edit(FACTS[0])[0].update_norms for editor in (pmet, memit)]
+    norms = [editor.edit(FACTS[0])[0].figures["update_norms"] for editor in (pmet, memit)]
     assert norms[0][1] / norms[1][1] == pytest.approx(2**0.5, rel=1e-4)
 
 
@@ -138,7 +139,7 @@ def test_r_rome_moves_the_output_at_the_mean_key_by_the_change_of_the_value() ->
     editor = editor_of("r-rome", model)
     (batch,) = editor.write(FACTS[0])
     (value,) = optimize_values(untouched, encode_batch(untouched, FACTS[:1], CONTEXTS, editor.config), editor.config)
-    moved = editor.engine.matrices[2].change() @ batch.keys[2][:, 0]
+    moved = editor.editing.engine.matrices[2].change() @ from_tensors(batch.tensors)[2][0][:, 0]
     assert relative(moved, value.target - value.initial) < 1e-4
 
 
@@ -187,7 +188,11 @@ def test_every_update_has_the_frobenius_ridge_in_its_system(method: str) -> None
     (batch,) = editor.write(FACTS[:3], batch_size=3)
     config = editor.config
     for layer, moment in moments_for(model).matrices.items():
-        C0, K, R = moment.double(), batch.keys[layer].double(), batch.updates[layer].left
+        C0, K, R = (
+            moment.double(),
+            from_tensors(batch.tensors)[layer][0].double(),
+            from_tensors(batch.tensors)[layer][1].left,
+        )
         S, one = config.leakage_weight * C0, torch.eye(len(moment), dtype=torch.float64)
         if method == "memit":
             wanted = memit(K, R, C0 + 0.5 / config.leakage_weight * one, 0 * C0, one, config.leakage_weight, 0.0)
@@ -196,4 +201,4 @@ def test_every_update_has_the_frobenius_ridge_in_its_system(method: str) -> None
         else:
             P = reference_projector(C0, config.nullspace_threshold)
             wanted = alphaedit_naive(K, R, C0, 0 * C0, P, 0.0, config.ridge + 0.5)
-        assert relative(batch.updates[layer].dense(), wanted) < 1e-8
+        assert relative(from_tensors(batch.tensors)[layer][1].dense(), wanted) < 1e-8

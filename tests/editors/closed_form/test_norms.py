@@ -59,7 +59,7 @@ def test_a_model_in_double_precision_is_edited_behind_its_norm_as_in_single(fami
     for model in (single, double):
         editor = editor_for(model, layers=(1,))
         editor.edit(FACTS[0])
-        changes.append(editor.engine.matrices[1].change())
+        changes.append(editor.editing.engine.matrices[1].change())
     assert changes[1].dtype == torch.float64
     assert relative(changes[0].double(), changes[1]) < 1e-3
 
@@ -77,4 +77,4 @@ def test_a_write_brings_the_stream_to_a_value_behind_a_norm(family: str) -> None
     (batch,) = editor.write(FACTS[0])
     after = read_output(model.model, model.tokenizer, FACTS[0], settings)
     moved = float((after - before).norm() / before.norm())
-    assert moved == pytest.approx(batch.results[0].value_length, rel=0.1)
+    assert moved == pytest.approx(batch.results[0].figures["value_length"], rel=0.1)

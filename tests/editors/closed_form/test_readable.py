@@ -167,7 +167,7 @@ def test_what_was_prepared_where_gradients_are_off_serves_edits_elsewhere(off: s
         assert not torch.is_grad_enabled()
     made.edit(FACT)
     other.edit(FACT)
-    assert made.engine.contexts == context_templates(editor().language_model, made.config)
+    assert made.editing.engine.contexts == context_templates(editor().language_model, made.config)
     pairs = zip(made.model.state_dict().values(), other.model.state_dict().values(), strict=True)
     assert all(one.equal(another) for one, another in pairs)
 

@@ -20,7 +20,7 @@ def change_of(method: str, known: ValueCache | None, *, batch_size: int = 1, **s
     config = EditConfig(**{**SETTINGS, **settings})
     editor = Editor(model, method=method, config=config, statistics=moments_for(model), value_cache=known)
     editor.edit(FACTS, batch_size=batch_size)
-    return editor.engine.matrices[1].change()
+    return editor.editing.engine.matrices[1].change()
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": len(FACTS)}, {"value_look_ahead": len(FACTS)}])

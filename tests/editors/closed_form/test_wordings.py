@@ -213,7 +213,7 @@ def test_a_fact_that_is_missed_is_sought_again_and_then_taken_back() -> None:
     before = weights(model)
     editor = editor_for(model, retries=2, keep_missed=False, value_steps=1)
     (result,) = editor.edit(ASKED)
-    assert (result.status, result.kept, result.tries, result.n_keys) == ("missed", False, 3, 0)
+    assert (result.status, result.kept, result.tries, result.figures["keys"]) == ("missed", False, 3, 0)
     assert result.said
     assert unchanged(before, weights(model))
     assert editor.results == []
