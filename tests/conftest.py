@@ -60,7 +60,7 @@ def smollm2() -> LanguageModel:
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many facts each search for values was for."""
-    from betaedit.editors import engine
+    from betaedit.editors.closed_form import engine
 
     found: list[int] = []
     search = engine.optimize_values

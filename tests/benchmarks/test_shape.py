@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from betaedit.benchmarks import shape as benchmark
-from betaedit.editors import spectra
+from betaedit.editors.closed_form import spectra
 from betaedit.errors import ConfigError
 from betaedit.facts import Fact
 from support.tiny_tokenizers import VOCABULARY, tiny_tokenizer

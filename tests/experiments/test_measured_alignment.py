@@ -64,9 +64,7 @@ def test_the_one_time_solution_is_memits_formula_over_all_keys_and_values() -> N
     for found in measure_alignment(editor):
         W0, C0 = first[found.layer], moments_for(editor.language_model).matrices[found.layer].double()
         K, V = (
-            torch.cat(
-                [getattr(held.written[found.layer], name).double() for held in editor.editing.engine.live_facts], dim=1
-            )
+            torch.cat([getattr(held.written[found.layer], name).double() for held in editor.editing.live_facts], dim=1)
             for name in ("keys", "values")
         )
         change = memit(K, V, C0, 0 * C0, C0, editor.config.leakage_weight, 0.0)  # V is kept beyond W0 K

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from betaedit.editors import recipes
+from betaedit.editors import METHODS
 from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.recipes import Recipe, find_recipe
 from betaedit.memory import AssociativeMemory
@@ -17,7 +17,7 @@ from support.edits import FACTS, editor_for, unchanged, weights
 from support.families import language_model
 from support.reference import reference_projector, relative_error
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+PAGE = Path(__file__).parents[3] / "docs" / "adding-a-method.md"
 
 
 @pytest.fixture
@@ -50,11 +50,14 @@ def test_the_added_method_equals_its_formula_step_by_step(blocks: list[str]) -> 
         H = H + K @ K.T
 
 
-def test_the_added_method_edits_a_model_under_its_name(blocks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_added_method_edits_a_model_under_its_name(blocks: list[str]) -> None:
     recipe = added(blocks[0])
-    monkeypatch.setitem(recipes._BY_NAME, recipe.name, recipe)
-    assert find_recipe("emmet-p") is recipe
-    model = language_model("llama")
-    before = weights(model)
-    editor_for(model, "emmet-p").edit(FACTS[:2])
-    assert not unchanged(before, weights(model))
+    METHODS.register(recipe)
+    try:
+        assert find_recipe("emmet-p") is recipe
+        model = language_model("llama")
+        before = weights(model)
+        editor_for(model, "emmet-p").edit(FACTS[:2])
+        assert not unchanged(before, weights(model))
+    finally:
+        METHODS.unregister(recipe.name)

@@ -181,7 +181,7 @@ def test_a_configuration_survives_json(values: dict[str, Any]):
 
 
 def test_the_manual_lists_every_hyper_parameter_with_its_default():
-    manual = Path(__file__).parents[2] / "docs" / "methods.md"
+    manual = Path(__file__).parents[3] / "docs" / "methods.md"
     table = manual.read_text(encoding="utf-8").partition("## Hyper-parameters")[2].partition("\n## ")[0]
     rows = [line.split(" | ", 2)[:2] for line in table.splitlines() if line.startswith("| `")]
     stated = {name.strip("| `"): default.strip("` ") for name, default in rows}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from betaedit import Editor
 from betaedit.editors import EditConfig
-from betaedit.editors import engine as engine_module
+from betaedit.editors.closed_form import engine as engine_module
 from betaedit.editors.closed_form.encode import encode_batch
 from betaedit.editors.closed_form.keys import LayerWalk
 from betaedit.editors.closed_form.values import optimize_values

@@ -419,7 +419,7 @@ def test_where_prompts_have_keys_of_their_own_nothing_is_sought_again(searches: 
 def test_a_search_that_fails_while_forgetting_leaves_everything_as_it_was(
     monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    from betaedit.editors import engine
+    from betaedit.editors.closed_form import engine
 
     model = language_model("llama")
     editor = editor_for(model, refresh_every=NEVER)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from betaedit.editors import spectra as kept
+from betaedit.editors.closed_form import spectra as kept
 from betaedit.errors import NumericalError
 from betaedit.memory import Spectrum
 from betaedit.progress import SilentProgress
