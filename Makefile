@@ -7,7 +7,7 @@ BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check docs format install clean
 
 demo: $(BASE)
 	$(BIN)/betaedit demo
@@ -20,6 +20,10 @@ check: install
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: install
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 format: install
 	$(BIN)/ruff check --fix src tests scripts

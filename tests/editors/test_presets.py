@@ -8,8 +8,8 @@ import pytest
 from betaedit.editors.closed_form.recipes import RECIPES, find_recipe
 from betaedit.editors.presets import PRESETS, find_preset, preset_for, untuned
 
-# methods.md table 0.1, rows "MEMIT, AlphaEdit repos", "AlphaEdit repo", "BetaEdit repo" and the unreleased Qwen3:
-# edited layers, steps, learning rate, weight on C0 of MEMIT; then d_in of the edited matrices (section J.5).
+# Published configurations: MEMIT and AlphaEdit repositories, AlphaEdit, BetaEdit, and the unreleased Qwen3:
+# edited layers, steps, learning rate, weight on C0 of MEMIT; then d_in of the edited matrices.
 PUBLISHED = {
     "gpt2-xl": ((13, 14, 15, 16, 17), 20, 0.5, 20000.0, 6400),
     "gpt-j-6b": ((3, 4, 5, 6, 7, 8), 25, 0.5, 15000.0, 16384),

@@ -26,7 +26,7 @@ class Peak:
     Args:
         libraries: Before the model was loaded.
         model: The model's parameters.
-        predicted: Of the whole process by the formula of docs/benchmarks.md.
+        predicted: Of the whole process by the formula of docs/concepts.md.
         measured: The most there ever was.
     """
 

@@ -71,7 +71,7 @@ def _by_method(
 ) -> dict[str, dict[str, Any]]:
     """The published strength of MEMIT for all but BetaEdit's own recipes, and the one layer of rank-one recipes.
 
-    PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); methods.md 0.1.
+    PAPER: BetaEdit uses lambda1 = 3000; CODE of MEMIT: 15000 (20000 for GPT-2 XL); docs/methods.md, Presets.
     """
     chosen: dict[str, dict[str, Any]] = {name: {"layers": (single,)} for name in _SINGLE}
     if leakage_weight is not None:
