@@ -1,0 +1,130 @@
+"""A made-up editor, fine-tuning and retrieval go through every command as the closed form does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from betaedit.editors.methods import METHODS
+from support.counting import COUNTING
+
+pytest.importorskip("bm25s")
+
+SETTINGS = {
+    "counting": ["--set", "step=2"],
+    "ft": ["--set", "steps=2", "--set", "layer=1"],
+    "scr": ["--set", "confirm=none"],
+}
+EVERY = pytest.mark.parametrize("method", SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def _counting() -> Iterator[None]:
+    METHODS.register(COUNTING)
+    yield
+    METHODS.unregister(COUNTING.name)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    file = tmp_path / "facts.jsonl"
+    rows = [
+        {
+            "subject": "Ana",
+            "prompt": "{} was born in",
+            "target_new": "Lima",
+            "paraphrases": ["The birth of Ana was in"],
+        },
+        {"subject": "Bob", "prompt": "{} lives in", "target_new": "Rome", "neighbors": ["Zoë lives in"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@EVERY
+def test_edit_writes_and_reports_each_fact(betaedit, tiny_folder: Path, facts: Path, method: str) -> None:
+    ran = betaedit("edit", "--model", tiny_folder, "--method", method, "--from", facts, "--json", *SETTINGS[method])
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["method"] == method
+    assert [result["subject"] for result in found["results"]] == ["Ana", "Bob"]
+    assert found["efficacy"]["probability"]["after"] is None or 0 <= found["efficacy"]["probability"]["after"] <= 1
+
+
+@EVERY
+def test_a_run_is_kept_continued_evaluated_and_drawn(
+    betaedit, tiny_folder: Path, facts: Path, tmp_path: Path, method: str
+) -> None:
+    options = ["edit", "--model", tiny_folder, "--method", method, "--from", facts, *SETTINGS[method]]
+    first = betaedit(*options, "--limit", "1", "--out", tmp_path / "run", "--json")
+    assert first.code == 0, first.err
+    whole = betaedit(*options, "--out", tmp_path / "run", "--json")
+    assert whole.code == 0, whole.err
+    assert json.loads(whole.out)["edits"] == 2
+    straight = betaedit(*options, "--out", tmp_path / "straight", "--json")
+    same = ("efficacy", "generality", "specificity", "perplexity")
+    assert {name: json.loads(whole.out)[name] for name in same} == {
+        name: json.loads(straight.out)[name] for name in same
+    }
+    measured = betaedit("eval", tmp_path / "run", "--from", facts, "--json")
+    assert measured.code == 0, measured.err
+    report = betaedit("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    assert report.code == 0, report.err
+
+
+def test_compare_takes_methods_of_all_families(betaedit, tiny_folder: Path, facts: Path, tmp_path: Path) -> None:
+    ran = betaedit("compare", "--model", tiny_folder, "--methods",
+                   "memit,ft[steps=2],scr[confirm=none],counting", "--from", facts, "--out", tmp_path / "runs",
+                   "--set", "layers=[1]", "--set", "value_steps=3", "--set", "statistics_tokens=600",
+                   "--set", "layer=1", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert not json.loads(ran.out).get("failed")
+    assert sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/run.json")) == [
+        "counting", "ft-steps-2", "memit", "scr-confirm-none"
+    ]  # fmt: skip
+
+
+@EVERY
+def test_a_plan_changes_nothing(betaedit, tiny_folder: Path, facts: Path, method: str) -> None:
+    ran = betaedit("edit", "--model", tiny_folder, "--method", method, "--from", facts, "--plan", *SETTINGS[method])
+    assert ran.code == 0, ran.err
+    assert method in ran.out
+
+
+def test_methods_lists_every_family(betaedit) -> None:
+    listed = {row["name"]: row["family"] for row in json.loads(betaedit("methods", "--json").out)["methods"]}
+    assert {listed[name] for name in ("betaedit", "ft", "scr", "counting")} == {
+        "closed form", "fine-tuning", "retrieval", "counting"
+    }  # fmt: skip
+    settings = json.loads(betaedit("methods", "--config", "--json").out)["hyper_parameters"]
+    names = {(row["family"], row["name"]) for row in settings}
+    assert {("counting", "step"), ("retrieval", "top_k"), ("closed form", "ridge")} <= names
+
+
+@pytest.mark.parametrize("method", ["counting", "scr"])
+def test_what_changes_no_weights_is_not_saved_as_a_model(
+    betaedit, tiny_folder: Path, facts: Path, tmp_path: Path, method: str
+) -> None:
+    ran = betaedit("edit", "--model", tiny_folder, "--method", method, "--from", facts, "--save", tmp_path / "saved",
+                   *SETTINGS[method])  # fmt: skip
+    assert ran.code != 0
+    assert f"{method} cannot be saved as a model" in ran.err
+    assert not (tmp_path / "saved").exists()
+
+
+@EVERY
+def test_what_a_workspace_cannot_undo_is_refused_by_name(
+    betaedit, tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
+    ran = betaedit("init", tmp_path / "workspace", "--model", tiny_folder, "--method", method)
+    assert ran.code != 0
+    assert f"{method} cannot be used in a workspace" in ran.err
+
+
+def test_a_setting_of_another_family_is_refused(betaedit, tiny_folder: Path, facts: Path) -> None:
+    ran = betaedit("edit", "--model", tiny_folder, "--method", "ft", "--from", facts, "--set", "value_clamp=1")
+    assert ran.code != 0
+    assert "no hyper-parameter 'value_clamp'" in ran.err
