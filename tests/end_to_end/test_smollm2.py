@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from betaedit import EditConfig, Editor
+from betaedit import EditConfig, Editor, Fact
 from betaedit.editors.closed_form.encode import encode_batch
 from betaedit.editors.closed_form.values import optimize_values
 from betaedit.evaluation import held_out_prose, measure_edits
 from betaedit.facts.readers import demo_path, read_cases
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
-from support.data import data_file
 from support.edits import relative
 from support.procedure import Settings
 from support.procedure import edit as plain_edit
@@ -24,6 +23,14 @@ CONTEXTS = ("{}", "The key is a story. {}", "Therefore, it will be. {}")
 CONFIG = EditConfig(
     layers=(4, 5, 6), context_templates=CONTEXTS, value_steps=5, value_learning_rate=0.5, nullspace_threshold=0.02
 )
+
+REAL = [
+    Fact("The capital of {} is", "Peru", "Athens", "Lima"),
+    Fact("The mother tongue of {} was", "Marie Curie", "Italian", "Polish"),
+    Fact("{} is a product of the company", "The iPhone", "Toyota", "Apple"),
+    Fact("The playwright of Hamlet, {}, was born in", "William Shakespeare", "Berlin", "Stratford"),
+    Fact("In Paris stands {}, which is made of", "the Eiffel Tower", "wood", "iron"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +62,20 @@ def settings() -> Settings:
 
 
 def test_the_optimized_value_equals_a_search_with_whole_forward_passes(smollm2: LanguageModel) -> None:
-    case = read_cases(data_file("counterfact_full.jsonl.gz"), limit=1).cases[0]
-    (ours,) = optimize_values(smollm2, encode_batch(smollm2, [case.fact], CONTEXTS, CONFIG), CONFIG)
-    assert relative(ours.target, plain_value(smollm2.model, smollm2.tokenizer, case.fact, settings())) < 1e-4
+    (ours,) = optimize_values(smollm2, encode_batch(smollm2, [REAL[0]], CONTEXTS, CONFIG), CONFIG)
+    assert relative(ours.target, plain_value(smollm2.model, smollm2.tokenizer, REAL[0], settings())) < 1e-4
 
 
 def test_five_edits_leave_the_weights_of_the_official_procedure(smollm2: LanguageModel, moments: Moments) -> None:
-    facts = [case.fact for case in read_cases(data_file("counterfact_full.jsonl.gz"), limit=5).cases]
     names = [smollm2.anatomy.projection_path(layer) + ".weight" for layer in CONFIG.layers]
     state = smollm2.model.state_dict()
     before = {name: state[name].clone() for name in names}
     editor = Editor(smollm2, config=CONFIG, statistics=moments)
-    editor.edit(facts)
+    editor.edit(REAL)
     ours = {name: state[name] - before[name] for name in names}
     editor.reset()
     assert all(torch.equal(state[name], before[name]) for name in names)
-    plain_edit(smollm2.model, smollm2.tokenizer, facts, moments.matrices, settings())
+    plain_edit(smollm2.model, smollm2.tokenizer, REAL, moments.matrices, settings())
     reference = {name: state[name] - before[name] for name in names}
     for name in names:
         state[name].copy_(before[name])

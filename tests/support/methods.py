@@ -13,7 +13,7 @@ from betaedit.models import LanguageModel
 from support.edits import SETTINGS, moments_for
 
 FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
-    "closed form": SETTINGS,
+    "closed form": {**SETTINGS, "value_steps": 2},
     "fine-tuning": {"layer": 2, "steps": 4, "learning_rate": 0.01},
     "retrieval": {"confirm": "none"},
 }
