@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from betaedit.models.native import kernels
-from betaedit.native.library import NoCompilerError, NoKernelsError
+from betaedit.compiled.library import NoCompilerError, NoKernelsError
+from betaedit.models.runners import kernels
 
 FACTS = [
     {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",

@@ -17,11 +17,10 @@ from betaedit.editors.config import SLOT, EditConfig
 from betaedit.editors.readable import check_length
 from betaedit.editors.wordings import Wording, wordings
 from betaedit.facts.fact import Fact
-from betaedit.models.lean import run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts
-from betaedit.models.pack import extend
-from betaedit.models.partial import Recording, record
+from betaedit.models.packing import extend
+from betaedit.models.replay import Recording, record
 
 _SHORT = 64
 """The prompts of a fact run in one row up to this length; beyond, masks of so many squared would take too much room."""
@@ -131,7 +130,7 @@ def pose(model: LanguageModel, facts: Sequence[Fact], contexts: tuple[str, ...],
     recording = record(model.anatomy, encoded, run=1, keep=(0, 1))
     if int(encoded.lengths.max()) > _SHORT:
         rows = torch.arange(len(prompts), device=model.device).view(-1, 1)
-    return replace(posed, recording=extend(model.anatomy, recording, rows, keep, run_lean_layers))
+    return replace(posed, recording=extend(recording, rows, keep, model.runner.run))
 
 
 def _groups(facts: Sequence[Fact], config: EditConfig) -> tuple[int, ...]:

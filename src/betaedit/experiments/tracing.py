@@ -18,7 +18,7 @@ from betaedit.experiments.trials import Trace
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, subject_tokens
-from betaedit.models.partial import hooks
+from betaedit.models.replay import hooks
 from betaedit.progress import Progress, SilentProgress
 
 _NOISE = 3.0
