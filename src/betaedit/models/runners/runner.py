@@ -25,12 +25,13 @@ from betaedit.models.runners.trust import Trust, is_plain_layer
 
 
 class LayerRunner:
-    """Runs layers of one model with recorded arguments, and its head, at the speed that its backend has.
+    """Runs layers of one model with recorded arguments, and its head.
 
-    A backend is the most that is used. ``modules``: the model's own modules and nothing else. ``fused``: layers of the
-    Llama kind in few operations of torch, few-row linear products of other layers the quick way round. ``kernels``:
+    The backend limits what is used. ``modules``: only the model's own modules. ``fused``: layers of the Llama kind in
+    few operations of torch; few-row linear products of other layers as ``W x^T`` in float32 on a CPU. ``kernels``:
     these layers and products in compiled C, on a CPU. ``auto``: ``kernels`` where they can be used, else ``fused``.
-    A layer that a backend cannot compute, or computes otherwise than its module does (trust.py), runs by its module.
+    If one of the layers that run together cannot be computed so, or gives something else than its module does
+    (trust.py), all of them run by their modules.
 
     Args:
         anatomy: The model; its weights are frozen while layers run.
@@ -138,12 +139,12 @@ class LayerRunner:
             assert alone is not None, "one of several that the kernels take"
             return FusedLayers([alone], grid)
 
-        agree = kernels is not None and all(
-            self._trust.holds("kernels", self._anatomy.layers[index], calls[index], hidden, partial(form, layer))
-            for layer in fused
-            for index in [layer.attention.index]
-        )
-        return kernels if agree else None
+        def agrees(layer: FusedLayer) -> bool:
+            index = layer.attention.index
+            module = self._anatomy.layers[index]
+            return self._trust.holds("kernels", module, calls[index], hidden, partial(form, layer))
+
+        return kernels if kernels is not None and all(map(agrees, fused)) else None
 
 
 def _why_no_kernels(anatomy: Anatomy) -> str | None:
