@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from betaedit.models.native import kernels
-from betaedit.native.library import NoCompilerError, NoKernelsError
+from betaedit.compiled.library import NoCompilerError, NoKernelsError
+from betaedit.models.runners import kernels
 
 FACTS = [
     {"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Oslo",
@@ -321,3 +321,19 @@ def test_a_missed_fact_leaves_no_event_in_a_workspace(betaedit, tiny, facts, tmp
     assert "0 edits kept" in ran.out
     assert json.loads(betaedit("log", "--json", "--workspace", tmp_path / "w").out)["edits"] == []
     assert betaedit("verify", "--workspace", tmp_path / "w").code == 0
+
+
+def test_layers_run_by_the_chosen_runner_and_the_figures_differ_by_rounding_alone(betaedit, tiny, facts) -> None:
+    found = {}
+    for runner in ("modules", "fused", "auto"):
+        ran = betaedit("edit", "--from", facts, "--quick", "--json", "--runner", runner, *tiny)
+        assert ran.code == 0, ran.err
+        found[runner] = [result["sought_probability"] for result in json.loads(ran.out)["results"]]
+    assert found["fused"] == pytest.approx(found["modules"], rel=1e-4)
+    assert found["auto"] == pytest.approx(found["modules"], rel=1e-4)
+
+
+def test_a_runner_that_there_is_not_is_refused_before_a_model_is_loaded(betaedit) -> None:
+    ran = betaedit("edit", "[Bob] is", "Rome", "--model", "smollm2", "--runner", "lean")
+    assert ran.code != 0
+    assert "modules" in ran.err

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from betaedit import __version__
 from betaedit.cli.main import app
+from betaedit.compiled import library
+from betaedit.compiled.library import NoKernelsError
 from betaedit.editors import PRESETS, RECIPES, EditConfig
-from betaedit.models.native import kernels
-from betaedit.native import library
-from betaedit.native.library import NoKernelsError
+from betaedit.models.runners import kernels
 from betaedit.statistics import Moments
 from support.tiny_tokenizers import tiny_tokenizer
 

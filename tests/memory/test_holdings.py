@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from betaedit.compiled.library import NoKernelsError
 from betaedit.memory import AssociativeMemory, reading
-from betaedit.native.library import NoKernelsError
 from memory.test_associative import LAWS, NAMES, NEVER, Case, cases, column, eye, rule_of, spectrum, watched
 from support.reference import REFRESHING, REMEMBERING, relative_error
 

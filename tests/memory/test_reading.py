@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from betaedit.compiled.library import NoKernelsError
 from betaedit.memory import AssociativeMemory, MemoryRule, reading
 from betaedit.memory.reading import find_reader, read_once
 from betaedit.memory.root import InverseRoot
-from betaedit.native.library import NoKernelsError
 from memory.test_associative import LAWS
 from support.reference import relative_error
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from betaedit.models import Anatomy, EncodedPrompts
-from betaedit.models.partial import LayerCall, layer_output
+from betaedit.models.replay import LayerCall, layer_output
 from support.families import HIDDEN
 from support.tiny_tokenizers import VOCABULARY
 

@@ -18,7 +18,7 @@ from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, encode_target
-from betaedit.models.partial import ForwardEnded, hooks, layer_output
+from betaedit.models.replay import ForwardEnded, hooks, layer_output
 
 
 class PublishedEditor:

@@ -47,6 +47,7 @@ def bench(
     json_: options.JsonOption = False,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
+    runner: options.RunnerOption = "auto",
 ) -> None:
     """Time this engine against the published procedure, on the same work in one run.
 
@@ -92,6 +93,7 @@ def bench(
             dtype=dtype,
             device=device,
             device_map=None,
+            runner=runner,
             preset=preset,
             values=values,
             statistics=None,

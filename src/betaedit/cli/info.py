@@ -121,11 +121,11 @@ def _environment() -> dict[str, Any]:
     """What can be told without torch, so that it is told at once."""
     from importlib.resources import as_file, files
 
-    from betaedit.native.library import describe_library
+    from betaedit.compiled.library import describe_library
 
     versions = {name: _version(name) for name in _LIBRARIES}
     found = {"betaedit": __version__, "python": sys.version.split()[0], "platform": platform.platform(), **versions}
-    with as_file(files("betaedit.models.native") / "kernels.c") as source:
+    with as_file(files("betaedit.models.runners") / "kernels.c") as source:
         kernels = describe_library(source)
     return {**found, "threads": _threads(), "kernels": kernels, "statistics": _statistics()}
 
@@ -139,8 +139,8 @@ def _threads() -> str:
 
 def _kernels() -> str:
     """Whether they are there and compute what torch does."""
-    from betaedit.models.native.kernels import find_kernels
-    from betaedit.native.library import NoKernelsError
+    from betaedit.compiled.library import NoKernelsError
+    from betaedit.models.runners.kernels import find_kernels
 
     kernels = find_kernels()
     return f"none ({kernels})" if isinstance(kernels, NoKernelsError) else "compiled for this processor, and tried"
@@ -232,12 +232,12 @@ def _anatomy(name: str) -> dict[str, Any]:
     from betaedit.editors.preset_file import choose_preset
     from betaedit.models.anatomy import projection_shape
     from betaedit.models.load import load_language_model
-    from betaedit.models.pack import check_packs
+    from betaedit.models.support_check import check_replay
 
     options.quiet_libraries()
     model = load_language_model(name, dtype="auto", device="cpu")
     anatomy = model.anatomy
-    check_packs(anatomy)
+    check_replay(anatomy)
     preset = choose_preset(None, model.place, anatomy.n_layers)
     d_out, d_in = projection_shape(anatomy.projection(0))
     return {

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from betaedit.errors import ConfigError
+from betaedit.models.runners import RunnerName
 from betaedit.settings import read_settings
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ OwnDtypeOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one.")]
 DeviceMapOption = Annotated[str | None, typer.Option("--device-map", help="Spread over devices, as accelerate: auto.")]
+RunnerOption = Annotated[
+    RunnerName,
+    typer.Option("--runner", help="What runs the layers; auto is the fastest. To trace a wrong number, try modules."),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Decides sampled contexts and sampled text.")]
 ConfigOption = Annotated[
     Path | None,
@@ -229,11 +234,12 @@ def load_editor(
     statistics: Path | None,
     progress: Progress,
     own_facts: bool = False,
+    runner: RunnerName = "auto",
 ) -> Editor:
     """The editor that the options describe; ``own_facts`` as in ``Editor.from_pretrained``."""
+    from betaedit.compiled.library import NoCompilerError
     from betaedit.editors.editor import Editor
-    from betaedit.models.native.kernels import find_kernels
-    from betaedit.native.library import NoCompilerError
+    from betaedit.models.runners.kernels import find_kernels
 
     quiet_libraries()
     editor = Editor.from_pretrained(
@@ -242,13 +248,14 @@ def load_editor(
         dtype=dtype,
         device=device,
         device_map=device_map,
+        runner=runner,
         preset=preset,
         statistics=statistics,
         progress=progress,
         own_facts=own_facts,
         **values,
     )
-    if editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
+    if runner == "auto" and editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
         logger.warning(
             "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."
         )

@@ -34,7 +34,9 @@ from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.files import atomic_folder, file_errors
 from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
+from betaedit.models.runners import RunnerName
 from betaedit.models.save import check_can_be_saved, save_language_model
+from betaedit.models.support_check import check_replay
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
 
@@ -111,6 +113,7 @@ class Editor:
         dtype: DtypeName = "float32",
         device: str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        runner: RunnerName = "auto",
         progress: Progress | None = None,
         own_facts: bool = False,
         **overrides: Any,
@@ -119,11 +122,12 @@ class Editor:
 
         ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset. With ``own_facts`` and without
         ``preset``, the model's preset for facts of people's own is taken, where it has one (``docs/user-facts.md``).
+        ``runner`` chooses what runs the model's layers: ``auto``, ``modules``, ``fused`` or ``kernels``.
 
         Raises:
             MethodError: The method is unknown; no model is loaded then.
             ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is none; no model
-                is loaded then.
+                is loaded then. Or the runner cannot be used for this model.
             StatisticsError: The file of statistics cannot be read, or is none; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).
         """
@@ -131,13 +135,13 @@ class Editor:
         config = _as_config(config)
         moments = _as_moments(statistics)
         if isinstance(name, str | Path):
-            model = load_language_model(str(name), dtype=dtype, device=device, device_map=device_map)
+            model = load_language_model(str(name), dtype=dtype, device=device, device_map=device_map, runner=runner)
         elif tokenizer is None:
             raise ConfigError("a live model needs its tokenizer.", hint="Pass tokenizer=...")
         elif device is not None or device_map is not None:
             raise ConfigError("a live model stays where it is.", hint="Move it before, without device or device_map.")
         else:
-            model = LanguageModel.wrap(name, tokenizer)
+            model = LanguageModel.wrap(name, tokenizer, runner=runner)
         chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
         if own_facts and preset is None:
             chosen = find_preset(chosen.for_own_facts) or chosen

@@ -17,7 +17,7 @@ from betaedit.errors import ConfigError
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id, tokenize
-from betaedit.models.partial import ForwardEnded, hooks
+from betaedit.models.replay import ForwardEnded, hooks
 from betaedit.progress import Progress, SilentProgress
 
 _MAX_LENGTH = 512

@@ -39,7 +39,7 @@ from betaedit.experiments.record import (
 from betaedit.facts.corrections import corrected_later
 from betaedit.facts.fact import SLOT, EvaluationCase
 from betaedit.models.lookup import LookupStrategy, Prompt, encode_prompts
-from betaedit.models.partial import record
+from betaedit.models.replay import record
 
 _WORST = 12
 _VIEWED = 100

@@ -17,7 +17,7 @@ from betaedit.experiments.trials import Trace
 from betaedit.facts.fact import SLOT, Fact
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, Prompt, encode_prompts, subject_tokens
-from betaedit.models.partial import hooks
+from betaedit.models.replay import hooks
 from betaedit.progress import Progress, SilentProgress
 
 _NOISE = 3.0

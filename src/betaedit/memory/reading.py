@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from betaedit.native.library import NoKernelsError, find_bound
+from betaedit.compiled.library import NoKernelsError, find_bound
 
 _SOURCE = Path(__file__).with_name("reading.c")
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

@@ -35,7 +35,7 @@ class Anatomy:
     Args:
         model: The causal language model.
         layers_path: The place of its decoder blocks in the module tree, such as ``model.layers``.
-        norm_path: Likewise of the norm after the last block.
+        norm_path: The place of the norm after the last block.
         hidden_size: Width of the residual stream (``d_out`` of the edited matrices).
     """
 

@@ -30,7 +30,9 @@ from betaedit.models.gguf import gguf_folder
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.lookup import encode_target, tokenize
 from betaedit.models.places import find_place, local_model
-from betaedit.models.support import MERGE, refuse_unsuitable
+from betaedit.models.runners import RunnerName
+from betaedit.models.runners.runner import LayerRunner
+from betaedit.models.support_check import MERGE, refuse_unsuitable
 
 Frame = Callable[[Sequence[str]], list[str]]
 """Turns prompts into what is put before the model in their place, one text each, in order."""
@@ -54,6 +56,7 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         anatomy: Where its editable parts are.
         name: What it was loaded as.
+        runner: Runs its layers when values are sought and keys read.
         frame: How an editor that changes no weights puts prompts before the model; as they are when not given.
     """
 
@@ -61,20 +64,33 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     name: str
+    runner: LayerRunner
     frame: Frame | None = None
 
     @classmethod
-    def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LanguageModel:
+    def wrap(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str | None = None,
+        *,
+        runner: RunnerName = "auto",
+    ) -> LanguageModel:
         """A live model and its tokenizer; the model is put into evaluation mode and its parameters are frozen.
 
+        ``runner`` chooses what runs its layers (``LayerRunner``).
+
         Raises:
-            ModelError: It carries an adapter, is wrapped, or its weights cannot be changed (``models/support.py``).
+            ModelError: It carries an adapter, is wrapped, or its weights cannot be changed (``refuse_unsuitable``).
             AnatomyError: Its parts are not found.
+            ConfigError: There is no such runner, or it cannot be used for this model on this machine.
         """
         refuse_unsuitable(model)
         model.train(False)
         model.requires_grad_(False)
-        return cls(model, tokenizer, find_anatomy(model), name or str(getattr(model.config, "_name_or_path", "model")))
+        anatomy = find_anatomy(model)
+        name = name or str(getattr(model.config, "_name_or_path", "model"))
+        return cls(model, tokenizer, anatomy, name, LayerRunner(anatomy, runner))
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +181,7 @@ def load_language_model(
     dtype: DtypeName = "float32",
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    runner: RunnerName = "auto",
 ) -> LanguageModel:
     """The model of that name, ready to be edited.
 
@@ -173,11 +190,13 @@ def load_language_model(
         dtype: Type of the weights; ``auto`` keeps the checkpoint's own.
         device: Where to put the whole model, such as ``cpu`` or ``cuda``; a GPU when there is one, by default.
         device_map: Spread over devices as accelerate does it; excludes ``device``.
+        runner: What runs its layers: ``auto``, ``modules``, ``fused`` or ``kernels`` (``LayerRunner``).
 
     Raises:
         ModelNotFoundError: There is nothing of that name.
         UnsupportedMatrixError: The checkpoint is quantized.
         ModelError: It is no causal language model, its files are damaged, or weights are missing.
+        ConfigError: There is no such runner, or it cannot be used for this model on this machine.
     """
     if device is not None and device_map is not None:
         raise ModelError("device and device_map exclude each other.", hint="Give one of them.")
@@ -187,7 +206,7 @@ def load_language_model(
     model = _load_weights(name, place, DTYPES[dtype], device_map)
     if device_map is None:
         torch.nn.Module.to(model, usable_device(device))
-    return LanguageModel.wrap(model, tokenizer, name)
+    return LanguageModel.wrap(model, tokenizer, name, runner=runner)
 
 
 def _resolve(name: str) -> str:

@@ -22,7 +22,7 @@ from betaedit.models.anatomy import projection_shape
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
-from betaedit.models.partial import ForwardEnded, hooks
+from betaedit.models.replay import ForwardEnded, hooks
 from betaedit.paths import cache_folder
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows

@@ -26,7 +26,7 @@ from betaedit.memory.rule import MemoryRule
 from betaedit.models.chat import has_chat, typed_specials
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, find_lookup_token
-from betaedit.models.pack import check_packs
+from betaedit.models.support_check import check_replay
 from betaedit.statistics.moments import Moments
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ClosedForm(EditsMatrices, Associative):
         self._check_settings()
         check_unedited(model.anatomy, config.layers)
         resources.check(config)
-        check_packs(model.anatomy)
+        check_replay(model.anatomy)
 
     @property
     def engine(self) -> Engine:

@@ -17,11 +17,10 @@ from betaedit.editors.asked import check_length
 from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.wordings import Wording, wordings
 from betaedit.facts.fact import SLOT, Fact
-from betaedit.models.lean import run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts
-from betaedit.models.pack import extend
-from betaedit.models.partial import Recording, record
+from betaedit.models.packing import extend
+from betaedit.models.replay import Recording, record
 
 _SHORT = 64
 """The prompts of a fact run in one row up to this length; beyond, masks of so many squared would take too much room."""
@@ -133,7 +132,7 @@ def encode_batch(
     recording = record(model.anatomy, tokens, run=1, keep=(0, 1))
     if int(tokens.lengths.max()) > _SHORT:
         rows = torch.arange(len(prompts), device=model.device).view(-1, 1)
-    return replace(batch, recording=extend(model.anatomy, recording, rows, keep, run_lean_layers))
+    return replace(batch, recording=extend(recording, rows, keep, model.runner.run))
 
 
 def _groups(facts: Sequence[Fact], config: EditConfig) -> tuple[int, ...]:

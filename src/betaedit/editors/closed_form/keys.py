@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.encode import EncodedBatch
 from betaedit.facts.fact import SLOT, Fact
-from betaedit.models.lean import pass_projection, run_lean_layers
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import Prompt, encode_prompts, encode_target
-from betaedit.models.pack import Pack
-from betaedit.models.partial import ForwardEnded, hooks
+from betaedit.models.packing import Pack
+from betaedit.models.replay import ForwardEnded, hooks
 
 
 class LayerWalk:
@@ -41,7 +40,7 @@ class LayerWalk:
         prompts, leading = encoded.prompts(facts)[:, :-1], encoded.leading(facts)
         begin, end = torch.zeros_like(encoded.lookup), encoded.lookup + 1
         pack, leaders = (Pack.of(rows, begin, end) for rows in (prompts, leading))
-        self._anatomy = model.anatomy
+        self._runner = model.runner
         self._calls = pack.calls(encoded.recording, layers)
         self._leaders_calls = leaders.calls(encoded.recording, layers)
         self._hidden = pack.gather(encoded.recording.inputs[first])
@@ -63,7 +62,7 @@ class LayerWalk:
         weights as they are when it is called. Meanwhile ``bare_keys`` holds, for each of them, the ``(d_in, c)`` key
         of its fact's bare prompt alone.
         """
-        self._hidden = run_lean_layers(self._anatomy, self._calls, self._hidden, self._next, layer - 1)
+        self._hidden = self._runner.run(self._calls, self._hidden, self._next, layer - 1)
         self._next = layer
         output = self._output()
 
@@ -80,14 +79,14 @@ class LayerWalk:
                 raise ForwardEnded
 
         with suppress(ForwardEnded):
-            self._hidden = pass_projection(self._anatomy, self._calls, self._hidden, layer, pause)
+            self._hidden = self._runner.pass_projection(self._calls, self._hidden, layer, pause)
             self._next = layer + 1
 
     def _output(self) -> Tensor:
         """``(d_out, c)`` of the last edited layer at the lookup token of each key's first prompt."""
         places = self._leaders.to(self._hidden.device)[:, :, None].expand(-1, -1, self._hidden.shape[2])
         entering = self._hidden.gather(1, places)
-        hidden = run_lean_layers(self._anatomy, self._leaders_calls, entering, self._next, self._last)
+        hidden = self._runner.run(self._leaders_calls, entering, self._next, self._last)
         outputs = _at(hidden, self._leaders_lookup)
         return torch.cat([rows[: len(w)] for rows, w in zip(outputs, self._weights, strict=True)]).float().T
 

@@ -19,11 +19,10 @@ from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.encode import EncodedBatch
 from betaedit.editors.closed_form.keys import bare_outputs
 from betaedit.editors.closed_form.search import make_search
-from betaedit.models.lean import lean_layers, run_lean_layers
 from betaedit.models.load import LanguageModel
-from betaedit.models.narrow import narrow_linears
-from betaedit.models.pack import Pack, PriorState, keep_state
-from betaedit.models.partial import LayerCall, take_rows
+from betaedit.models.packing import Pack
+from betaedit.models.prefix_cache import PrefixCache, compute_prefix
+from betaedit.models.replay import LayerCall, take_rows
 
 _ENTRIES_PER_PASS = {"cpu": 512, "cuda": 4096}
 _TOO_LONG = 2.0
@@ -185,7 +184,7 @@ class _Problem:
     layers: range
     start: Tensor
     calls: dict[int, LayerCall]
-    state: PriorState
+    state: PrefixCache
     lookups: Tensor
     initial: Tensor
     targets: _Targets
@@ -201,7 +200,7 @@ class _Problem:
         entering = encoded.recording.inputs[above]
         prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
         suffix = Pack.of(chosen, lookup, lengths)
-        state = keep_state(model.anatomy, encoded.recording, prefix, layers, run_lean_layers)
+        state = compute_prefix(encoded.recording, prefix, layers, model.runner.run)
         start = suffix.gather(entering)
         rows = torch.arange(len(facts), device=start.device)
         starts = suffix.starts.to(start.device)  # prompts are encoded where the embedding is, maybe on another device
@@ -223,7 +222,7 @@ class _Problem:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         """From the hidden states entering ``layers`` to those after them."""
-        return lean_layers(self.model.anatomy, self.calls, self.start, self.layers)
+        return self.model.runner.bind(self.calls, self.start, self.layers)
 
     def evaluate(self, delta: Tensor) -> tuple[_Evaluation, Tensor]:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
@@ -248,7 +247,7 @@ class _Problem:
             return self
         state = self.state.take(rows)
         calls = take_rows(self.calls, rows, n)
-        calls = {layer: call.map(lambda v: state if isinstance(v, PriorState) else v) for layer, call in calls.items()}
+        calls = {layer: call.map(lambda v: state if isinstance(v, PrefixCache) else v) for layer, call in calls.items()}
         return replace(
             self,
             start=self.start[rows],
@@ -267,14 +266,13 @@ class _Problem:
         Of the target tokens ``(e,)``, of the most probable tokens in their places ``(e,)``, and of all tokens at the KL
         prompts ``(b, vocabulary)``.
         """
-        anatomy, targets = self.model.anatomy, self.targets
+        targets = self.targets
         changed = self.start + (self.lookups[:, :, None] * delta[:, None]).to(self.start.dtype)
         hidden = self._run(changed)
-        with narrow_linears([anatomy.head]):
-            rows = torch.arange(len(hidden), device=hidden.device)
-            fact, entry, kl_entry = (index.to(hidden.device) for index in (targets.fact, targets.entry, self.kl_entry))
-            read = torch.cat([hidden[fact, entry], hidden[rows, kl_entry]])
-            logs = anatomy.logits(read).float().log_softmax(dim=-1).to(delta.device)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        fact, entry, kl_entry = (index.to(hidden.device) for index in (targets.fact, targets.entry, self.kl_entry))
+        read = torch.cat([hidden[fact, entry], hidden[rows, kl_entry]])
+        logs = self.model.runner.logits(read).float().log_softmax(dim=-1).to(delta.device)
         e = len(targets.token)
         return logs[:e].gather(1, targets.token[:, None])[:, 0], logs[:e].detach().amax(dim=1), logs[e:]
 

@@ -3,7 +3,7 @@
  * A search for a value multiplies a few dozen rows with every matrix of the layers, again and again. General libraries
  * read the matrices at a third to a half of the memory's rate there; these kernels read each once, as it lies, and keep
  * sums in registers. Matrices are float32, or bfloat16 or float16 that becomes float32 in the register; all else is
- * float32, rows contiguous. native/library.py compiles this for the processor at hand.
+ * float32, rows contiguous. compiled/library.py compiles this for the processor at hand.
  */
 #include <math.h>
 #if defined(__AVX__)
@@ -223,7 +223,7 @@ static void product(const struct matrices *m, const float *x, float *y, size n) 
  * Each thread takes rows of each W, which lie one after the other; its sums, but the first thread's, are in partial
  * (threads - 1, n, d_in) until all are there.
  */
-static void product_back(const struct matrices *m, const float *g, float *y, float *partial, size n,
+static void product_backward(const struct matrices *m, const float *g, float *y, float *partial, size n,
                          struct meeting *meeting) {
     size tiles = (n + SUM_ROWS - 1) / SUM_ROWS, vectors = m->d_in / WIDTH, begin = 0, started = 0;
     size blocks = (vectors + SUM_COLUMNS - 1) / SUM_COLUMNS;
@@ -265,10 +265,10 @@ static void multiply_share(void *job) {
     product(p->m, p->x, p->y, p->n);
     as_before(before);
 }
-static void multiply_back_share(void *job) {
+static void multiply_backward_share(void *job) {
     struct multiply *p = job;
     state before = tiny_is_zero();
-    product_back(p->m, p->x, p->y, p->partial, p->n, &p->meeting);
+    product_backward(p->m, p->x, p->y, p->partial, p->n, &p->meeting);
     as_before(before);
 }
 
@@ -277,9 +277,9 @@ void multiply(const struct matrices *m, const float *x, float *y, size n, int th
     struct multiply p = {m, x, y, 0, n, {0, 0}};
     together(multiply_share, &p, threads, 0);
 }
-void multiply_back(const struct matrices *m, const float *g, float *y, float *partial, size n, int threads) {
+void multiply_backward(const struct matrices *m, const float *g, float *y, float *partial, size n, int threads) {
     struct multiply p = {m, g, y, partial, n, {0, 0}};
-    together(multiply_back_share, &p, threads, 0);
+    together(multiply_backward_share, &p, threads, 0);
 }
 
 size width(void) { return WIDTH; }
@@ -319,7 +319,7 @@ static void normed(const struct norm *norm, const float *x, float *y, size d) {
     float scale = scale_of(norm, x, d);
     for (size j = 0; j < d; j++) y[j] = x[j] * scale * norm->w[j];
 }
-static void normed_back(const struct norm *norm, const float *x, float *g, size d) { /* in place */
+static void normed_backward(const struct norm *norm, const float *x, float *g, size d) { /* in place */
     float scale = scale_of(norm, x, d), along = 0;
 #pragma omp simd reduction(+ : along)
     for (size j = 0; j < d; j++) along += g[j] * norm->w[j] * x[j];
@@ -349,7 +349,7 @@ static inline float exponential(float x) {
 static void gated(const float *gate, float *y, size m) {
     for (size j = 0; j < m; j++) y[j] = gate[j] / (1 + exponential(-gate[j])) * gate[m + j];
 }
-static void gated_back(const float *slope, const float *gate, float *y, size m) {
+static void gated_backward(const float *slope, const float *gate, float *y, size m) {
     for (size j = 0; j < m; j++) {
         float open = 1 / (1 + exponential(-gate[j]));
         y[j] = slope[j] * gate[m + j] * open * (1 + gate[j] * (1 - open));
@@ -386,7 +386,7 @@ struct layer {
     const float *mask; /* (g * kv, h / kv * width, prior + width) added to scores; what it hides is not computed */
     size prior;
     float scaling;
-    /* Kept for the way back: (n, d), (n, h + 2 kv, dim) before and after norms and turns, (n, h, prior + width), (n, d),
+    /* Kept for the backward pass: (n, d), (n, h + 2 kv, dim) before and after norms and turns, (n, h, prior + width), (n, d),
      * (n, 2 m). Without norms of heads, raw is rows. */
     float *x, *raw, *rows, *shares, *middle, *gates;
 };
@@ -395,7 +395,7 @@ struct run {
     const struct shape *shape;
     const struct layer *layers;
     size count;
-    float *y; /* (n, d) the result; on the way back the gradient of it, in the end that of the first x */
+    float *y; /* (n, d) the result; in the backward pass the gradient of it, in the end that of the first x */
     /* Room: (n, d) twice, (n, h dim), (n, m), (n, 2 m), (n, h + 2 kv, dim), as the largest shares, and for products. */
     float *narrow, *other, *mixed, *wide, *wider, *slopes, *scores, *partial;
     struct meeting meeting;
@@ -436,7 +436,8 @@ static void attend(const struct shape *p, const struct layer *l, size i, size a,
 }
 
 /* From the gradient of that mix, those of the scores and of the query. */
-static void attend_back(const struct shape *p, const struct layer *l, size i, size a, const float *slope, float *scores,
+static void attend_backward(const struct shape *p, const struct layer *l, size i, size a, const float *slope,
+                            float *scores,
                         float *query_slope) {
     size columns = l->prior + p->width, b = a / (p->h / p->kv), r = p->row[i];
     const float *shares = l->shares + (i * p->h + a) * columns;
@@ -453,7 +454,7 @@ static void attend_back(const struct shape *p, const struct layer *l, size i, si
 }
 
 /* The gradients of key and value b of position i, from all scores of positions in its row. */
-static void attended_back(const struct shape *p, const struct layer *l, size i, size b, const float *mixed,
+static void attended_backward(const struct shape *p, const struct layer *l, size i, size b, const float *mixed,
                           const float *scores, float *key_slope, float *value_slope) {
     size columns = l->prior + p->width, group = p->h / p->kv, column = l->prior + p->entry[i];
     clear(key_slope, p->dim);
@@ -483,13 +484,13 @@ static void placed(const struct shape *p, const struct layer *l, size i) {
         if (a < p->h + p->kv) turned(head, l->cosines + i * p->dim, l->sines + i * p->dim, p->dim, 0);
     }
 }
-static void placed_back(const struct shape *p, const struct layer *l, size i, float *slopes) {
+static void placed_backward(const struct shape *p, const struct layer *l, size i, float *slopes) {
     size heads = p->h + 2 * p->kv;
     for (size a = 0; a < p->h + p->kv; a++) {
         const struct norm *norm = a < p->h ? &l->query : &l->key;
         float *slope = slopes + (i * heads + a) * p->dim;
         turned(slope, l->cosines + i * p->dim, l->sines + i * p->dim, p->dim, 1);
-        if (norm->w) normed_back(norm, l->raw + (i * heads + a) * p->dim, slope, p->dim);
+        if (norm->w) normed_backward(norm, l->raw + (i * heads + a) * p->dim, slope, p->dim);
     }
 }
 
@@ -531,10 +532,10 @@ static void forward_share(void *job) {
 }
 
 /* The gradient before a norm of x joins the one that went past it, for some rows. */
-static void residual_back(const struct run *run, const struct norm *norm, const float *x, size from, size to) {
+static void residual_backward(const struct run *run, const struct norm *norm, const float *x, size from, size to) {
     size d = run->shape->d;
     for (size i = from; i < to; i++) {
-        normed_back(norm, x + i * d, run->narrow + i * d, d);
+        normed_backward(norm, x + i * d, run->narrow + i * d, d);
         add(run->y + i * d, run->y + i * d, run->narrow + i * d, d);
     }
 }
@@ -550,31 +551,32 @@ static void backward_share(void *job) {
     MINE(first_new, last_new, p->n * p->kv);
     for (const struct layer *l = run->layers + run->count; l-- > run->layers;) {
         size columns = l->prior + p->width;
-        product_back(&l->down, run->y, run->wide, run->partial, p->n, meeting);
+        product_backward(&l->down, run->y, run->wide, run->partial, p->n, meeting);
         all_here(meeting);
         for (size i = from; i < to; i++)
-            gated_back(run->wide + i * p->m, l->gates + i * 2 * p->m, run->wider + i * 2 * p->m, p->m);
+            gated_backward(run->wide + i * p->m, l->gates + i * 2 * p->m, run->wider + i * 2 * p->m, p->m);
         all_here(meeting);
-        product_back(&l->both, run->wider, run->narrow, run->partial, p->n, meeting);
+        product_backward(&l->both, run->wider, run->narrow, run->partial, p->n, meeting);
         all_here(meeting);
-        residual_back(run, &l->second, l->middle, from, to);
+        residual_backward(run, &l->second, l->middle, from, to);
         all_here(meeting);
-        product_back(&l->leaving, run->y, run->mixed, run->partial, p->n, meeting);
+        product_backward(&l->leaving, run->y, run->mixed, run->partial, p->n, meeting);
         all_here(meeting);
         for (size u = first; u < last; u++)
-            attend_back(p, l, u / p->h, u % p->h, run->mixed + u * p->dim, run->scores + u * columns,
+            attend_backward(p, l, u / p->h, u % p->h, run->mixed + u * p->dim, run->scores + u * columns,
                         run->slopes + (u / p->h * heads + u % p->h) * p->dim);
         all_here(meeting);
         for (size u = first_new; u < last_new; u++) {
             float *key_slope = run->slopes + (u / p->kv * heads + p->h + u % p->kv) * p->dim;
-            attended_back(p, l, u / p->kv, u % p->kv, run->mixed, run->scores, key_slope, key_slope + p->kv * p->dim);
+            attended_backward(p, l, u / p->kv, u % p->kv, run->mixed, run->scores, key_slope,
+                              key_slope + p->kv * p->dim);
         }
         all_here(meeting);
-        for (size i = from; i < to; i++) placed_back(p, l, i, run->slopes);
+        for (size i = from; i < to; i++) placed_backward(p, l, i, run->slopes);
         all_here(meeting);
-        product_back(&l->entering, run->slopes, run->narrow, run->partial, p->n, meeting);
+        product_backward(&l->entering, run->slopes, run->narrow, run->partial, p->n, meeting);
         all_here(meeting);
-        residual_back(run, &l->first, l->x, from, to);
+        residual_backward(run, &l->first, l->x, from, to);
         all_here(meeting);
     }
     as_before(before);

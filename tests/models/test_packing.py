@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -26,9 +27,12 @@ from transformers import (
 from betaedit import Editor, Fact
 from betaedit.errors import ModelError
 from betaedit.models import Anatomy, EncodedPrompts, LanguageModel, find_anatomy
-from betaedit.models.lean import run_lean_layers
-from betaedit.models.pack import Pack, RunLayers, check_packs, extend, keep_state
-from betaedit.models.partial import LayerCall, Recording, record, run_layers, take_rows
+from betaedit.models.packing import Pack, RunLayers, extend
+from betaedit.models.prefix_cache import compute_prefix
+from betaedit.models.replay import LayerCall, Recording, record, run_layers, take_rows
+from betaedit.models.runners import RunnerName
+from betaedit.models.runners.runner import LayerRunner
+from betaedit.models.support_check import check_replay
 from betaedit.statistics import Moments
 from support.families import (
     FAMILIES_AND_ATTENTION,
@@ -96,8 +100,12 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 some_layouts = pytest.mark.parametrize(
     "layout", [LAYOUTS["three prompts a row"], LAYOUTS["no padding in the recording"]], ids=["padded", "not padded"]
 )
-every_run = pytest.mark.parametrize("run", [run_layers, run_lean_layers], ids=["by the modules", "leanly"])
+every_runner = pytest.mark.parametrize("runner", ["modules", "fused", "auto"])
 THREE = LAYOUTS["three prompts a row"]
+
+
+def by_modules(anatomy: Anatomy) -> RunLayers:
+    return partial(run_layers, anatomy)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Suffixes:
         layers = range(first, N_LAYERS)
         prefix = Pack.of(chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
         pack = Pack.of(chosen, prompts.lookup, prompts.lengths)
-        calls = pack.calls(recording, layers, keep_state(anatomy, recording, prefix, layers), prefix)
+        calls = pack.calls(recording, layers, compute_prefix(recording, prefix, layers, by_modules(anatomy)), prefix)
         return cls(anatomy, first, pack, pack.gather(recording.inputs[first]), calls)
 
     def run(self, changes: Tensor) -> Tensor:
@@ -129,7 +137,7 @@ class Suffixes:
 
 def by_prompt(values: Tensor, pack: Pack) -> list[Tensor]:
     """The real entries of a pack, prompt after prompt as they were chosen."""
-    starts = [torch.where(real)[0].tolist() for real in pack.real]
+    starts = [torch.where(real)[0].tolist() for real in pack.grid.real]
     rows = [row[: len(real)] for row, real in zip(values, starts, strict=True)]
     return [part for row, begin in zip(rows, pack.starts, strict=True) for part in row.tensor_split(begin[1:])]
 
@@ -151,18 +159,18 @@ def full_logits(anatomy: Anatomy, layout: Layout, first: int, changes: Tensor) -
 def test_the_prompts_of_a_row_follow_one_another_and_padding_evens_the_rows_out():
     begin, end = torch.tensor([1, 0, 2, 3]), torch.tensor([3, 1, 2, 6])
     pack = Pack.of(torch.tensor([[0, 1], [3, 2]]), begin, end)
-    assert pack.prompts[pack.real].tolist() == [0, 0, 1, 3, 3, 3]
-    assert pack.positions[pack.real].tolist() == [1, 2, 0, 3, 4, 5]
+    assert pack.prompts[pack.grid.real].tolist() == [0, 0, 1, 3, 3, 3]
+    assert pack.positions[pack.grid.real].tolist() == [1, 2, 0, 3, 4, 5]
     assert pack.starts.tolist() == [[0, 2], [0, 3]]
-    assert pack.real.tolist() == [[True, True, True], [True, True, True]]
+    assert pack.grid.real.tolist() == [[True, True, True], [True, True, True]]
     narrow = Pack.of(torch.tensor([[0], [1]]), begin, end)
-    assert narrow.real.tolist() == [[True, True], [True, False]]
+    assert narrow.grid.real.tolist() == [[True, True], [True, False]]
 
 
 def test_a_pack_of_nothing_is_one_entry_of_padding():
     zeros = torch.zeros(2, dtype=torch.long)
     pack = Pack.of(torch.tensor([[0, 1]]), zeros, zeros)
-    assert pack.real.tolist() == [[False]]
+    assert pack.grid.real.tolist() == [[False]]
 
 
 @given(st.data())
@@ -176,13 +184,13 @@ def test_every_chosen_position_stands_once_in_its_row_in_order(data: st.DataObje
     spans = list(zip(begin.tolist(), end.tolist(), strict=True))
     for row, prompts in enumerate(rows):
         expected = [(prompt, position) for prompt in prompts for position in range(*spans[prompt])]
-        real = pack.real[row]
+        real = pack.grid.real[row]
         assert real.tolist() == [True] * len(expected) + [False] * (len(real) - len(expected))
         entries = zip(pack.prompts[row][real].tolist(), pack.positions[row][real].tolist(), strict=True)
         assert list(entries) == expected
         sizes = (end - begin)[list(prompts)]
         assert pack.starts[row].tolist() == (sizes.cumsum(dim=0) - sizes).tolist()
-    assert pack.real.shape[1] == max(1, int(pack.real.sum(dim=1).max()))
+    assert pack.grid.real.shape[1] == max(1, int(pack.grid.real.sum(dim=1).max()))
 
 
 def test_values_are_taken_from_each_entrys_prompt_and_position_or_from_the_one_row_that_all_share():
@@ -247,16 +255,16 @@ def test_a_pack_of_what_leads_to_the_lookup_tokens_gives_the_hidden_states_of_a_
         assert_all_close(by_prompt(found, pack), by_prompt(expected, pack))
 
 
-@every_run
+@every_runner
 @every_attention
 @every_layout
 def test_a_recording_is_extended_without_padding_by_what_a_full_forward_has(
-    name: str, attention: str, layout: Layout, run: RunLayers
+    name: str, attention: str, layout: Layout, runner: RunnerName
 ):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), layout.prompts
     whole = record(anatomy, prompts, run=N_LAYERS, keep=(1, 2, N_LAYERS))
     first = record(anatomy, prompts, run=1, keep=(0, 1))
-    recording = extend(anatomy, first, layout.chosen, (1, 2, N_LAYERS), run)
+    recording = extend(first, layout.chosen, (1, 2, N_LAYERS), LayerRunner(anatomy, runner).run)
     assert sorted(recording.inputs) == [0, 1, 2, N_LAYERS]
     assert torch.equal(recording.inputs[1], first.inputs[1])
     there = torch.zeros_like(prompts.attention_mask, dtype=torch.bool)
@@ -267,14 +275,14 @@ def test_a_recording_is_extended_without_padding_by_what_a_full_forward_has(
         assert not found[~there].any()
 
 
-@every_run
+@every_runner
 @every_attention
 @pytest.mark.parametrize("layout", [THREE, LAYOUTS["lookup at the first token"]], ids=["padded", "nothing before"])
-def test_the_kept_state_is_that_of_the_models_own_cache(name: str, attention: str, layout: Layout, run: RunLayers):
+def test_the_prefix_is_that_of_the_models_own_cache(name: str, attention: str, layout: Layout, runner: RunnerName):
     anatomy, prompts = find_anatomy(shared_model(name, attention)), layout.prompts
     recording = record(anatomy, prompts, run=1, keep=(1,))
     prefix = Pack.of(layout.chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
-    state = keep_state(anatomy, recording, prefix, range(1, N_LAYERS), run)
+    state = compute_prefix(recording, prefix, range(1, N_LAYERS), LayerRunner(anatomy, runner).run)
     assert list(state.held) == list(range(1, N_LAYERS))
     full = anatomy.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, use_cache=True)
     window = getattr(anatomy.model.config, "sliding_window", None)
@@ -344,7 +352,7 @@ def test_no_gradient_flows_from_one_prompt_to_another(name: str, attention: str)
 def test_what_fills_the_padding_between_rows_changes_nothing(name: str, attention: str):
     anatomy = find_anatomy(shared_model(name, attention))
     suffixes = Suffixes.of(anatomy, THREE.prompts, THREE.chosen, 2)
-    padding = ~suffixes.pack.real
+    padding = ~suffixes.pack.grid.real
     assert padding.any()
     filled = dataclasses.replace(suffixes, start=suffixes.start + 10.0 * padding[:, :, None])
     plain, odd = (by_prompt(one.run(random_changes(6)), one.pack) for one in (suffixes, filled))
@@ -369,7 +377,7 @@ def test_rows_of_a_pack_run_alone_give_what_they_gave_in_the_pack(name: str, att
     recording = record(anatomy, prompts, run=2, keep=(2,))
     prefix = Pack.of(layout.chosen, torch.zeros_like(prompts.lookup), prompts.lookup)
     suffix = Pack.of(layout.chosen, prompts.lookup, prompts.lengths)
-    state, start = keep_state(anatomy, recording, prefix, layers), suffix.gather(recording.inputs[2])
+    state, start = compute_prefix(recording, prefix, layers, by_modules(anatomy)), suffix.gather(recording.inputs[2])
     whole = run_layers(anatomy, suffix.calls(recording, layers, state, prefix), start, 2, N_LAYERS - 1)
     rows = torch.tensor([2, 0])
     calls = take_rows(suffix.calls(recording, layers, state.take(rows), prefix), rows, 3)
@@ -430,16 +438,16 @@ def test_layers_that_take_no_mask_are_refused():
 
 @every_attention
 def test_every_supported_family_passes_the_check(name: str, attention: str):
-    check_packs(find_anatomy(shared_model(name, attention)))
+    check_replay(find_anatomy(shared_model(name, attention)))
 
 
 def test_a_model_in_half_precision_passes_the_check():
-    check_packs(find_anatomy(model_of(family("llama").config(**family("llama").settings)).bfloat16()))
+    check_replay(find_anatomy(model_of(family("llama").config(**family("llama").settings)).bfloat16()))
 
 
 @pytest.mark.real_model
 def test_thirty_layers_of_rounding_to_half_precision_do_not_fail_the_check(smollm2: LanguageModel):
-    check_packs(find_anatomy(copy.deepcopy(smollm2.model).bfloat16()))
+    check_replay(find_anatomy(copy.deepcopy(smollm2.model).bfloat16()))
 
 
 @pytest.mark.parametrize("name", ["gpt-neo", "mpt", "bloom"])
@@ -459,7 +467,7 @@ def test_whatever_layers_trip_over_is_the_same_refusal(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(anatomy.layers[2], "forward", fail)
         with pytest.raises(ModelError, match="layers of LlamaForCausalLM cannot be run"):
-            check_packs(anatomy)
+            check_replay(anatomy)
 
 
 def test_a_model_that_scales_its_logits_in_a_way_unknown_here_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -473,7 +481,7 @@ def test_a_model_that_scales_its_logits_in_a_way_unknown_here_is_refused(monkeyp
 
     monkeypatch.setattr(type(model), "forward", scaled)
     with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not what its norm and head make"):
-        check_packs(find_anatomy(model))
+        check_replay(find_anatomy(model))
 
 
 def test_a_model_without_finite_logits_is_refused_as_such():
@@ -481,7 +489,7 @@ def test_a_model_without_finite_logits_is_refused_as_such():
     with torch.no_grad():
         model.transformer.h[1].mlp.c_proj.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match=r"logits of GPT2LMHeadModel are not finite in torch\.float32"):
-        check_packs(find_anatomy(model))
+        check_replay(find_anatomy(model))
 
 
 OWN_MASKS = {

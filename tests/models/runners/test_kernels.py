@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from betaedit.models.native import kernels as module
-from betaedit.models.native.kernels import Kernels, Matrices, find_kernels, kernels_for
-from betaedit.native.library import NoKernelsError
+from betaedit.compiled.library import NoKernelsError
+from betaedit.models.runners import kernels as module
+from betaedit.models.runners.kernels import Kernels, Matrices, find_kernels, kernels_for
 
 
 def skip_unless_read(kernels: Kernels, kind: torch.dtype) -> None:
@@ -80,7 +80,7 @@ def test_products_are_x_w_transposed_plus_b_side_by_side(
 @KINDS
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES)
-def test_the_way_back_is_the_sum_of_g_w(
+def test_the_gradient_is_the_sum_of_g_w(
     kernels: Kernels, kind: torch.dtype, shape: tuple[int, int, list[int], int, int]
 ):
     skip_unless_read(kernels, kind)
@@ -89,7 +89,7 @@ def test_the_way_back_is_the_sum_of_g_w(
     weights = [torch.randn(d_out, d_in, generator=random).to(kind) for d_out in d_outs]
     gradients = [torch.randn(n, d_out, generator=random) for d_out in d_outs]
     torch.set_num_threads(threads)
-    found = kernels.product_back(Matrices(weights, [None] * len(weights)), torch.cat(gradients, dim=1))
+    found = kernels.product_backward(Matrices(weights, [None] * len(weights)), torch.cat(gradients, dim=1))
     assert_near(found, sum(g.double() @ w.double() for g, w in zip(gradients, weights, strict=True)))
 
 
@@ -98,7 +98,7 @@ def test_rows_that_do_not_lie_one_after_the_other_are_read_as_they_are(kernels: 
     gradient = torch.randn(20, 10).t()[::2]
     matrices = Matrices([weight], [None])
     assert_near(kernels.product(matrices, x), x.double() @ weight.double().t())
-    assert_near(kernels.product_back(matrices, gradient), gradient.double() @ weight.double())
+    assert_near(kernels.product_backward(matrices, gradient), gradient.double() @ weight.double())
 
 
 def test_what_is_not_a_number_stays_so(kernels: Kernels):
@@ -115,7 +115,7 @@ def test_numbers_too_small_to_be_normal_count_as_zero_and_only_here(kernels: Ker
     tiny = torch.full((3, 32), 1e-40)
     matrices = Matrices([torch.full((32, 32), 0.5)], [None])
     assert not kernels.product(matrices, tiny).any()
-    assert not kernels.product_back(matrices, tiny).any()
+    assert not kernels.product_backward(matrices, tiny).any()
     assert bool((tiny * 0.5).all())  # another time
 
 
@@ -161,7 +161,7 @@ def test_weights_that_differ_are_not_read_together(kernels: Kernels, other: Tens
     assert kernels_for(first, other) is None
 
 
-@pytest.mark.parametrize("way", ["product", "product_back"])
+@pytest.mark.parametrize("way", ["product", "product_backward"])
 def test_rows_of_another_width_are_refused(kernels: Kernels, way: str):
     with pytest.raises(ValueError, match=r"rows are \(n, "):
         getattr(kernels, way)(Matrices([torch.randn(48, 32)], [None]), torch.randn(3, 16))
@@ -177,7 +177,7 @@ def test_weights_of_a_type_that_torch_multiplies_sooner_are_left_to_it(
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("way", ["product", "product_back"])
+@pytest.mark.parametrize("way", ["product", "product_backward"])
 def test_kernels_that_compute_something_else_are_not_used(way: str, monkeypatch: pytest.MonkeyPatch):
     right = getattr(Kernels, way)
     monkeypatch.setattr(Kernels, way, lambda *args: right(*args) * 1.001)
@@ -212,5 +212,5 @@ def test_gradients_of_a_vocabulary_that_sum_to_zero_are_as_exact_as_torchs(kerne
     gradient = torch.randn(7, 50_000).softmax(dim=1)
     gradient[:, 17] -= 1
     exact = gradient.double() @ weight.double()
-    found, theirs = kernels.product_back(Matrices([weight], [None]), gradient), gradient @ weight
+    found, theirs = kernels.product_backward(Matrices([weight], [None]), gradient), gradient @ weight
     assert float((found - exact).norm()) <= 2 * float((theirs - exact).norm())

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from betaedit.native.library import NoKernelsError, find_bound
+from betaedit.compiled.library import NoKernelsError, find_bound
+from betaedit.models.runners.trust import agrees, is_readable
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,7 +21,7 @@ _TOLERANCE = 1e-5
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "multiply": (_POINTER, _POINTER, _POINTER, _SIZE, _INT),
-    "multiply_back": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _INT),
+    "multiply_backward": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _INT),
     "forward": (_POINTER, _INT),
     "backward": (_POINTER, _INT),
 }
@@ -84,8 +85,8 @@ class Kernels:
 
     def take(self, weight: Tensor) -> bool:
         """Whether products with ``weight`` ``(d_out, d_in)`` can, and should, be computed here."""
-        fits = _is_plain(weight) and len(weight) >= _FEWEST_OUTPUTS and weight.shape[1] % self._width == 0
-        return fits and self.most_rows[weight.dtype] > 0
+        fits = is_readable(weight) and len(weight) >= _FEWEST_OUTPUTS and weight.shape[1] % self._width == 0
+        return fits and self.most_rows.get(weight.dtype, 0) > 0
 
     def product(self, matrices: Matrices, x: Tensor) -> Tensor:
         """``x W^T + b`` of each ``W``, side by side: float32 ``(n, sum of d_out)`` of rows ``x`` ``(n, d_in)``."""
@@ -96,13 +97,13 @@ class Kernels:
         self._library.multiply(*pointers, len(x), torch.get_num_threads())
         return product
 
-    def product_back(self, matrices: Matrices, gradient: Tensor) -> Tensor:
+    def product_backward(self, matrices: Matrices, gradient: Tensor) -> Tensor:
         """``(n, d_in)`` float32, the sum of ``g W``, of gradients side by side, ``(n, sum of d_out)``."""
         _check_width(gradient, matrices.d_out)
         gradient, n, threads = gradient.float().contiguous(), len(gradient), torch.get_num_threads()
         rows = gradient.new_empty(threads, n, matrices.d_in)  # the first is the result
         pointers = gradient.data_ptr(), rows[0].data_ptr(), rows[1:].data_ptr()
-        self._library.multiply_back(ctypes.addressof(matrices.struct), *pointers, n, threads)
+        self._library.multiply_backward(ctypes.addressof(matrices.struct), *pointers, n, threads)
         return rows[0]
 
     def call(self, name: str, run: ctypes.Structure, threads: int) -> None:
@@ -118,7 +119,7 @@ def find_kernels() -> Kernels | NoKernelsError:
 
 def kernels_for(*weights: Tensor) -> Kernels | None:
     """The kernels where there are some that take all of ``weights``, which are of one type and width."""
-    if not all(map(_is_plain, weights)):  # nothing is compiled for them
+    if not all(weight.dtype in _KINDS and is_readable(weight) for weight in weights):  # nothing is compiled for them
         return None
     kernels = find_kernels()
     alike = len({(weight.dtype, weight.shape[1]) for weight in weights}) == 1
@@ -131,19 +132,9 @@ def _check_width(rows: Tensor, width: int) -> None:
         raise ValueError(f"rows are (n, {width}), not {tuple(rows.shape)}")
 
 
-def _is_plain(weight: Tensor) -> bool:
-    return (
-        type(weight) in (Tensor, nn.Parameter)
-        and (weight.device.type, weight.layout) == ("cpu", torch.strided)
-        and weight.dtype in _KINDS
-        and weight.is_contiguous()
-        and weight.numel() > 0
-    )
-
-
 @torch.no_grad()
 def _agrees(kernels: Kernels) -> bool:
-    """Whether a product is what double precision makes of it, there and back."""
+    """Whether a product and its gradient are what double precision gives."""
     random = torch.Generator("cpu").manual_seed(0)
     weight, x, gradient = (
         torch.randn(shape, generator=random, dtype=torch.float32, device="cpu")
@@ -153,5 +144,5 @@ def _agrees(kernels: Kernels) -> bool:
     for matrix in (weight, *(weight.to(kind) for kind, rows in kernels.most_rows.items() if rows > 0)):
         matrices, exact = Matrices([matrix], [None]), matrix.double()
         pairs.append((kernels.product(matrices, x), x.double() @ exact.t()))
-        pairs.append((kernels.product_back(matrices, gradient), gradient.double() @ exact))
-    return all(bool((ours - theirs).norm() <= _TOLERANCE * theirs.norm()) for ours, theirs in pairs)
+        pairs.append((kernels.product_backward(matrices, gradient), gradient.double() @ exact))
+    return all(agrees(ours, theirs, _TOLERANCE) for ours, theirs in pairs)

@@ -1,7 +1,7 @@
 """Running only the layers whose result can change.
 
 One forward pass records what the model hands to each of its decoder layers: masks, positions, rotary tables. Afterwards
-any layer can be called again by itself on other hidden states, for all positions or for chosen ones (models/pack.py).
+any layer can be called again by itself on other hidden states, at all positions or at chosen ones (packing.py).
 Because every argument is the model's own, this holds for every family: rotary or learned positions, parallel attention,
 sliding windows, grouped queries.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from betaedit.models.anatomy import Anatomy
+from betaedit.models.grid import PaddedGrid
 from betaedit.models.lookup import EncodedPrompts
 
 
@@ -38,11 +39,11 @@ class LayerCall:
 
     Args:
         kwargs: By name.
-        real: ``(g, width)`` false on padding, whose states nobody reads; without it all are real.
+        grid: Which of the positions are real; all of them without it.
     """
 
     kwargs: dict[str, Any]
-    real: Tensor | None = None
+    grid: PaddedGrid | None = None
 
     @classmethod
     def of(cls, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, LayerCall]:
@@ -165,8 +166,7 @@ def replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
 def run_layers(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, first: int, last: int) -> Tensor:
     """Hidden states after layers ``first`` to ``last`` (both included), with the recorded arguments."""
     for index in range(first, last + 1):
-        call = calls[index]
-        hidden = layer_output(anatomy.layers[index](hidden, **call.kwargs))
+        hidden = layer_output(anatomy.layers[index](hidden, **calls[index].kwargs))
     return hidden
 
 
@@ -179,4 +179,7 @@ def take_rows(calls: dict[int, LayerCall], rows: Tensor, n_rows: int) -> dict[in
         batched = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == n_rows
         return value[rows.to(value.device)] if batched else value
 
-    return {index: replace(call.map(take), real=take(call.real)) for index, call in calls.items()}
+    return {
+        index: replace(call.map(take), grid=None if call.grid is None else call.grid.take(rows))
+        for index, call in calls.items()
+    }

@@ -10,7 +10,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from betaedit.models import Anatomy, EncodedPrompts, find_anatomy
-from betaedit.models.partial import record, run_layers, take_rows
+from betaedit.models.replay import record, run_layers, take_rows
 from support.families import FAMILIES_AND_ATTENTION, FAMILY_NAMES, N_LAYERS, WINDOW, shared_model, tiny_model
 from support.recordings import TOLERANCE, count_runs, random_prompts, real, without_cache
 

@@ -1,4 +1,4 @@
-"""Layers of the Llama kind (models/lean_layer.py) by the kernels: one call for all, and one for the way back."""
+"""Layers of the Llama kind (fused.py) by the kernels: one call for all of them, and one for their gradient."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from betaedit.models.lean_layer import Back, Layer, Norm, Projections
-from betaedit.models.native.kernels import Kernels, MatricesStruct
-from betaedit.models.pack import PriorState
+from betaedit.models.prefix_cache import PrefixCache
+from betaedit.models.runners.fused import Backward, FusedLayer, Norm
+from betaedit.models.runners.kernels import Kernels, MatricesStruct
+from betaedit.models.runners.linear import Linears
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _KEPT = ("x", "raw", "rows", "shares", "middle", "gates")
@@ -51,25 +52,25 @@ class _Run(ctypes.Structure):
     )
 
 
-class NativeLayers:
-    """All layers of a run as one part: rows ``(n, d)`` after them, and the way back.
+class KernelLayers:
+    """All layers of a run as one part: rows ``(n, d)`` after them, and their backward function.
 
     Args:
         kernels: That take all their weights.
-        layers: The same layers, after a prior state, of one size.
+        layers: Layers of one size, after a prefix.
     """
 
-    def __init__(self, kernels: Kernels, layers: Sequence[Layer]) -> None:
+    def __init__(self, kernels: Kernels, layers: Sequence[FusedLayer]) -> None:
         self._kernels = kernels
         self._held: list[object] = [*layers]
         """What the structs point to."""
         d, h, kv, dim, m = _sizes(layers[0])
         positions = layers[0].attention.positions
         self._dtype = layers[0].first_norm.weight.dtype
-        row, entry = positions.all_places
-        place = torch.full(positions.grid, -1, dtype=torch.int64, device="cpu")
+        row, entry = positions.grid.index
+        place = torch.full(positions.grid.shape, -1, dtype=torch.int64, device="cpu")
         place[row, entry] = torch.arange(len(row), device="cpu")
-        n, width = len(row), positions.grid[1]
+        n, width = len(row), positions.grid.shape[1]
         self._shape = _Shape(*map(self._at, (row, entry, place)), n, d, h, kv, dim, m, width)
         self._layers = (_Layer * len(layers))(*map(self._layer, layers))
         heads = n * (h + 2 * kv) * dim
@@ -79,18 +80,18 @@ class NativeLayers:
         self._most = n * max(d, h * dim, m)
 
     @classmethod
-    def of(cls, layers: Sequence[Layer]) -> NativeLayers | None:
-        """Of layers whose weights kernels take, at few positions after a prior state; ``None`` of others."""
-        n = len(layers[0].attention.positions.all_places[0])
-        kinds = {tuple((each.sizes, each.weights[0].dtype) for each in _projections(layer)) for layer in layers}
-        natives = [each.native_at(n) for layer in layers for each in _projections(layer)]
-        after = all(isinstance(each.attention.cache, PriorState) for each in layers)
-        if natives[0] is None or None in natives or not after or len(kinds) > 1:
+    def of(cls, layers: Sequence[FusedLayer]) -> KernelLayers | None:
+        """Of layers whose weights kernels take, at few positions after a prefix; ``None`` of others."""
+        n = len(layers[0].attention.positions.grid.index[0])
+        kinds = {tuple((each.sizes, each.weights[0].dtype) for each in _linears(layer)) for layer in layers}
+        compiled = [each.compiled_at(n) for layer in layers for each in _linears(layer)]
+        after_prefix = all(isinstance(each.attention.cache, PrefixCache) for each in layers)
+        if compiled[0] is None or None in compiled or not after_prefix or len(kinds) > 1:
             return None
-        return cls(natives[0][0], layers)
+        return cls(compiled[0][0], layers)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Back]:
-        """Rows ``(n, d)`` after the layers.
+    def __call__(self, x: Tensor) -> tuple[Tensor, Backward]:
+        """Rows ``(n, d)`` after the layers, and their backward function.
 
         Raises:
             ValueError: There are more or fewer rows than positions, or they are not of the weights' type.
@@ -106,16 +107,16 @@ class NativeLayers:
         for layer in layers:
             for name in _KEPT:
                 setattr(layer, name, next(addresses))
-            if layer.query.w is None:  # nothing is normed, so heads are turned where they are
+            if layer.query.w is None:  # without norms heads are rotated in place
                 layer.rows = layer.raw
         self._run("forward", layers, y)
 
-        def back(gradient: Tensor, kept: Tensor = kept) -> Tensor:  # kept: what the structs point to
+        def backward(gradient: Tensor, kept: Tensor = kept) -> Tensor:  # kept: what the structs point to
             slope = _floats(*shape).copy_(gradient)
             self._run("backward", layers, slope)
             return slope.to(self._dtype)
 
-        return y.to(self._dtype), back
+        return y.to(self._dtype), backward
 
     def _run(self, name: str, layers: ctypes.Array[_Layer], y: Tensor) -> None:
         threads = torch.get_num_threads()
@@ -126,9 +127,9 @@ class NativeLayers:
             setattr(run, field, address)
         self._kernels.call(name, run, threads)
 
-    def _layer(self, layer: Layer) -> _Layer:
+    def _layer(self, layer: FusedLayer) -> _Layer:
         attention, cache = layer.attention, layer.attention.cache
-        assert isinstance(cache, PriorState)
+        assert isinstance(cache, PrefixCache)
         prior = cache.held[attention.index]
         positions = attention.positions
         head_norms = [self._norm(norm) for norm in attention.norms] or [_Norm(), _Norm()]
@@ -136,7 +137,7 @@ class NativeLayers:
             self._norm(layer.first_norm),
             self._norm(layer.second_norm),
             *head_norms,
-            *map(_matrices, _projections(layer)),
+            *map(_matrices, _linears(layer)),
             *map(self._at, (*prior, positions.cosines, positions.sines, positions.mask)),
             prior[0].shape[2],
             attention.scaling,
@@ -152,16 +153,16 @@ class NativeLayers:
         return tensor.data_ptr()
 
 
-def _projections(layer: Layer) -> tuple[Projections, ...]:
+def _linears(layer: FusedLayer) -> tuple[Linears, ...]:
     return layer.attention.entering, layer.attention.leaving, layer.mlp.entering, layer.mlp.leaving
 
 
-def _matrices(projections: Projections) -> MatricesStruct:
-    assert projections.native is not None
-    return projections.native[1].struct
+def _matrices(linears: Linears) -> MatricesStruct:
+    assert linears.compiled is not None
+    return linears.compiled[1].struct
 
 
-def _sizes(layer: Layer) -> tuple[int, int, int, int, int]:
+def _sizes(layer: FusedLayer) -> tuple[int, int, int, int, int]:
     """``d``, heads, heads of keys, their width, and that of the MLP."""
     dim = layer.attention.head_dim
     h, kv = (size // dim for size in layer.attention.entering.sizes[:2])

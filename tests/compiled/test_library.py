@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from betaedit.compiled import library
+from betaedit.compiled.library import SWITCH, NoKernelsError, load_library
 from betaedit.memory.reading import _SOURCE as SOURCE
 from betaedit.memory.reading import find_reader
-from betaedit.native import library
-from betaedit.native.library import SWITCH, NoKernelsError, load_library
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_damaged_library_is_made_again(cache: Path, monkeypatch: pytest.Monkey
 
 
 def in_another_process() -> None:
-    imports = "from pathlib import Path; import torch; from betaedit.native.library import load_library"
+    imports = "from pathlib import Path; import torch; from betaedit.compiled.library import load_library"
     work = f"{imports}; load_library(Path({str(SOURCE)!r}))"
     subprocess.run([sys.executable, "-c", work], check=True)
 
