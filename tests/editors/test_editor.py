@@ -136,7 +136,7 @@ def test_a_target_without_tokens_is_refused_before_any_weight_changes(monkeypatc
     def refuse(*_: object) -> None:
         raise LookupTokenError("the target has no tokens.", hint="x")
 
-    monkeypatch.setattr("betaedit.editors.editor.encode_target", refuse)
+    monkeypatch.setattr("betaedit.editors.asked.encode_target", refuse)
     with pytest.raises(LookupTokenError):
         editor_for(model).edit(FACTS)
     assert unchanged(before, weights(model))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from betaedit import Editor, Fact
-from betaedit.editors import PresetFile, editor, preset_file
+from betaedit.editors import PresetFile, preset_file, resources
 from betaedit.errors import ModelError, StatisticsError
 from betaedit.models import LanguageModel
 from betaedit.statistics import Moments
@@ -49,8 +49,8 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(*_: Any, **__: Any) -> None:
         raise AssertionError("what the folder holds was made again")
 
-    monkeypatch.setattr(editor, "collect_moments", made)
-    monkeypatch.setattr(editor, "context_templates", made)
+    monkeypatch.setattr(resources, "collect_moments", made)
+    monkeypatch.setattr(resources, "context_templates", made)
 
 
 def test_it_needs_no_statistics_and_no_contexts(tmp_path: Path, unedited: Path, request) -> None:
@@ -104,8 +104,9 @@ def test_other_statistics_that_are_asked_for_are_not_those_of_the_folder(tmp_pat
     edited(unedited, tmp_path / "edited")
     for changes in ({"layers": (1, 3)}, {"statistics_tokens": 400}, {"seed": 5}, {"statistics_corpus": "text.txt"}):
         again = Editor.from_pretrained(tmp_path / "edited", **{**QUICK, **changes})
-        assert again._kept_statistics() is None
-    assert Editor.from_pretrained(tmp_path / "edited", **{**QUICK, "layers": (2,)})._kept_statistics() is not None
+        assert again.resources._saved_statistics(again.config) is None
+    narrower = Editor.from_pretrained(tmp_path / "edited", **{**QUICK, "layers": (2,)})
+    assert narrower.resources._saved_statistics(narrower.config) is not None
 
 
 def test_statistics_that_are_given_are_used(tmp_path: Path, unedited: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_record_beside_other_weights_is_not_used_and_that_is_said(
     trained.model.save_pretrained(tmp_path / "edited")
     again = Editor.from_pretrained(tmp_path / "edited", **QUICK)
     assert again.preset.name == "untuned"
-    assert again._kept_statistics() is None
+    assert again.resources._saved_statistics(again.config) is None
     assert [record for record in caplog.records if "not those that its betaedit.json" in record.getMessage()]
 
 

@@ -120,7 +120,7 @@ def test_forgetting_after_reopening_leaves_what_the_other_facts_alone_make(
     [
         ("language_model", "betaedit.ledger.workspace.rebuild"),
         ("editor", "betaedit.ledger.workspace.rebuild"),
-        ("editor", "betaedit.editors.editor.Engine"),
+        ("editor", "betaedit.editors.closed_form.editor.Engine"),
         ("editor", "betaedit.ledger.workspace.Workspace._keys"),
     ],
 )
@@ -592,7 +592,7 @@ def test_a_creation_that_failed_can_be_repeated_at_once(tmp_path: Path, monkeypa
 
 
 def test_methods_that_cannot_take_back_and_edited_models_are_refused(tmp_path: Path):
-    with pytest.raises(MethodError, match="cannot take back"):
+    with pytest.raises(MethodError, match="cannot be used in a workspace"):
         made(tmp_path, "rect")
     editor = quick(tiny_llama())
     editor.edit(FACTS[0])

@@ -54,7 +54,7 @@ def _checked_preset(preset: str | None) -> str | None:
 
 
 def _checked_config(config: Path | None) -> Path | None:
-    from betaedit.editors.names import check_settings
+    from betaedit.editors.methods import check_settings
 
     if config is not None and not config.is_fifo():  # a pipe can be read once, by the command
         check_settings(overrides(config, None, None))
@@ -62,7 +62,7 @@ def _checked_config(config: Path | None) -> Path | None:
 
 
 def _checked_settings(settings: list[str] | None) -> list[str] | None:
-    from betaedit.editors.names import check_settings
+    from betaedit.editors.methods import check_settings
 
     check_settings(overrides(None, settings, None))
     return settings

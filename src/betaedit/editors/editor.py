@@ -36,7 +36,6 @@ from betaedit.models.generate import complete
 from betaedit.models.load import DtypeName, LanguageModel, load_language_model
 from betaedit.models.runners import RunnerName
 from betaedit.models.save import check_can_be_saved, save_language_model
-from betaedit.models.support_check import check_replay
 from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.moments import Moments
 

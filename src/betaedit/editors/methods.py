@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from betaedit.editors.method import Method
-from betaedit.errors import MethodError, did_you_mean
+from betaedit.errors import ConfigError, MethodError, did_you_mean
 
 ENTRY_POINTS = "betaedit.methods"
 """Group of entry points under which an installed package offers rows: each names an iterable of ``Method``."""
@@ -98,3 +99,29 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     hint = did_you_mean(name, METHODS.names(), f"Methods: {', '.join(METHODS)}.", n=2)
     raise MethodError(f"there is no method {name!r}.", hint=hint)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that no method could take, before it is known which method is meant.
+
+    Raises:
+        ConfigError: A name is unknown to all methods (with the nearest known one), or its value is impossible in all.
+    """
+    families = list({row.config: None for row in METHODS.values()})
+    known = {name for config in families for name in config.model_fields}
+    for name, value in settings.items():
+        if name not in known:
+            hint = did_you_mean(name, sorted(known), "See `betaedit methods --config` for all names.")
+            raise ConfigError(f"there is no hyper-parameter {name!r}.", hint=hint)
+        errors = []
+        for config in families:
+            if name not in config.model_fields:
+                continue
+            try:
+                config.of({name: value})
+            except ConfigError as error:
+                errors.append(error)
+            else:
+                break
+        else:
+            raise errors[0]

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from betaedit.editors.method import Method
-from betaedit.editors.methods import find_method
+from betaedit.editors.methods import check_settings, find_method
 from betaedit.editors.presets import PRESETS, UNTUNED, Preset, find_preset, preset_for, untuned
 from betaedit.editors.saved import find_saved
 from betaedit.errors import ConfigError, MethodError
@@ -138,6 +138,10 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
 
 def _check(path: Path, found: PresetFile) -> None:
     """Refuse settings that no editor could use, under the key at which they stand."""
+    try:
+        check_settings(found.values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [values] {error.message}", hint=error.hint) from error
     for method in ("betaedit", *found.by_method):
         key = f"by_method.{method}" if method in found.by_method else "values"
         try:

@@ -320,9 +320,9 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
     found: list[Tensor] = []
     write_values = editor.editing.engine._write_values
 
-    def listen(encoded: Any, batch: range, values: list[Any], undo: Any) -> Any:
+    def listen(encoded: Any, batch: range, values: list[Any]) -> Any:
         found.extend(value.target for value in values)
-        return write_values(encoded, batch, values, undo)
+        return write_values(encoded, batch, values)
 
     monkeypatch.setattr(editor.editing.engine, "_write_values", listen)
     editor.edit(FACTS[:4])

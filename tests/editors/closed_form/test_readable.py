@@ -11,6 +11,7 @@ import torch
 
 from betaedit import Editor, Fact
 from betaedit.editors.contexts import context_templates
+from betaedit.editors.resources import Resources
 from betaedit.errors import BetaEditError, FactError, ModelError
 from betaedit.statistics import Moments
 from support.families import MLP, tiny_model
@@ -31,7 +32,7 @@ def editor(name: str = "llama", *, tokenizer: Any = None, **changes: Any) -> Edi
 
 @pytest.fixture
 def no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Editor, "statistics", property(lambda _: pytest.fail("statistics were collected")))
+    monkeypatch.setattr(Resources, "statistics", lambda *_: pytest.fail("statistics were collected"))
 
 
 def refused(made: Editor, fact: Fact, kind: type[BetaEditError], said: str) -> None:
@@ -108,7 +109,7 @@ def test_contexts_that_turn_out_longer_than_was_told_are_refused_before_a_weight
     made = editor(positions=LENGTH + 8, statistics=moments(), context_templates=None, context_openings=("Ah",))
     made.config = made.config.replace(context_length=3)
     long = ("{}", "A long way to go, and longer still than anybody told us. {}")
-    monkeypatch.setattr("betaedit.editors.editor.context_templates", lambda *_: long)
+    monkeypatch.setattr("betaedit.editors.resources.context_templates", lambda *_: long)
     before = made.model.state_dict()["model.layers.1.mlp.down_proj.weight"].clone()
     with pytest.raises(FactError, match="positions"):
         made.edit(FACT)

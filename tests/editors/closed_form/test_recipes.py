@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from betaedit.editors import METHODS
 from betaedit.editors.closed_form.config import EditConfig
 from betaedit.editors.closed_form.recipes import RECIPES, Recipe, find_recipe
 from betaedit.errors import ConfigError, MethodError
@@ -84,8 +85,9 @@ def test_the_shown_equation_has_the_terms_that_the_recipe_switches_on(recipe: Re
 @EVERY
 def test_the_plain_form_has_every_field_and_survives_json(recipe: Recipe):
     shown = recipe.to_dict()
-    assert set(shown) == {field.name for field in dataclasses.fields(Recipe)}
     assert json.loads(json.dumps(shown)) == shown
+    assert (shown.pop("family"), shown.pop("can_forget")) == ("closed form", recipe.can_forget)
+    assert set(shown) == {field.name for field in dataclasses.fields(Recipe)}
     assert Recipe(**shown | {"aliases": tuple(shown["aliases"])}) == recipe
 
 
@@ -170,7 +172,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str):
 def test_a_name_like_no_other_is_answered_with_all_of_them():
     with pytest.raises(MethodError) as caught:
         find_recipe("xyzzy")
-    assert caught.value.hint == f"Methods: {', '.join(recipe.name for recipe in RECIPES)}."
+    assert caught.value.hint == f"Methods: {', '.join(METHODS)}."
 
 
 def test_a_recipe_cannot_be_changed():
