@@ -63,8 +63,8 @@ def test_every_wording_has_a_key_of_its_own_which_is_that_of_a_whole_forward_pas
 
 
 @torch.no_grad()
-def plain_loss(model: LanguageModel, fact: Fact, change: Tensor, config: EditConfig) -> float:
-    """The mean over all prompts of the target's negative log-likelihood per token, with ``change`` at the lookup token.
+def plain_losses(model: LanguageModel, fact: Fact, change: Tensor, config: EditConfig) -> list[Tensor]:
+    """Of each prompt, the negative log-likelihoods of the target's tokens, with ``change`` at the lookup token.
 
     By whole forward passes with a hook behind the last edited layer.
     """
@@ -83,8 +83,8 @@ def plain_loss(model: LanguageModel, fact: Fact, change: Tensor, config: EditCon
         handle.remove()
         n = len(wording.target_ids)
         rows = logs[len(ids) - n - 1 : -1]
-        losses.append(-float(rows.gather(1, torch.tensor(wording.target_ids)[:, None]).mean()))
-    return sum(losses) / len(losses)
+        losses.append(-rows.gather(1, torch.tensor(wording.target_ids)[:, None])[:, 0].double())
+    return losses
 
 
 @pytest.mark.parametrize("together", [[ASKED], [PLAIN, ASKED, OTHER]], ids=["alone", "in a batch"])
@@ -94,7 +94,18 @@ def test_the_loss_of_a_value_is_the_mean_over_all_wordings(together: list[Fact])
     for fact, value in zip(together, found, strict=True):
         change = value.target - value.initial
         assert value.n_keys == 1 + len(fact.wordings)
-        assert value.loss == pytest.approx(plain_loss(model, fact, change, config), rel=1e-4)
+        expected = torch.stack([own.mean() for own in plain_losses(model, fact, change, config)]).mean()
+        assert value.loss == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("focus", [0.3, 1.0, 40.0])
+def test_a_focused_loss_is_the_exponential_mean_over_the_tokens_of_all_wordings(focus: float) -> None:
+    model = tiny_llama()
+    config = config_for(kl_weight=0.0, value_decay=0.0, value_focus=focus)
+    for fact, value in zip(FACTS, optimize_values(model, pose(model, FACTS, CONTEXTS, config), config), strict=True):
+        losses = plain_losses(model, fact, value.target - value.initial, config)
+        mean = torch.stack([(focus * own).exp().mean() for own in losses]).mean()
+        assert value.loss == pytest.approx(float(mean.log() / focus), rel=1e-4)
 
 
 def test_a_batch_changes_no_value() -> None:
@@ -178,23 +189,23 @@ def test_the_end_of_an_answer_can_be_set_or_left_out() -> None:
 # ---- chat
 
 
-def test_in_chat_form_the_prompt_is_a_users_message_and_the_answer_begins_the_turn() -> None:
+def test_in_chat_form_the_prompt_is_a_users_request_and_the_answer_begins_the_turn() -> None:
     model = with_chat(tiny_llama())
     found = wordings(model, PLAIN, ("{}",), config_for(form="both", answer_end="auto"))
-    plain, chat, asked = found
+    plain, asked, chat = found
     assert plain.prompt.text == PLAIN.text
     assert chat.prompt.text == f"[user] {PLAIN.text} <|endoftext|>\n[assistant] "
     assert asked.prompt.text.endswith(f"[user] Complete the sentence: {PLAIN.text} <|endoftext|>\n[assistant] ")
-    assert [one.key for one in found] == [0, 1, 1]
+    assert [one.key for one in found] == [0, 1, 2]
     for one in found:
         start, end = one.prompt.subject_start, one.prompt.subject_end
         assert one.prompt.text[start:end] == PLAIN.subject
     assert model.tokenizer.decode(list(chat.target_ids)).startswith("a small town")
 
 
-def test_chat_alone_has_one_key_and_no_template_means_completion() -> None:
+def test_chat_alone_has_a_key_for_each_request_and_no_template_means_completion() -> None:
     config = config_for(form="chat")
-    assert {one.key for one in wordings(with_chat(tiny_llama()), PLAIN, CONTEXTS, config)} == {0}
+    assert [one.key for one in wordings(with_chat(tiny_llama()), PLAIN, CONTEXTS, config)] == [0, 1]
     plain = wordings(tiny_llama(), PLAIN, CONTEXTS, config_for(form="both"))
     assert plain[0].prompt.text == PLAIN.text
     assert len(plain) == len(CONTEXTS)

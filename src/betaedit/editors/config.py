@@ -60,6 +60,11 @@ class EditConfig(BaseModel):
         ("The", "Therefore", "Because", "I", "You"),
         description="Words that open the sampled contexts, one context each.",
     )
+    key_templates: tuple[str, ...] = Field(
+        (),
+        description="Texts with one {} for the subject, in which its change is written too though it is not sought: "
+        "beginnings of wordings nobody gave; none by default (published).",
+    )
     context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
     context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
 
@@ -79,6 +84,11 @@ class EditConfig(BaseModel):
     value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
     value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
     value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
+    value_focus: NotNegative = Field(
+        0.0,
+        description="How far the loss looks at the least probable token rather than at the mean of all (published): 0 "
+        "is the mean, 1 the logarithm of the mean inverse probability.",
+    )
     value_stop_loss: NotNegative = Field(0.05, description="Stop once the loss is below it.")
     value_stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Stop once every target token has this probability in every context; never if not given."

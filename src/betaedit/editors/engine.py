@@ -422,14 +422,16 @@ class Engine:
                 written = self._write_rows(sought, rows, n_again, leaving, seconds, tried)
                 results = self._looked_at(written.results, attempt + 1)
                 missed = {row: one for row, one in zip(rows[n_again:], results, strict=True) if not one.is_held}
-                if not missed or (attempt == config.retries and config.keep_missed):
+                started = time.perf_counter()
+                better = self._corrected(sought, rows, attempt + 1) if attempt < config.retries else None
+                seconds += (time.perf_counter() - started) / n_new
+                if better is None and (config.keep_missed or not missed):
                     tried.pop_all()
                     undo.pop_all()
                     return replace(written, results=results)
-            if attempt < config.retries:
-                started = time.perf_counter()
-                sought = self._sought_again(sought, list(missed), attempt + 1)
-                seconds += (time.perf_counter() - started) / n_new
+            if better is None:
+                break
+            sought = better
         left = [row for row in rows if row not in missed]
         if leaving or not left:
             undo.close()
@@ -458,15 +460,23 @@ class Engine:
         ]
         return tuple(looked)
 
-    def _sought_again(self, sought: _Sought, rows: list[int], attempt: int) -> _Sought:
-        """``sought`` with new values of the facts ``rows``, by a search that goes further at each attempt."""
-        harder = self.config.harder(attempt)
+    def _corrected(self, sought: _Sought, rows: list[int], attempt: int) -> _Sought | None:
+        """``sought`` with what the values of the facts ``rows``, as they are written now, still lack; ``None``: nothing.
+
+        A value is sought with its change put behind the last edited layer. Written, the change grows from layer to
+        layer, and what stands behind the subject reads it underway; so the edited model says a little less than was
+        sought. Here the search goes on from the edited model, in all prompts, and what it finds is added to the value.
+        """
         facts = [sought.facts[row] for row in rows]
-        found = optimize_values(self.model, pose(self.model, facts, self.contexts, self.config), harder)
-        values = list(sought.values)
-        for row, value in zip(rows, found, strict=True):
-            values[row] = replace(value, n_evaluations=values[row].n_evaluations + value.n_evaluations)
-        return _Sought(sought.facts, sought.posed, values)
+        posed = pose(self.model, facts, self.contexts, self.config)
+        found = optimize_values(self.model, posed, self.config.harder(attempt))
+        values, changed = list(sought.values), False
+        for row, lacking in zip(rows, found, strict=True):
+            before, change = values[row], lacking.target - lacking.initial
+            changed = changed or bool(change.any())
+            n_evaluations = before.n_evaluations + lacking.n_evaluations
+            values[row] = replace(lacking, target=before.target + change, initial=before.initial, n_evaluations=n_evaluations)
+        return _Sought(sought.facts, sought.posed, values) if changed else None
 
     def _nothing(self) -> tuple[dict[int, Tensor], dict[int, Update]]:
         """Keys and updates of a batch of which nothing was kept."""

@@ -86,7 +86,7 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
 def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
     """Facts of similar size together, a bounded number of entries in each pass; a group is never divided."""
     limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
-    rows = pose.prompts(range(len(pose)))
+    rows = pose.sought(range(len(pose)))
     sizes = torch.where(rows >= 0, (pose.lengths - pose.lookup)[rows], 0).sum(dim=1).tolist()
     groups: dict[int, list[int]] = {}
     for fact, group in enumerate(pose.groups):
@@ -197,7 +197,7 @@ class _Problem:
         above = config.layers[-1] + 1
         loss_layer = model.anatomy.n_layers - 1 if config.value_loss_layer is None else config.value_loss_layer
         layers = range(above, max(loss_layer, above - 1) + 1)
-        chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
+        chosen, lookup, lengths = pose.sought(facts), pose.lookup, pose.lengths
         entering = pose.recording.inputs[above]
         prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
         suffix = Pack.of(chosen, lookup, lengths)
@@ -229,7 +229,7 @@ class _Problem:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
         target_logs, highest_logs, kl_logs = self._log_probabilities(delta)
         b, targets = len(delta), self.targets
-        nll = -delta.new_zeros(b).index_add(0, targets.fact, targets.weight * target_logs)
+        nll = self._mean_nll(target_logs, b)
         probability = target_logs.detach().exp()
         least = delta.new_ones(b).scatter_reduce(0, targets.fact, probability, "amin")
         mean = delta.new_zeros(b).index_add(0, targets.fact, targets.weight * probability)
@@ -240,6 +240,20 @@ class _Problem:
         decay = torch.linalg.vector_norm(delta, dim=1) / self.initial.norm(dim=1) ** 2
         loss = nll + self.config.kl_weight * divergence + self.config.value_decay * decay
         return _Evaluation(loss, least, mean, n_beaten == 0), before
+
+    def _mean_nll(self, target_logs: Tensor, n_facts: int) -> Tensor:
+        """``(n_facts,)`` negative log-likelihood per token: the mean, or with ``value_focus`` ``a`` the exponential one.
+
+        That is ``log(mean(exp(a * nll))) / a``: never below the mean, and the nearer to the worst token the larger
+        ``a``. The largest is taken out before the exponential, so that nothing overflows.
+        """
+        targets, focus = self.targets, self.config.value_focus
+        sums = target_logs.new_zeros(n_facts)
+        if not focus:
+            return -sums.index_add(0, targets.fact, targets.weight * target_logs)
+        worst = sums.scatter_reduce(0, targets.fact, -target_logs.detach(), "amax", include_self=False)
+        beyond = (focus * (-target_logs - worst[targets.fact])).exp()
+        return worst + sums.index_add(0, targets.fact, targets.weight * beyond).log() / focus
 
     def take(self, rows: Tensor) -> _Problem:
         """The same for some of the facts."""
@@ -280,12 +294,12 @@ class _Problem:
 
 
 def _targets(pose: Pose, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
-    prompts = pose.prompts(facts)
+    prompts = pose.sought(facts)
     ends = suffix.starts + torch.where(prompts >= 0, (pose.lengths - pose.lookup)[prompts], 0)
     places: list[tuple[int, int, int, bool]] = []
     weights: list[float] = []
     for row, fact in enumerate(facts):
-        own = pose.wordings[fact]
+        own = [wording for wording in pose.wordings[fact] if wording.target_ids]
         for context, (wording, end) in enumerate(zip(own, ends[row].tolist(), strict=False)):
             ids = wording.target_ids
             sampled = context > 0 or len(own) == 1

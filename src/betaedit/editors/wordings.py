@@ -71,8 +71,10 @@ def wordings(model: LanguageModel, fact: Fact, contexts: Sequence[str], config: 
                 prompt = Prompt(text, *find_subject(text, fact.subject, any_case=True, last=True))
                 add([(prompt, target_tokens(model, fact, text, config))], [1.0])
     if config.form != "completion" and has_chat(model.tokenizer) and not typed_specials(model.tokenizer, fact.text):
-        chat = list(_chat_requests(model, fact, config))
-        add(chat, [1 / len(chat)] * len(chat))
+        for request in _chat_requests(model, fact, config):
+            add([request], [1.0])
+    for template in config.key_templates:
+        add([(Prompt.fill(template, SLOT, fact.subject), ())], [1.0])
     return tuple(found)
 
 
@@ -97,13 +99,13 @@ def target_tokens(model: LanguageModel, fact: Fact, text: str, config: EditConfi
 
 
 def _chat_requests(model: LanguageModel, fact: Fact, config: EditConfig) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
-    """The prompt as a user's message: as it is, and as a sentence to complete behind a system message."""
+    """The prompt as a user's message: as ``ask --chat`` puts it, and as it is behind a system message."""
     tokenizer, prompt = model.tokenizer, fact.prompt.strip()
     said = prompt.replace(SLOT, fact.subject)
     system = [{"role": "system", "content": _SYSTEM}] if takes_system_message(tokenizer) else []
     answer = tuple(encode_target(tokenizer, "\n", fact.target_new, ""))
     ending = turn_end(tokenizer) if config.answer_end == AUTOMATIC else ()
-    for before, content in (([], said), (system, chat_request(said))):
+    for before, content in (([], chat_request(said)), (system, said)):
         text = chat_text(tokenizer, [*before, {"role": "user", "content": content}])
         start = text.rindex(said) + prompt.index(SLOT)
         yield Prompt(text, start, start + len(fact.subject)), (*answer, *ending)
