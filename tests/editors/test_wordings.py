@@ -11,9 +11,10 @@ from torch import Tensor
 
 from betaedit import Editor, Fact
 from betaedit.editors import EditConfig
+from betaedit.editors.engine import EditResult
 from betaedit.editors.keys import LayerWalk
-from betaedit.editors.pose import pose
-from betaedit.editors.values import optimize_values
+from betaedit.editors.pose import Pose, pose
+from betaedit.editors.values import Value, optimize_values
 from betaedit.editors.wordings import target_tokens, wordings
 from betaedit.errors import FactError
 from betaedit.evaluation.holding import measure_holding
@@ -194,8 +195,9 @@ def test_in_chat_form_the_prompt_is_a_users_request_and_the_answer_begins_the_tu
     found = wordings(model, PLAIN, ("{}",), config_for(form="both", answer_end="auto"))
     plain, asked, chat = found
     assert plain.prompt.text == PLAIN.text
-    assert chat.prompt.text == f"[user] {PLAIN.text} <|endoftext|>\n[assistant] "
-    assert asked.prompt.text.endswith(f"[user] Complete the sentence: {PLAIN.text} <|endoftext|>\n[assistant] ")
+    assert asked.prompt.text == f"[user] Complete the sentence: {PLAIN.text} <|endoftext|>\n[assistant] "
+    assert chat.prompt.text.startswith("[system] ")
+    assert chat.prompt.text.endswith(f"[user] {PLAIN.text} <|endoftext|>\n[assistant] ")
     assert [one.key for one in found] == [0, 1, 2]
     for one in found:
         start, end = one.prompt.subject_start, one.prompt.subject_end
@@ -222,12 +224,50 @@ def test_chat_alone_is_refused_where_there_is_no_template() -> None:
 def test_a_fact_that_is_missed_is_sought_again_and_then_taken_back() -> None:
     model = tiny_llama()
     before = weights(model)
-    editor = editor_for(model, retries=2, keep_missed=False, value_steps=1)
+    editor = editor_for(model, retries=2, keep_missed=False, value_clamp=1e-3)
     (result,) = editor.edit(ASKED)
     assert (result.status, result.kept, result.tries, result.n_keys) == ("missed", False, 3, 0)
     assert result.said
     assert unchanged(before, weights(model))
     assert editor.results == []
+
+
+def test_a_retry_seeks_on_the_edited_model_and_adds_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, edited = weights(tiny_llama()), []
+
+    def write(changes: list[Tensor]) -> tuple[EditResult, dict[str, Tensor]]:
+        left = iter(changes)
+
+        def seek(model: LanguageModel, posed: Pose, config: EditConfig) -> list[Value]:
+            edited.append(not unchanged(original, weights(model)))
+            initial = torch.full((model.anatomy.hidden_size,), float(len(edited)))
+            return [Value(initial + next(left), initial, 0.5, 0.5, 1, posed.n_keys(0))]
+
+        monkeypatch.setattr("betaedit.editors.engine.optimize_values", seek)
+        model = tiny_llama()
+        (result,) = editor_for(model, retries=len(changes) - 1).edit(ASKED)
+        return result, weights(model)
+
+    first, second = 0.1 * torch.eye(tiny_llama().anatomy.hidden_size)[:2]
+    twice, by_retry = write([first, second])
+    assert edited == [False, True]
+    assert (twice.n_evaluations, twice.tries) == (2, 2)
+    once, at_once = write([first + second])
+    assert (once.n_evaluations, once.tries) == (1, 1)
+    for name, weight in at_once.items():
+        assert relative(by_retry[name], weight) < 1e-5
+
+
+def test_a_value_that_lacks_nothing_is_not_written_again() -> None:
+    model = tiny_llama()
+    easy = replace(PLAIN, target_new=natural_answer(model))
+    (result,) = editor_for(model, retries=3, value_stop_loss=100.0).edit(easy)
+    assert (result.status, result.tries) == ("held", 1)
+
+
+def test_a_search_that_cannot_go_on_is_not_tried_again() -> None:
+    (result,) = editor_for(tiny_llama(), retries=2, keep_missed=False, value_steps=1).edit(ASKED)
+    assert (result.kept, result.tries) == (False, 1)
 
 
 def test_a_fact_that_is_missed_stays_where_that_is_asked_for() -> None:
@@ -240,12 +280,17 @@ def test_a_fact_that_is_missed_stays_where_that_is_asked_for() -> None:
     assert measure_holding(model, [ASKED])[0].status == "missed"
 
 
+def natural_answer(model: LanguageModel) -> str:
+    """The token that the model says after ``PLAIN`` anyway."""
+    best = plain_logs(model, model.tokenizer(PLAIN.text)["input_ids"])[-1].argmax().item()
+    return str(model.tokenizer.decode(best)).strip()
+
+
 def test_of_a_batch_only_the_facts_that_are_held_stay() -> None:
     """One answer is what the model says anyway; the search gives the other no step."""
     model = tiny_llama()
     editor = editor_for(model, retries=0, keep_missed=False, value_steps=1)
-    natural = model.tokenizer.decode(plain_logs(model, model.tokenizer(PLAIN.text)["input_ids"])[-1].argmax().item())
-    easy = replace(PLAIN, target_new=natural.strip())
+    easy = replace(PLAIN, target_new=natural_answer(model))
     first, second = editor.edit([ASKED, easy], batch_size=2)
     assert (first.kept, second.kept) == (False, second.status == "held")
     assert [one.fact for one in editor.results] == [one.fact for one in (first, second) if one.kept]

@@ -60,11 +60,6 @@ class EditConfig(BaseModel):
         ("The", "Therefore", "Because", "I", "You"),
         description="Words that open the sampled contexts, one context each.",
     )
-    key_templates: tuple[str, ...] = Field(
-        (),
-        description="Texts with one {} for the subject, in which its change is written too though it is not sought: "
-        "beginnings of wordings nobody gave; none by default (published).",
-    )
     context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
     context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
 
@@ -186,14 +181,9 @@ class EditConfig(BaseModel):
             raise ValueError("needs exactly one {}")
         return template
 
-    def harder(self, attempt: int) -> EditConfig:
-        """The search of the ``attempt``-th retry: L-BFGS, with more evaluations and a longer change each time."""
-        return self.replace(
-            value_optimizer="lbfgs",
-            value_steps=self.value_steps * (1 + attempt),
-            value_steps_per_token=self.value_steps_per_token * (1 + attempt),
-            value_clamp=self.value_clamp * (1 + attempt / 2),
-        )
+    def correcting(self) -> EditConfig:
+        """The search of a retry, which starts near its end: L-BFGS, and nothing is added for a margin."""
+        return self.replace(value_optimizer="lbfgs", value_margin=0.0)
 
     def replace(self, **changes: Any) -> EditConfig:
         """A checked copy with some values changed.

@@ -423,7 +423,7 @@ class Engine:
                 results = self._looked_at(written.results, attempt + 1)
                 missed = {row: one for row, one in zip(rows[n_again:], results, strict=True) if not one.is_held}
                 started = time.perf_counter()
-                better = self._corrected(sought, rows, attempt + 1) if attempt < config.retries else None
+                better = self._corrected(sought, rows) if attempt < config.retries else None
                 seconds += (time.perf_counter() - started) / n_new
                 if better is None and (config.keep_missed or not missed):
                     tried.pop_all()
@@ -443,7 +443,7 @@ class Engine:
         with ExitStack() as tried:
             written = self._write_rows(sought, left, n_again, leaving, seconds, tried)
             tried.pop_all()
-        results = self._looked_at(written.results, config.retries + 1)
+        results = self._looked_at(written.results, attempt + 1)
         kept = dict(zip(left[n_again:], results, strict=True)) | refused
         return replace(written, results=tuple(kept[row] for row in rows[n_again:]))
 
@@ -460,7 +460,7 @@ class Engine:
         ]
         return tuple(looked)
 
-    def _corrected(self, sought: _Sought, rows: list[int], attempt: int) -> _Sought | None:
+    def _corrected(self, sought: _Sought, rows: list[int]) -> _Sought | None:
         """``sought`` with what the values of the facts ``rows``, as they are written now, still lack; ``None``: nothing.
 
         A value is sought with its change put behind the last edited layer. Written, the change grows from layer to
@@ -469,13 +469,14 @@ class Engine:
         """
         facts = [sought.facts[row] for row in rows]
         posed = pose(self.model, facts, self.contexts, self.config)
-        found = optimize_values(self.model, posed, self.config.harder(attempt))
+        found = optimize_values(self.model, posed, self.config.correcting())
         values, changed = list(sought.values), False
         for row, lacking in zip(rows, found, strict=True):
             before, change = values[row], lacking.target - lacking.initial
             changed = changed or bool(change.any())
             n_evaluations = before.n_evaluations + lacking.n_evaluations
-            values[row] = replace(lacking, target=before.target + change, initial=before.initial, n_evaluations=n_evaluations)
+            target = before.target + change
+            values[row] = replace(lacking, target=target, initial=before.initial, n_evaluations=n_evaluations)
         return _Sought(sought.facts, sought.posed, values) if changed else None
 
     def _nothing(self) -> tuple[dict[int, Tensor], dict[int, Update]]:

@@ -63,18 +63,6 @@ class Pose:
             rows.append([*range(first, first + n), *[-1] * (most - n), first + n])
         return torch.tensor(rows, device=self.lookup.device)
 
-    def sought(self, facts: Sequence[int]) -> Tensor:
-        """``prompts`` without those whose key is written only: they have no target."""
-        own = {fact: [bool(wording.target_ids) for wording in self.wordings[fact]] for fact in facts}
-        rows = self.prompts(facts).tolist()
-        kept = [
-            [*(at for at, wanted in zip(row, own[fact], strict=False) if wanted), row[-1]]
-            for fact, row in zip(facts, rows, strict=True)
-        ]
-        most = max(map(len, kept))
-        padded = [[*row[:-1], *[-1] * (most - len(row)), row[-1]] for row in kept]
-        return torch.tensor(padded, device=self.lookup.device)
-
     def n_keys(self, fact: int) -> int:
         """How many keys a fact has."""
         return self.wordings[fact][-1].key + 1

@@ -86,7 +86,7 @@ def optimize_values(model: LanguageModel, pose: Pose, config: EditConfig) -> lis
 def _passes(model: LanguageModel, pose: Pose) -> list[list[int]]:
     """Facts of similar size together, a bounded number of entries in each pass; a group is never divided."""
     limit = _ENTRIES_PER_PASS.get(model.device.type, min(_ENTRIES_PER_PASS.values()))
-    rows = pose.sought(range(len(pose)))
+    rows = pose.prompts(range(len(pose)))
     sizes = torch.where(rows >= 0, (pose.lengths - pose.lookup)[rows], 0).sum(dim=1).tolist()
     groups: dict[int, list[int]] = {}
     for fact, group in enumerate(pose.groups):
@@ -197,7 +197,7 @@ class _Problem:
         above = config.layers[-1] + 1
         loss_layer = model.anatomy.n_layers - 1 if config.value_loss_layer is None else config.value_loss_layer
         layers = range(above, max(loss_layer, above - 1) + 1)
-        chosen, lookup, lengths = pose.sought(facts), pose.lookup, pose.lengths
+        chosen, lookup, lengths = pose.prompts(facts), pose.lookup, pose.lengths
         entering = pose.recording.inputs[above]
         prefix = Pack.of(chosen, torch.zeros_like(lookup), lookup)
         suffix = Pack.of(chosen, lookup, lengths)
@@ -294,12 +294,12 @@ class _Problem:
 
 
 def _targets(pose: Pose, facts: Sequence[int], suffix: Pack, device: torch.device) -> _Targets:
-    prompts = pose.sought(facts)
+    prompts = pose.prompts(facts)
     ends = suffix.starts + torch.where(prompts >= 0, (pose.lengths - pose.lookup)[prompts], 0)
     places: list[tuple[int, int, int, bool]] = []
     weights: list[float] = []
     for row, fact in enumerate(facts):
-        own = [wording for wording in pose.wordings[fact] if wording.target_ids]
+        own = pose.wordings[fact]
         for context, (wording, end) in enumerate(zip(own, ends[row].tolist(), strict=False)):
             ids = wording.target_ids
             sampled = context > 0 or len(own) == 1

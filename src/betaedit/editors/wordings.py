@@ -73,8 +73,6 @@ def wordings(model: LanguageModel, fact: Fact, contexts: Sequence[str], config: 
     if config.form != "completion" and has_chat(model.tokenizer) and not typed_specials(model.tokenizer, fact.text):
         for request in _chat_requests(model, fact, config):
             add([request], [1.0])
-    for template in config.key_templates:
-        add([(Prompt.fill(template, SLOT, fact.subject), ())], [1.0])
     return tuple(found)
 
 
