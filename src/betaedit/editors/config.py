@@ -79,11 +79,6 @@ class EditConfig(BaseModel):
     value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
     value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
     value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
-    value_focus: NotNegative = Field(
-        0.0,
-        description="How far the loss looks at the least probable token rather than at the mean of all (published): 0 "
-        "is the mean, 1 the logarithm of the mean inverse probability.",
-    )
     value_stop_loss: NotNegative = Field(0.05, description="Stop once the loss is below it.")
     value_stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Stop once every target token has this probability in every context; never if not given."
@@ -101,8 +96,8 @@ class EditConfig(BaseModel):
     retries: int = Field(
         0,
         ge=0,
-        description="How often a fact is sought again, with more effort, when the edited model misses it on its own "
-        "prompt (0: never, as published).",
+        description="How often what a written value still lacks, in any of the fact's prompts, is sought on the edited "
+        "model and added (0: never, as published).",
     )
     keep_missed: bool = Field(
         True, description="Whether a fact that is missed in the end stays written (published), or is taken back."

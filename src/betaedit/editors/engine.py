@@ -410,42 +410,45 @@ class Engine:
         seconds: float,
         undo: ExitStack,
     ) -> WrittenBatch:
-        """Write some of the facts sought and ask the model; those that it misses are sought anew, then left out.
+        """Write some of the facts sought and ask the model; those that it misses to the last are left out.
 
-        ``undo`` holds what takes ``leaving`` back in; it is used up. A batch with a fact that is left out is written
-        without it; where facts were taken out for it, they stay as they were and nothing of the batch is written.
+        What the values lack is added up to ``retries`` times (``_corrected``); of several tries the last with the
+        fewest misses counts. ``undo`` holds what takes ``leaving`` back in; it is used up. A batch with a fact that is
+        left out is written without it; where facts were taken out for it, they stay as they were and nothing of the
+        batch is written.
         """
-        config, n_new = self.config, len(rows) - n_again
-        missed: dict[int, EditResult] = {}
+        config, new = self.config, rows[n_again:]
+        best: tuple[_Sought, tuple[EditResult, ...]] | None = None
         for attempt in range(config.retries + 1):
             with ExitStack() as tried:
                 written = self._write_rows(sought, rows, n_again, leaving, seconds, tried)
                 results = self._looked_at(written.results, attempt + 1)
-                missed = {row: one for row, one in zip(rows[n_again:], results, strict=True) if not one.is_held}
+                if best is None or _n_missed(results) <= _n_missed(best[1]):
+                    best = sought, results
                 started = time.perf_counter()
                 better = self._corrected(sought, rows) if attempt < config.retries else None
-                seconds += (time.perf_counter() - started) / n_new
-                if better is None and (config.keep_missed or not missed):
+                seconds += (time.perf_counter() - started) / len(new)
+                if better is None and best[1] is results and (config.keep_missed or not _n_missed(results)):
                     tried.pop_all()
                     undo.pop_all()
                     return replace(written, results=results)
             if better is None:
                 break
             sought = better
-        left = [row for row in rows if row not in missed]
-        if leaving or not left:
+        assert best is not None  # there is at least one try
+        sought, results = best
+        by_row = dict(zip(new, results, strict=True))
+        left = [row for row in rows if row not in by_row or by_row[row].is_held or config.keep_missed]
+        if len(left) < len(rows) and (leaving or len(left) == n_again):
             undo.close()
-            left = []
-        refused = {row: _not_kept(one) for row, one in missed.items()}
-        if not left:
-            kept = {row: _not_kept(one) for row, one in zip(rows[n_again:], results, strict=True)}
-            return WrittenBatch(tuple(kept.values()), *self._nothing())
+            return WrittenBatch(tuple(_not_kept(one) for one in results), *self._nothing())
         with ExitStack() as tried:
             written = self._write_rows(sought, left, n_again, leaving, seconds, tried)
             tried.pop_all()
-        results = self._looked_at(written.results, attempt + 1)
-        kept = dict(zip(left[n_again:], results, strict=True)) | refused
-        return replace(written, results=tuple(kept[row] for row in rows[n_again:]))
+            undo.pop_all()
+        again = self._looked_at(written.results, results[0].tries)
+        kept = dict(zip(left[n_again:], again, strict=True))
+        return replace(written, results=tuple(kept[row] if row in kept else _not_kept(by_row[row]) for row in new))
 
     def _looked_at(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
         """``results`` with what the model makes of the facts now."""
@@ -461,7 +464,7 @@ class Engine:
         return tuple(looked)
 
     def _corrected(self, sought: _Sought, rows: list[int]) -> _Sought | None:
-        """``sought`` with what the values of the facts ``rows``, as they are written now, still lack; ``None``: nothing.
+        """``sought`` with what the values of the facts ``rows``, as written now, still lack; ``None`` if it is nothing.
 
         A value is sought with its change put behind the last edited layer. Written, the change grows from layer to
         layer, and what stands behind the subject reads it underway; so the edited model says a little less than was
@@ -645,6 +648,10 @@ class Engine:
 def _result(fact: Fact, value: Value, norms: dict[int, float], seconds: float) -> EditResult:
     length, n_evaluations = value.relative_length, value.n_evaluations
     return EditResult(fact, value.target_probability, length, n_evaluations, norms, seconds, value.n_keys)
+
+
+def _n_missed(results: Sequence[EditResult]) -> int:
+    return sum(not result.is_held for result in results)
 
 
 def _not_kept(result: EditResult) -> EditResult:

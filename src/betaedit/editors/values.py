@@ -229,7 +229,7 @@ class _Problem:
         """The losses at ``delta`` ``(b, d_out)``, and the KL prompts' log-probabilities there."""
         target_logs, highest_logs, kl_logs = self._log_probabilities(delta)
         b, targets = len(delta), self.targets
-        nll = self._mean_nll(target_logs, b)
+        nll = -delta.new_zeros(b).index_add(0, targets.fact, targets.weight * target_logs)
         probability = target_logs.detach().exp()
         least = delta.new_ones(b).scatter_reduce(0, targets.fact, probability, "amin")
         mean = delta.new_zeros(b).index_add(0, targets.fact, targets.weight * probability)
@@ -240,20 +240,6 @@ class _Problem:
         decay = torch.linalg.vector_norm(delta, dim=1) / self.initial.norm(dim=1) ** 2
         loss = nll + self.config.kl_weight * divergence + self.config.value_decay * decay
         return _Evaluation(loss, least, mean, n_beaten == 0), before
-
-    def _mean_nll(self, target_logs: Tensor, n_facts: int) -> Tensor:
-        """``(n_facts,)`` negative log-likelihood per token: the mean, or with ``value_focus`` ``a`` the exponential one.
-
-        That is ``log(mean(exp(a * nll))) / a``: never below the mean, and the nearer to the worst token the larger
-        ``a``. The largest is taken out before the exponential, so that nothing overflows.
-        """
-        targets, focus = self.targets, self.config.value_focus
-        sums = target_logs.new_zeros(n_facts)
-        if not focus:
-            return -sums.index_add(0, targets.fact, targets.weight * target_logs)
-        worst = sums.scatter_reduce(0, targets.fact, -target_logs.detach(), "amax", include_self=False)
-        beyond = (focus * (-target_logs - worst[targets.fact])).exp()
-        return worst + sums.index_add(0, targets.fact, targets.weight * beyond).log() / focus
 
     def take(self, rows: Tensor) -> _Problem:
         """The same for some of the facts."""
