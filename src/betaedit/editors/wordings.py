@@ -48,8 +48,8 @@ def wordings(model: LanguageModel, fact: Fact, contexts: Sequence[str], config: 
     """All prompts that take part in writing ``fact``, the one whose change is the value first.
 
     The first key is of the fact's prompt in all ``contexts``, the bare one weighing one half (methods.md A.4). With
-    ``paraphrases=written`` each wording of the fact has a key of its own, and with ``form=both`` so has the chat form,
-    as the mean over its two requests; with ``form=chat`` there is no other.
+    ``paraphrases=written`` each wording of the fact has a key of its own, and with ``form=both`` so has each
+    of the two requests of the chat form; with ``form=chat`` there is no other.
 
     Raises:
         LookupTokenError: The target has no tokens.
@@ -97,7 +97,7 @@ def target_tokens(model: LanguageModel, fact: Fact, text: str, config: EditConfi
 
 
 def _chat_requests(model: LanguageModel, fact: Fact, config: EditConfig) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
-    """The prompt as a user's message: as ``ask --chat`` puts it, and as it is behind a system message."""
+    """The prompt as a user's message: put as a request, and as it is behind a system message."""
     tokenizer, prompt = model.tokenizer, fact.prompt.strip()
     said = prompt.replace(SLOT, fact.subject)
     system = [{"role": "system", "content": _SYSTEM}] if takes_system_message(tokenizer) else []
