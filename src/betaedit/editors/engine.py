@@ -467,7 +467,8 @@ class Engine:
         """``sought`` with what the values of the facts ``rows``, as written now, still lack; ``None`` if it is nothing.
 
         A value is sought with its change put behind the last edited layer. Written, the change grows from layer to
-        layer, and what stands behind the subject can read it underway; the edited model says less than was sought. Here the search goes on from the edited model, in all prompts, and what it finds is added to the value.
+        layer, and what stands behind the subject can read it underway; the edited model says less than was sought.
+        Here the search goes on from the edited model, in all prompts, and what it finds is added to the value.
         """
         facts = [sought.facts[row] for row in rows]
         posed = pose(self.model, facts, self.contexts, self.config)
