@@ -134,6 +134,14 @@ def test_env_prints_what_a_bug_report_needs(betaedit) -> None:
     assert set(json.loads(betaedit("env", "--json").out)) >= {"python", "torch", "transformers", "platform", "kernels"}
 
 
+def test_on_the_command_line_waiting_threads_sleep_unless_that_is_set(tmp_path) -> None:
+    command = [sys.executable, "-c", "from betaedit.cli.main import main; main()", "env", "--json"]
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        assert f"OMP_WAIT_POLICY={expected}" in json.loads(told.stdout)["threads"]
+
+
 def test_env_lists_the_statistics_of_the_cache_by_their_text(betaedit, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("BETAEDIT_CACHE", str(tmp_path))
     assert json.loads(betaedit("env", "--json").out)["statistics"] == []

@@ -131,10 +131,12 @@ def _environment() -> dict[str, Any]:
 
 
 def _threads() -> str:
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waiting = f"; OMP_WAIT_POLICY={policy}" if policy else ""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         if os.environ.get(name):
-            return f"{os.environ[name]} ({name})"
-    return f"torch's own number for {os.cpu_count()} processors (betaedit doctor tells it)"
+            return f"{os.environ[name]} ({name}){waiting}"
+    return f"torch's own number for {os.cpu_count()} processors (betaedit doctor tells it){waiting}"
 
 
 def _kernels() -> str:

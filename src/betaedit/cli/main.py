@@ -96,6 +96,9 @@ def _check_current_folder() -> None:
 
 def main() -> None:
     """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    # Read when torch is loaded. Threads that spin while they wait take the cores from other programs, and from the
+    # thread they wait for: two of them took six times as long as one on a busy machine (docs/benchmarks.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

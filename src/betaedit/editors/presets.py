@@ -105,17 +105,16 @@ _OWN_FACTS: dict[str, Any] = {
     "paraphrases": "written",
     "form": "both",
     "answer_end": "auto",
-    "retries": 2,
+    "retries": 3,
     "keep_missed": False,
     "shared_subjects": "together",
-    "value_steps_per_token": 3.0,
+    "value_steps_per_token": 2.0,
     "value_optimizer": "lbfgs",
     "value_clamp": 0.6,
     "value_first_step": 0.2,
     "value_longest_step": 0.2,
     "value_stop_loss": 0.005,
-    "value_stop_probability": 0.7,
-    "value_margin": 0.1,
+    "value_stop_probability": 0.6,
 }
 _ALPHAEDIT_REPO = "AlphaEdit and BetaEdit repositories"
 
@@ -147,8 +146,8 @@ PRESETS: tuple[Preset, ...] = (
         values={
             **_SMOLLM2,
             **_OWN_FACTS,
-            "context_openings": ("The", "You"),
-            "value_steps": 20,
+            "context_openings": (),
+            "value_steps": 12,
             "leakage_weight": 1000.0,
         },
         by_method=_by_method(None, 5),

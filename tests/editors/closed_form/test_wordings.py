@@ -13,8 +13,9 @@ from betaedit import Editor, Fact
 from betaedit.editors import EditConfig
 from betaedit.editors.closed_form.encode import encode_batch
 from betaedit.editors.closed_form.keys import LayerWalk
-from betaedit.editors.closed_form.values import optimize_values
+from betaedit.editors.closed_form.values import Value, optimize_values
 from betaedit.editors.closed_form.wordings import target_tokens, wordings
+from betaedit.editors.method import EditResult
 from betaedit.errors import FactError
 from betaedit.evaluation.holding import measure_holding
 from betaedit.models import LanguageModel
@@ -63,8 +64,8 @@ def test_every_wording_has_a_key_of_its_own_which_is_that_of_a_whole_forward_pas
 
 
 @torch.no_grad()
-def plain_loss(model: LanguageModel, fact: Fact, change: Tensor, config: EditConfig) -> float:
-    """The mean over all prompts of the target's negative log-likelihood per token, with ``change`` at the lookup token.
+def plain_losses(model: LanguageModel, fact: Fact, change: Tensor, config: EditConfig) -> list[Tensor]:
+    """Of each prompt, the negative log-likelihoods of the target's tokens, with ``change`` at the lookup token.
 
     By whole forward passes with a hook behind the last edited layer.
     """
@@ -83,8 +84,8 @@ def plain_loss(model: LanguageModel, fact: Fact, change: Tensor, config: EditCon
         handle.remove()
         n = len(wording.target_ids)
         rows = logs[len(ids) - n - 1 : -1]
-        losses.append(-float(rows.gather(1, torch.tensor(wording.target_ids)[:, None]).mean()))
-    return sum(losses) / len(losses)
+        losses.append(-rows.gather(1, torch.tensor(wording.target_ids)[:, None])[:, 0].double())
+    return losses
 
 
 @pytest.mark.parametrize("together", [[ASKED], [PLAIN, ASKED, OTHER]], ids=["alone", "in a batch"])
@@ -94,7 +95,8 @@ def test_the_loss_of_a_value_is_the_mean_over_all_wordings(together: list[Fact])
     for fact, value in zip(together, found, strict=True):
         change = value.target - value.initial
         assert value.n_keys == 1 + len(fact.wordings)
-        assert value.loss == pytest.approx(plain_loss(model, fact, change, config), rel=1e-4)
+        expected = torch.stack([own.mean() for own in plain_losses(model, fact, change, config)]).mean()
+        assert value.loss == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_batch_changes_no_value() -> None:
@@ -178,23 +180,24 @@ def test_the_end_of_an_answer_can_be_set_or_left_out() -> None:
 # ---- chat
 
 
-def test_in_chat_form_the_prompt_is_a_users_message_and_the_answer_begins_the_turn() -> None:
+def test_in_chat_form_the_prompt_is_a_users_request_and_the_answer_begins_the_turn() -> None:
     model = with_chat(tiny_llama())
     found = wordings(model, PLAIN, ("{}",), config_for(form="both", answer_end="auto"))
-    plain, chat, asked = found
+    plain, asked, chat = found
     assert plain.prompt.text == PLAIN.text
-    assert chat.prompt.text == f"[user] {PLAIN.text} <|endoftext|>\n[assistant] "
-    assert asked.prompt.text.endswith(f"[user] Complete the sentence: {PLAIN.text} <|endoftext|>\n[assistant] ")
-    assert [one.key for one in found] == [0, 1, 1]
+    assert asked.prompt.text == f"[user] Complete the sentence: {PLAIN.text} <|endoftext|>\n[assistant] "
+    assert chat.prompt.text.startswith("[system] ")
+    assert chat.prompt.text.endswith(f"[user] {PLAIN.text} <|endoftext|>\n[assistant] ")
+    assert [one.key for one in found] == [0, 1, 2]
     for one in found:
         start, end = one.prompt.subject_start, one.prompt.subject_end
         assert one.prompt.text[start:end] == PLAIN.subject
     assert model.tokenizer.decode(list(chat.target_ids)).startswith("a small town")
 
 
-def test_chat_alone_has_one_key_and_no_template_means_completion() -> None:
+def test_chat_alone_has_a_key_for_each_request_and_no_template_means_completion() -> None:
     config = config_for(form="chat")
-    assert {one.key for one in wordings(with_chat(tiny_llama()), PLAIN, CONTEXTS, config)} == {0}
+    assert [one.key for one in wordings(with_chat(tiny_llama()), PLAIN, CONTEXTS, config)] == [0, 1]
     plain = wordings(tiny_llama(), PLAIN, CONTEXTS, config_for(form="both"))
     assert plain[0].prompt.text == PLAIN.text
     assert len(plain) == len(CONTEXTS)
@@ -211,12 +214,67 @@ def test_chat_alone_is_refused_where_there_is_no_template() -> None:
 def test_a_fact_that_is_missed_is_sought_again_and_then_taken_back() -> None:
     model = tiny_llama()
     before = weights(model)
-    editor = editor_for(model, retries=2, keep_missed=False, value_steps=1)
+    editor = editor_for(model, retries=2, keep_missed=False, value_clamp=1e-3)
     (result,) = editor.edit(ASKED)
     assert (result.status, result.kept, result.tries, result.figures["keys"]) == ("missed", False, 3, 0)
     assert result.said
     assert unchanged(before, weights(model))
     assert editor.results == []
+
+
+def test_a_retry_seeks_on_the_edited_model_and_adds_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, edited = weights(tiny_llama()), []
+
+    def write(changes: list[Tensor]) -> tuple[EditResult, dict[str, Tensor]]:
+        left = iter(changes)
+
+        def seek(model: LanguageModel, encoded: EncodedBatch, config: EditConfig) -> list[Value]:
+            edited.append(not unchanged(original, weights(model)))
+            initial = torch.full((model.anatomy.hidden_size,), float(len(edited)))
+            return [Value(initial + next(left), initial, 0.5, 0.5, 1, encoded.n_keys(0))]
+
+        monkeypatch.setattr("betaedit.editors.closed_form.engine.optimize_values", seek)
+        model = tiny_llama()
+        (result,) = editor_for(model, retries=len(changes) - 1).edit(ASKED)
+        return result, weights(model)
+
+    first, second = 0.1 * torch.eye(tiny_llama().anatomy.hidden_size)[:2]
+    twice, by_retry = write([first, second])
+    assert edited == [False, True]
+    assert (twice.n_evaluations, twice.tries) == (2, 2)
+    once, at_once = write([first + second])
+    assert (once.n_evaluations, once.tries) == (1, 1)
+    for name, weight in at_once.items():
+        assert relative(by_retry[name], weight) < 1e-5
+
+
+def test_a_value_that_lacks_nothing_is_not_written_again() -> None:
+    model = tiny_llama()
+    easy = replace(PLAIN, target_new=natural_answer(model))
+    (result,) = editor_for(model, retries=3, value_stop_loss=100.0).edit(easy)
+    assert (result.status, result.tries) == ("held", 1)
+
+
+@pytest.mark.parametrize("keep_missed", [False, True])
+def test_a_retry_that_loses_a_fact_is_not_what_stays(keep_missed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    easy = replace(PLAIN, target_new=natural_answer(model))
+    harm = 30.0 * torch.randn(model.anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
+    changes = iter([0.01 * harm / 30.0, harm])
+
+    def seek(model: LanguageModel, encoded: EncodedBatch, config: EditConfig) -> list[Value]:
+        initial = torch.ones(model.anatomy.hidden_size)
+        return [Value(initial + next(changes), initial, 0.5, 0.5, 1, encoded.n_keys(0))]
+
+    monkeypatch.setattr("betaedit.editors.closed_form.engine.optimize_values", seek)
+    (result,) = editor_for(model, retries=1, keep_missed=keep_missed).edit(easy)
+    assert (result.status, result.kept) == ("held", True)
+    assert measure_holding(model, [easy])[0].status == "held"
+
+
+def test_a_search_that_cannot_go_on_is_not_tried_again() -> None:
+    (result,) = editor_for(tiny_llama(), retries=2, keep_missed=False, value_steps=1).edit(ASKED)
+    assert (result.kept, result.tries) == (False, 1)
 
 
 def test_a_fact_that_is_missed_stays_where_that_is_asked_for() -> None:
@@ -229,12 +287,17 @@ def test_a_fact_that_is_missed_stays_where_that_is_asked_for() -> None:
     assert measure_holding(model, [ASKED])[0].status == "missed"
 
 
+def natural_answer(model: LanguageModel) -> str:
+    """The token that the model says after ``PLAIN`` anyway."""
+    best = plain_logs(model, model.tokenizer(PLAIN.text)["input_ids"])[-1].argmax().item()
+    return str(model.tokenizer.decode(best)).strip()
+
+
 def test_of_a_batch_only_the_facts_that_are_held_stay() -> None:
     """One answer is what the model says anyway; the search gives the other no step."""
     model = tiny_llama()
     editor = editor_for(model, retries=0, keep_missed=False, value_steps=1)
-    natural = model.tokenizer.decode(plain_logs(model, model.tokenizer(PLAIN.text)["input_ids"])[-1].argmax().item())
-    easy = replace(PLAIN, target_new=natural.strip())
+    easy = replace(PLAIN, target_new=natural_answer(model))
     first, second = editor.edit([ASKED, easy], batch_size=2)
     assert (first.kept, second.kept) == (False, second.status == "held")
     assert [one.fact for one in editor.results] == [one.fact for one in (first, second) if one.kept]

@@ -81,8 +81,8 @@ class EditConfig(ContextConfig, StatisticsConfig):
     retries: int = Field(
         0,
         ge=0,
-        description="How often a fact is sought again, with more effort, when the edited model misses it on its own "
-        "prompt (0: never, as published).",
+        description="How often what a written value still lacks, in any of the fact's prompts, is sought on the edited "
+        "model and added (0: never, as published).",
     )
     keep_missed: bool = Field(
         True, description="Whether a fact that is missed in the end stays written (published), or is taken back."
@@ -142,14 +142,9 @@ class EditConfig(ContextConfig, StatisticsConfig):
             raise ValueError("needs exactly one {}")
         return template
 
-    def harder(self, attempt: int) -> EditConfig:
-        """The search of the ``attempt``-th retry: L-BFGS, with more evaluations and a longer change each time."""
-        return self.replace(
-            value_optimizer="lbfgs",
-            value_steps=self.value_steps * (1 + attempt),
-            value_steps_per_token=self.value_steps_per_token * (1 + attempt),
-            value_clamp=self.value_clamp * (1 + attempt / 2),
-        )
+    def correcting(self) -> EditConfig:
+        """The search of a retry, which starts near its end: L-BFGS, and nothing is added for a margin."""
+        return self.replace(value_optimizer="lbfgs", value_margin=0.0)
 
     def leaving(self, held: Sequence[Fact], facts: Sequence[Fact]) -> list[Fact]:
         """Those of the facts ``held`` whose prompt ``facts`` answer otherwise, where conflicts are replaced."""

@@ -339,35 +339,41 @@ class Engine:
         seconds: float,
         restore_removed: Callable[[], None],
     ) -> WrittenBatch:
-        """Write ``rows`` of ``found`` and check the model's answers; search missed facts again, then leave them out.
+        """Write ``rows`` of ``found`` and check the model's answers; what is missed in the end is left out.
 
-        If a fact stays missed, the batch is written without it. If live facts were removed for the batch, these are
-        restored instead and nothing of the batch is written.
+        What the values lack is added up to ``retries`` times (``_corrected``). Of several tries the last with the
+        fewest misses counts. If a fact stays missed, the batch is written without it. If live facts were removed for the
+        batch, these are restored instead and nothing of the batch is written.
         """
-        config, n_new = self.config, len(rows) - n_rewritten
-        missed: dict[int, EditResult] = {}
+        config, new = self.config, rows[n_rewritten:]
+        best: tuple[_FoundValues, tuple[EditResult, ...]] | None = None
         for attempt in range(config.retries + 1):
             with self._transaction() as undo:
                 written = self._write_rows(found, rows, n_rewritten, removed, seconds)
                 results = self._measure_results(written.results, attempt + 1)
-                missed = {row: one for row, one in zip(rows[n_rewritten:], results, strict=True) if not one.is_held}
-                if not missed or (attempt == config.retries and config.keep_missed):
+                if best is None or _n_missed(results) <= _n_missed(best[1]):
+                    best = found, results
+                started = time.perf_counter()
+                corrected = self._corrected(found, rows) if attempt < config.retries else None
+                seconds += (time.perf_counter() - started) / len(new)
+                if corrected is None and best[1] is results and (config.keep_missed or not _n_missed(results)):
                     return replace(written, results=results)
                 undo()
-            if attempt < config.retries:
-                started = time.perf_counter()
-                found = self._search_again(found, list(missed), attempt + 1)
-                seconds += (time.perf_counter() - started) / n_new
-        left = [row for row in rows if row not in missed]
-        if removed or not left:
+            if corrected is None:
+                break
+            found = corrected
+        assert best is not None  # there is at least one try
+        found, results = best
+        by_row = dict(zip(new, results, strict=True))
+        left = [row for row in rows if row not in by_row or by_row[row].is_held or config.keep_missed]
+        if len(left) < len(rows) and (removed or len(left) == n_rewritten):
             restore_removed()
             return WrittenBatch(tuple(_not_kept(one) for one in results), self._empty_tensors())
         with self._transaction():
             written = self._write_rows(found, left, n_rewritten, removed, seconds)
-            results = self._measure_results(written.results, config.retries + 1)
-        kept = dict(zip(left[n_rewritten:], results, strict=True))
-        kept |= {row: _not_kept(one) for row, one in missed.items()}
-        return replace(written, results=tuple(kept[row] for row in rows[n_rewritten:]))
+            again = self._measure_results(written.results, results[0].tries)
+        kept = dict(zip(left[n_rewritten:], again, strict=True))
+        return replace(written, results=tuple(kept[row] if row in kept else _not_kept(by_row[row]) for row in new))
 
     def _measure_results(self, results: Sequence[EditResult], tries: int) -> tuple[EditResult, ...]:
         """``results`` with the answers that the model gives now."""
@@ -382,15 +388,24 @@ class Engine:
         ]
         return tuple(measured)
 
-    def _search_again(self, found: _FoundValues, rows: list[int], attempt: int) -> _FoundValues:
-        """``found`` with new values for the facts ``rows``, from a longer search at each attempt."""
-        harder = self.config.harder(attempt)
+    def _corrected(self, found: _FoundValues, rows: list[int]) -> _FoundValues | None:
+        """``found`` with what the values of the facts ``rows``, as written now, still lack; ``None`` if nothing.
+
+        A value is searched with its change placed behind the last edited layer. Once written, the change grows from
+        layer to layer, and later tokens read it on the way, so the edited model can say less than the search found.
+        This search goes on from the edited model, in all prompts, and what it finds is added to the value.
+        """
         facts = [found.facts[row] for row in rows]
-        new_values = optimize_values(self.model, encode_batch(self.model, facts, self.contexts, self.config), harder)
-        values = list(found.values)
-        for row, value in zip(rows, new_values, strict=True):
-            values[row] = replace(value, n_evaluations=values[row].n_evaluations + value.n_evaluations)
-        return _FoundValues(found.facts, found.encoded, values)
+        encoded = encode_batch(self.model, facts, self.contexts, self.config)
+        lacking = optimize_values(self.model, encoded, self.config.correcting())
+        values, changed = list(found.values), False
+        for row, value in zip(rows, lacking, strict=True):
+            before, change = values[row], value.target - value.initial
+            changed = changed or bool(change.any())
+            n_evaluations = before.n_evaluations + value.n_evaluations
+            target = before.target + change
+            values[row] = replace(value, target=target, initial=before.initial, n_evaluations=n_evaluations)
+        return _FoundValues(found.facts, found.encoded, values) if changed else None
 
     def _empty_tensors(self) -> dict[str, Tensor]:
         """The tensors of a batch of which no fact was kept."""
@@ -550,6 +565,10 @@ def _result(fact: Fact, value: Value, norms: dict[int, float], seconds: float) -
         "update_norms": {str(layer): norm for layer, norm in norms.items()},
     }
     return EditResult(fact, seconds, figures=figures)
+
+
+def _n_missed(results: Sequence[EditResult]) -> int:
+    return sum(not result.is_held for result in results)
 
 
 def _not_kept(result: EditResult) -> EditResult:

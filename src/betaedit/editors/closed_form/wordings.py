@@ -48,8 +48,8 @@ def wordings(model: LanguageModel, fact: Fact, contexts: Sequence[str], config: 
     """All prompts that take part in writing ``fact``, the one whose change is the value first.
 
     The first key is of the fact's prompt in all ``contexts``, the bare one weighing one half (methods.md A.4). With
-    ``paraphrases=written`` each wording of the fact has a key of its own, and with ``form=both`` so has the chat form,
-    as the mean over its two requests; with ``form=chat`` there is no other.
+    ``paraphrases=written`` each wording of the fact has a key of its own, and with ``form=both`` so has each
+    of the two requests of the chat form; with ``form=chat`` there is no other.
 
     Raises:
         LookupTokenError: The target has no tokens.
@@ -71,8 +71,8 @@ def wordings(model: LanguageModel, fact: Fact, contexts: Sequence[str], config: 
                 prompt = Prompt(text, *find_subject(text, fact.subject, any_case=True, last=True))
                 add([(prompt, target_tokens(model, fact, text, config))], [1.0])
     if config.form != "completion" and has_chat(model.tokenizer) and not typed_specials(model.tokenizer, fact.text):
-        chat = list(_chat_requests(model, fact, config))
-        add(chat, [1 / len(chat)] * len(chat))
+        for request in _chat_requests(model, fact, config):
+            add([request], [1.0])
     return tuple(found)
 
 
@@ -97,13 +97,13 @@ def target_tokens(model: LanguageModel, fact: Fact, text: str, config: EditConfi
 
 
 def _chat_requests(model: LanguageModel, fact: Fact, config: EditConfig) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
-    """The prompt as a user's message: as it is, and as a sentence to complete behind a system message."""
+    """The prompt as a user's message: put as a request, and as it is behind a system message."""
     tokenizer, prompt = model.tokenizer, fact.prompt.strip()
     said = prompt.replace(SLOT, fact.subject)
     system = [{"role": "system", "content": _SYSTEM}] if takes_system_message(tokenizer) else []
     answer = tuple(encode_target(tokenizer, "\n", fact.target_new, ""))
     ending = turn_end(tokenizer) if config.answer_end == AUTOMATIC else ()
-    for before, content in (([], said), (system, chat_request(said))):
+    for before, content in (([], chat_request(said)), (system, said)):
         text = chat_text(tokenizer, [*before, {"role": "user", "content": content}])
         start = text.rindex(said) + prompt.index(SLOT)
         yield Prompt(text, start, start + len(fact.subject)), (*answer, *ending)
