@@ -11,7 +11,7 @@ from torch import Tensor
 
 from betaedit import Editor, Fact
 from betaedit.editors import EditConfig
-from betaedit.editors.closed_form.encode import encode_batch
+from betaedit.editors.closed_form.encode import EncodedBatch, encode_batch
 from betaedit.editors.closed_form.keys import LayerWalk
 from betaedit.editors.closed_form.values import Value, optimize_values
 from betaedit.editors.closed_form.wordings import target_tokens, wordings

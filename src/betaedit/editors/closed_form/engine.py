@@ -342,8 +342,8 @@ class Engine:
         """Write ``rows`` of ``found`` and check the model's answers; what is missed in the end is left out.
 
         What the values lack is added up to ``retries`` times (``_corrected``). Of several tries the last with the
-        fewest misses counts. If a fact stays missed, the batch is written without it. If live facts were removed for the
-        batch, these are restored instead and nothing of the batch is written.
+        fewest misses counts. If a fact stays missed, the batch is written without it. If live facts were removed for
+        the batch, these are restored instead and nothing of the batch is written.
         """
         config, new = self.config, rows[n_rewritten:]
         best: tuple[_FoundValues, tuple[EditResult, ...]] | None = None
