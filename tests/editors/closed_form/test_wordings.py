@@ -241,9 +241,9 @@ def test_a_retry_seeks_on_the_edited_model_and_adds_what_it_finds(monkeypatch: p
     first, second = 0.1 * torch.eye(tiny_llama().anatomy.hidden_size)[:2]
     twice, by_retry = write([first, second])
     assert edited == [False, True]
-    assert (twice.n_evaluations, twice.tries) == (2, 2)
+    assert (twice.figures["evaluations"], twice.tries) == (2, 2)
     once, at_once = write([first + second])
-    assert (once.n_evaluations, once.tries) == (1, 1)
+    assert (once.figures["evaluations"], once.tries) == (1, 1)
     for name, weight in at_once.items():
         assert relative(by_retry[name], weight) < 1e-5
 
