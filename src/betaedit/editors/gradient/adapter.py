@@ -168,7 +168,7 @@ class AdapterTuning:
             for _ in range(self.config.steps):
                 optimizer.zero_grad()
                 loss = batch.mean_over_facts(adapted(**batch.inputs).logits)
-                (loss + self._penalty(adapted)).backward()
+                (loss + self._penalty(adapted)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         if not all(weight.isfinite().all() for weight in trained):
             raise NumericalError("the adapter did not stay finite.", hint="Lower learning_rate; the batch is undone.")

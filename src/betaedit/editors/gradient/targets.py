@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,12 +37,6 @@ class TargetBatch:
         """What the model is called with."""
         return {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
 
-    @cached_property
-    def _shares(self) -> Tensor:
-        """``(t,)`` one over the number of facts and of the target tokens of the fact."""
-        counts = torch.bincount(self.rows, minlength=len(self.ids))
-        return 1 / (counts[self.rows] * len(self.ids))
-
     def losses(self, logits: Tensor) -> Tensor:
         """``(t,)`` negative log-likelihood of every target token; at least in float32."""
         scored = logits[self.rows, self.places]
@@ -53,7 +46,8 @@ class TargetBatch:
     def mean_over_facts(self, logits: Tensor) -> Tensor:
         """Mean over facts of the mean over their target tokens."""
         losses = self.losses(logits)
-        return (losses * self._shares.to(losses)).sum()
+        counts = torch.bincount(self.rows, minlength=len(self.ids))
+        return (losses / counts[self.rows]).sum() / len(self.ids)
 
     def mean_over_tokens(self, logits: Tensor) -> Tensor:
         """Mean over all target tokens."""

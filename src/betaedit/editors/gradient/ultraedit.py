@@ -84,7 +84,8 @@ def ridge_update(inputs: Tensor, normalized: Tensor, learning_rate: float) -> Up
         normalized: ``(t, d_in + d_out)`` the same and their gradients, normalized.
         learning_rate: ``lr``.
     """
-    steps, directions = normalized.split([inputs.shape[1], normalized.shape[1] - inputs.shape[1]], dim=1)
+    d_in = inputs.shape[1]
+    steps, directions = normalized[:, :d_in], normalized[:, d_in:]
     values = -learning_rate * steps.square().sum(1, keepdim=True) * directions
     system = inputs @ inputs.T + torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
     return Update(values.T, torch.linalg.solve(system, inputs).T)
