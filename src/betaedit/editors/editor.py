@@ -313,8 +313,7 @@ class Editor:
         """
         if isinstance(self.editing, EditsWeights):
             return self.editing.weights
-        anatomy = self.language_model.anatomy
-        return {anatomy.projection_path(layer): matrix for layer, matrix in self.matrices(what).items()}
+        return {matrix.path: matrix for matrix in self.matrices(what).values()}
 
     def to_dict(self) -> dict[str, Any]:
         """Model, method, hyper-parameters, statistics and every edit as plain data."""

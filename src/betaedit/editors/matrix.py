@@ -125,6 +125,11 @@ class EditedMatrix:
         _matrices.setdefault(self._projection, WeakSet()).add(self)
 
     @property
+    def path(self) -> str:
+        """The projection's place in what it is part of."""
+        return self._path
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         d_out, d_in = self._oriented(self._change).shape

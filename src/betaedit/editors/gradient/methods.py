@@ -125,8 +125,8 @@ METHODS: tuple[Method, ...] = (
         equation="min_W -mean_j log p(t_j | prompt) + (w / 2) |W|^2,  w = n^-0.870 e^0.156 for n facts in a batch",
         notes=(
             "As the paper has it. The released code does not: its settings give the power law as a JSON list where the "
-            "code asks for a tuple, so nothing decays, and they train the whole block 21 of GPT-J. The decay is for "
-            "many facts in one batch: for one fact it is 1.17, and the decay outweighs the fact."
+            "code asks for a tuple, so nothing decays, and they train the whole block 21 of GPT-J. The law is for "
+            "many facts in one batch: the decay is 0.02 for 100 facts, and 1.17 for one."
         ),
         weight_decay="by_count",
     ),
