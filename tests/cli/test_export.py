@@ -55,6 +55,47 @@ def test_an_exported_adapter_is_measured_as_the_run_is(betaedit, tiny, facts, ru
     assert f"| perplexity | {RunFolder(run).checkpoint(0).perplexity:.4g} |" in (adapter / "README.md").read_text()
 
 
+@pytest.fixture(params=["lora", "adalora"])
+def adapted(request: pytest.FixtureRequest, betaedit, tiny, facts, tmp_path: Path) -> tuple[str, Path]:
+    """A method that trains an adapter, and a run of it."""
+    made = ["edit", "--from", facts, "--out", tmp_path / "adapted", "--method", request.param, "--json"]
+    assert betaedit(*made, "--set", "steps=5", *tiny[:2]).code == 0
+    return str(request.param), tmp_path / "adapted"
+
+
+def test_a_run_that_trained_an_adapter_is_exported_as_that_adapter(betaedit, facts, adapted, tmp_path: Path) -> None:
+    method, run = adapted
+    ran = betaedit("export", run, "--to", "adapter", "--out", tmp_path / "adapter", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == found["peft_type"] == method.upper()
+    assert sorted({name.rpartition(".")[2] for name in config["target_modules"]}) == ["q_proj", "v_proj"]
+    assert config["base_model_name_or_path"] == found["base"]
+    assert (found["rank"], found["server_rank"]) == {"lora": (8, 8), "adalora": (12, None)}[method]
+    by_adapter = json.loads(betaedit("eval", tmp_path / "adapter", "--from", facts, "--json").out)
+    assert by_adapter["perplexity"] == pytest.approx(RunFolder(run).checkpoint(2).perplexity, rel=1e-5)
+    assert method in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_an_adapter_of_its_own_has_the_rank_it_has_and_is_told_who_serves_it(betaedit, adapted, tmp_path: Path) -> None:
+    method, run = adapted
+    to = ["export", run, "--to", "adapter", "--out", tmp_path / "adapter"]
+    refused = betaedit(*to, "--rank", "4")
+    assert refused.code == 2
+    assert "exported with the rank it has" in refused.err
+    shown = betaedit(*to).out
+    served = {"lora": "serve it with: vllm serve", "adalora": "servers take no adapter of the type ADALORA"}
+    assert served[method] in shown
+
+
+def test_an_adapter_of_its_own_is_no_factors_of_mlp_matrices(betaedit, adapted, tmp_path: Path) -> None:
+    method, run = adapted
+    refused = betaedit("export", run, "--to", "factors", "--out", tmp_path / "factors.safetensors")
+    assert refused.code != 0
+    assert f"{method} cannot be exported as a change of weights" in refused.err
+
+
 def test_a_truncated_adapter_says_what_was_lost_and_how_to_serve_it(betaedit, tiny, run, tmp_path: Path) -> None:
     options = ["--rank", "1", "--for-servers", *tiny[2:4]]
     shown = betaedit("export", run, "--to", "adapter", "--out", tmp_path / "adapter", *options).out

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from betaedit import Fact
-from betaedit.editors.method import EditsMatrices, Forgets, Method
+from betaedit.editors.method import EditsMatrices, EditsWeights, Forgets, Method
 from betaedit.editors.methods import METHODS, find_method
 from betaedit.errors import ConfigError, FactError, MethodError
 from betaedit.evaluation import score_targets
@@ -165,16 +165,15 @@ class TestEveryMethodThatForgets:
         assert answers(editor.language_model) == pytest.approx(said, abs=1e-3)
 
 
-class TestEveryMethodThatEditsMatrices:
-    """The capability ``EditsMatrices``."""
+class TestEveryMethodThatEditsWeights:
+    """The capabilities ``EditsMatrices`` and ``EditsWeights``."""
 
     def test_its_matrices_hold_all_that_changed(self, method: Method) -> None:
         model = language_model("llama")
         before, editor = weights(model), small_editor(method, model)
         editor.edit(FACTS[:2])
         moved = {name for name, now in weights(model).items() if not torch.equal(before[name], now)}
-        if not isinstance(editor.editing, EditsMatrices):
+        if not isinstance(editor.editing, EditsMatrices | EditsWeights):
             assert not moved
             return
-        layers = [model.anatomy.projection_path(layer) for layer in editor.editing.matrices]
-        assert moved == {f"{path}.weight" for path in layers}
+        assert moved == {f"{path}.weight" for path in editor.weights()}

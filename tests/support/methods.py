@@ -15,6 +15,9 @@ from support.edits import SETTINGS, moments_for
 FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "closed form": {**SETTINGS, "value_steps": 2},
     "fine-tuning": {"layer": 2, "steps": 4, "learning_rate": 0.01},
+    "LoRA": {"steps": 3, "learning_rate": 0.02},
+    "AdaLoRA": {"steps": 3, "learning_rate": 0.02},
+    "UltraEdit": {"changed_layers": (1, 2), "learning_rate": 1e-3},
     "retrieval": {"confirm": "none"},
 }
 """By family, settings that let a method write on a tiny model in a moment. A new family brings an entry."""

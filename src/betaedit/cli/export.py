@@ -61,7 +61,8 @@ def export(
         options.print_json(told | ({} if report is None else report.to_dict()))
         return
     if report is not None:
-        console.print(_table(report))
+        if report.layers:
+            console.print(_table(report))
         console.print(_efficacy(report))
         say(console, _served(report, out))
     console.print(f"{told['facts']} facts written to {out}", markup=False)
@@ -76,11 +77,19 @@ def _save(
     for_servers: bool,
     progress: Progress,
 ) -> AdapterReport | None:
+    from betaedit.editors.method import HasAdapter
     from betaedit.ledger.export import changes_of, provenance_of, save_factors, save_model
-    from betaedit.ledger.export_adapter import save_adapter
+    from betaedit.ledger.export_adapter import save_adapter, save_own_adapter
 
     if to == "adapter":
         provenance = provenance_of(editor, figures)
+        if isinstance(editor.editing, HasAdapter):
+            if rank is not None or for_servers:
+                raise ConfigError(
+                    f"{editor.method.name} made an adapter, which is exported with the rank it has.",
+                    hint="Leave --rank and --for-servers out.",
+                )
+            return save_own_adapter(editor.language_model, editor.editing, out, provenance, progress=progress)
         changes = changes_of(editor)
         return save_adapter(
             editor.language_model, changes, out, provenance, rank=rank, for_servers=for_servers, progress=progress
@@ -112,6 +121,8 @@ def _efficacy(report: AdapterReport) -> str:
 
 def _served(report: AdapterReport, out: Path) -> str:
     command = report.serving_command(out)
+    if report.peft_type != "LORA":
+        return f"servers take no adapter of the type {report.peft_type}; export the model for them (--to model)"
     if command is None:
         return f"rank {report.rank} is above what servers take; export the model instead (--to model)"
     return f"serve it with: {command}"

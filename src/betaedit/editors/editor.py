@@ -14,6 +14,7 @@ from betaedit.editors.method import (
     EditingMethod,
     EditResult,
     EditsMatrices,
+    EditsWeights,
     Forgets,
     Method,
     MethodConfig,
@@ -284,12 +285,12 @@ class Editor:
     @contextmanager
     def saved_into(self, folder: Path) -> Iterator[Path]:
         """``save_pretrained`` with other files: a context for putting them beside the model's before all appear."""
-        matrices = self.matrices("be saved as a model: it changes no weights")
+        weights = self.weights("be saved as a model: it changes no weights")
         check_can_be_saved(self.language_model, folder)
-        for matrix in matrices.values():
+        for matrix in weights.values():
             matrix.check()
         with file_errors(folder, OutputError), atomic_folder(folder) as scratch:
-            save_language_model(self.language_model, scratch, tuple(matrices))
+            save_language_model(self.language_model, scratch, tuple(weights))
             if self.resources.moments is not None:
                 (scratch / STATISTICS_FILE).parent.mkdir()
                 self.resources.moments.save(scratch / STATISTICS_FILE)
@@ -303,9 +304,19 @@ class Editor:
         Raises:
             MethodError: The method edits none.
         """
-        hint = "Keep its run with --out, or use a method that edits weights."
+        hint = "Keep its run with --out, or use a method that edits MLP output matrices."
         editing = require(self.editing, EditsMatrices, self.method, what, hint)  # type: ignore[type-abstract]
         return editing.matrices
+
+    def weights(self, what: str = "say which matrices it edits") -> Mapping[str, EditedMatrix]:
+        """The edited matrices by the paths of their modules; ``what`` as for ``matrices``.
+
+        Raises:
+            MethodError: The method edits none.
+        """
+        if isinstance(self.editing, EditsWeights):
+            return self.editing.weights
+        return {matrix.path: matrix for matrix in self.matrices(what).values()}
 
     def to_dict(self) -> dict[str, Any]:
         """Model, method, hyper-parameters, statistics and every edit as plain data."""
@@ -321,9 +332,7 @@ class Editor:
     def _record(self, folder: Path) -> dict[str, Any]:
         """What a saved folder tells beside ``to_dict``, so that it can be used as a model again."""
         anatomy, saved = self.language_model.anatomy, self.resources.saved
-        tails = tuple(
-            f"{anatomy.projection_path(layer).removeprefix(anatomy.layers_path)}.weight" for layer in self.matrices()
-        )
+        tails = tuple(f"{path.removeprefix(anatomy.layers_path)}.weight" for path in self.weights())
         return {
             "base": self.language_model.place if saved is None else saved.base,
             "preset_settings": self.preset.to_dict(),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -123,6 +123,11 @@ class EditedMatrix:
         """A copy, and what comes out of a pickle, is that of another module."""
         self.__dict__.update(state)
         _matrices.setdefault(self._projection, WeakSet()).add(self)
+
+    @property
+    def path(self) -> str:
+        """The projection's place in what it is part of."""
+        return self._path
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -277,17 +282,20 @@ def edited_matrices(anatomy: Anatomy, layers: Iterable[int]) -> dict[int, Edited
 
 
 def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
+    """``check_modules_unedited`` for the MLP output projections of some layers."""
+    check_modules_unedited(anatomy.projection(layer) for layer in layers)
+
+
+def check_modules_unedited(modules: Iterable[nn.Module]) -> None:
     """Refuse to begin where another editor's edits are: they would pass for the original, and each undo the other's.
 
     An editor some of whose matrices were changed by others cannot go on, so it is in nobody's way.
 
     Raises:
-        ModelError: These layers hold edits of an editor, a workspace or a replica that is still there.
+        ModelError: These modules hold edits of an editor, a workspace or a replica that is still there.
     """
-    by_layer = [
-        [matrix for matrix in _matrices.get(anatomy.projection(layer), ()) if matrix.is_edited] for layer in layers
-    ]
-    held = [any(matrix.is_in_place() for matrix in edited) for edited in by_layer if edited]
+    by_module = [[matrix for matrix in _matrices.get(module, ()) if matrix.is_edited] for module in modules]
+    held = [any(matrix.is_in_place() for matrix in edited) for edited in by_module if edited]
     if held and all(held):
         raise ModelError(
             "the model holds the edits of another editor or workspace in the layers to be edited.",
@@ -306,8 +314,11 @@ def recording(matrices: Mapping[int, EditedMatrix]) -> Iterator[dict[int, Change
         yield noted
 
 
+_Key = TypeVar("_Key")
+
+
 @contextmanager
-def set_aside(matrices: Mapping[int, EditedMatrix]) -> Iterator[None]:
+def set_aside(matrices: Mapping[_Key, EditedMatrix]) -> Iterator[None]:
     """A context in which ``matrices`` are as they were before the first edit."""
     kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
     try:

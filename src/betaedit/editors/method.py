@@ -3,7 +3,7 @@
 A family (closed form, fine-tuning, retrieval, ...) is a package beside this module. It subclasses ``Method`` for its
 rows and ``MethodConfig`` for its hyper-parameters, and builds objects that satisfy ``EditingMethod``. Nothing here
 imports a family, and nothing outside a family asks which one a method belongs to: what only some editors can do is
-asked for as a protocol (``Forgets``, ``EditsMatrices``).
+asked for as a protocol (``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``).
 """
 
 from __future__ import annotations
@@ -340,6 +340,23 @@ class EditsMatrices(Protocol):
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
         """The edited matrices by layer."""
+
+
+@runtime_checkable
+class EditsWeights(Protocol):
+    """An editor whose edits are changes of weight matrices that need not be MLP output projections."""
+
+    @property
+    def weights(self) -> Mapping[str, EditedMatrix]:
+        """The edited matrices by the paths of their modules."""
+
+
+@runtime_checkable
+class HasAdapter(Protocol):
+    """An editor whose edits are an adapter by themselves."""
+
+    def save_adapter(self, folder: Path) -> int:
+        """Write it into ``folder`` as peft does; returns its rank."""
 
 
 Capability = TypeVar("Capability")

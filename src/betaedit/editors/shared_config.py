@@ -8,6 +8,13 @@ from betaedit.editors.method import MethodConfig
 from betaedit.facts.fact import SLOT
 
 
+def ordered_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """``layers``, which must be different ones in rising order; for validators."""
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError("give different layers in rising order, such as [4, 5, 6, 7, 8]")
+    return layers
+
+
 class StatisticsConfig(MethodConfig):
     """What ``C0`` is collected on, and for which layers."""
 
@@ -23,9 +30,7 @@ class StatisticsConfig(MethodConfig):
     @field_validator("layers")
     @classmethod
     def _ordered(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
-            raise ValueError("give different layers in rising order, such as [4, 5, 6, 7, 8]")
-        return layers
+        return ordered_layers(layers)
 
 
 class ContextConfig(MethodConfig):

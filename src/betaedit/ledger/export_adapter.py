@@ -1,7 +1,7 @@
 """The change of the edited matrices as a LoRA adapter that peft and the usual servers load.
 
 The format is three small files whose keys do not change, so they are written by hand: peft is needed to load an
-adapter, not to make one.
+adapter, not to make one. An editor whose edits are an adapter writes that one (``save_own_adapter``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from betaedit.editors.matrix import EditedMatrix
+from betaedit.editors.method import HasAdapter
 from betaedit.errors import OutputError
 from betaedit.evaluation.metrics import Figure, measure_edits
 from betaedit.facts.fact import EvaluationCase
@@ -33,6 +34,7 @@ from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+_CONFIG_FILE = "adapter_config.json"
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for ``--max-lora-rank``; it refuses adapters above it."""
 
@@ -69,9 +71,10 @@ class AdapterReport:
         rank: Of all layers; those of lower rank are filled up.
         sufficient_rank: The one that would lose nothing.
         server_rank: The least ``--max-lora-rank`` that serves it; ``None`` above the largest.
-        layers: By layer.
+        layers: By layer; empty of an adapter that is the method's own, of which nothing is left out.
         edited: Efficacy of the edited model itself.
         exported: Efficacy with the truncated change.
+        peft_type: What peft calls its kind; servers take ``LORA``.
     """
 
     base: str
@@ -81,13 +84,14 @@ class AdapterReport:
     layers: dict[int, LayerTruncation]
     edited: Figure
     exported: Figure
+    peft_type: str = "LORA"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return asdict(self)
 
     def serving_command(self, folder: Path) -> str | None:
-        """What to type so that vLLM serves the adapter in ``folder``; ``None`` where its rank is too large for that."""
+        """What to type so that vLLM serves the adapter in ``folder``; ``None`` where none can."""
         return None if self.server_rank is None else _serving_command(self.base, folder, self.server_rank)
 
 
@@ -125,13 +129,10 @@ def save_adapter(
     if chosen > SERVER_RANKS[-1]:
         logger.warning("rank %d is above %d, the most that servers take: export the model.", chosen, SERVER_RANKS[-1])
     updates = {layer: found.cut(chosen) for layer, found in parts.items()}
-    path, place = Path(folder), Path(folder).resolve()
-    limit = server_rank(chosen)
-    serving = None if limit is None else _serving_command(model.address, place, limit)
+    path, limit = Path(folder), server_rank(chosen)
     with file_errors(path, OutputError), atomic_folder(path) as scratch:
         _write_adapter(model, updates, chosen, scratch)
-        usage = _LOAD.format(base=model.address, dtype=str(model.model.dtype).removeprefix("torch."), folder=str(place))
-        write_card(scratch, provenance, library="peft", usage=usage, serving=serving)
+        _write_card(model, path, scratch, provenance, limit)
     cases = [EvaluationCase(fact) for fact in provenance.facts]
     edited = measure_edits(model, cases, progress=progress).efficacy
     with truncated(model, changes, updates):
@@ -140,9 +141,48 @@ def save_adapter(
     return AdapterReport(model.address, chosen, max(enough.values()), limit, layers, edited, exported)
 
 
+def save_own_adapter(
+    model: LanguageModel,
+    editing: HasAdapter,
+    folder: str | Path,
+    provenance: Provenance,
+    *,
+    progress: Progress | None = None,
+) -> AdapterReport:
+    """Write the adapter that the editor trained, as it is, for the unedited model.
+
+    Args:
+        model: The edited model.
+        editing: Its editor.
+        folder: Where it goes.
+        provenance: For the card.
+        progress: Where to draw.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    path = Path(folder)
+    with file_errors(path, OutputError), atomic_folder(path) as scratch:
+        rank = editing.save_adapter(scratch)
+        kind = json.loads((scratch / _CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"]
+        limit = server_rank(rank) if kind == "LORA" else None
+        _write_card(model, path, scratch, provenance, limit)
+    cases = [EvaluationCase(fact) for fact in provenance.facts]
+    efficacy = measure_edits(model, cases, progress=progress).efficacy
+    return AdapterReport(model.address, rank, rank, limit, {}, efficacy, efficacy, kind)
+
+
 def server_rank(rank: int) -> int | None:
     """The least of ``SERVER_RANKS`` that holds ``rank``; ``None`` when none does."""
     return next((limit for limit in SERVER_RANKS if limit >= rank), None)
+
+
+def _write_card(model: LanguageModel, folder: Path, scratch: Path, provenance: Provenance, limit: int | None) -> None:
+    """The card of an adapter that is to lie in ``folder``; ``limit`` is the rank that servers are set to."""
+    place, dtype = folder.resolve(), str(model.model.dtype).removeprefix("torch.")
+    serving = None if limit is None else _serving_command(model.address, place, limit)
+    usage = _LOAD.format(base=model.address, dtype=dtype, folder=str(place))
+    write_card(scratch, provenance, library="peft", usage=usage, serving=serving)
 
 
 def _serving_command(base: str, folder: Path, limit: int) -> str:
@@ -193,7 +233,7 @@ def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: in
         "use_rslora": False,
         "use_dora": False,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:

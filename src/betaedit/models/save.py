@@ -43,13 +43,13 @@ def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
         )
 
 
-def save_language_model(model: LanguageModel, folder: Path, layers: Iterable[int]) -> None:
+def save_language_model(model: LanguageModel, folder: Path, edited: Iterable[str]) -> None:
     """Write model and tokenizer as a Hugging Face folder, and see that the edited weights are in its files.
 
     Args:
         model: The model.
         folder: An empty one.
-        layers: The edited ones.
+        edited: Paths of the modules whose weights are edited.
 
     Raises:
         ModelError: transformers refuses to save it, or an edited weight in the files is not that in memory.
@@ -66,8 +66,8 @@ def save_language_model(model: LanguageModel, folder: Path, layers: Iterable[int
         if type(error) is Exception:  # so the library tokenizers tells what the system says
             raise OSError(str(error)) from error
         raise
-    for layer in layers:
-        path = f"{model.anatomy.projection_path(layer)}.weight"
+    for module in edited:
+        path = f"{module}.weight"
         weight = model.model.get_parameter(path).detach().cpu()
         tail = path.removeprefix(model.anatomy.layers_path)  # some checkpoints have other names above the layers
         if not any(_is_same(weight, found) for found in _saved(folder, path, tail)):

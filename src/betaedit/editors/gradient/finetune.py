@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from betaedit.editors.asked import plan_fact, with_status
-from betaedit.editors.gradient.config import FineTuneConfig, Loss
+from betaedit.editors.gradient.config import DECAY_LOG_SCALE, DECAY_POWER, FineTuneConfig
+from betaedit.editors.gradient.targets import TargetBatch, encode_targets
 from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
 from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
 from betaedit.errors import AnatomyError, NumericalError
@@ -20,31 +21,9 @@ from betaedit.facts.fact import Fact
 from betaedit.models.anatomy import is_transposed
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
-from betaedit.models.lookup import pad_rows, pad_token_id
 from betaedit.progress import Progress
 
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 21, 32
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Prompts with their targets, right-padded.
-
-    Args:
-        ids: ``(n, length)`` token ids of prompts and all target tokens but the last.
-        mask: ``(n, length)``, 1 on real tokens.
-        rows: ``(t,)`` for each target token, its row.
-        places: ``(t,)`` the position at which it is scored.
-        targets: ``(t,)`` its id.
-        weights: ``(t,)`` one over the number of target tokens of its row.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    rows: Tensor
-    places: Tensor
-    targets: Tensor
-    weights: Tensor
 
 
 class FineTuning:
@@ -140,7 +119,7 @@ class FineTuning:
         started = time.perf_counter()
         matrix = self.matrices[self.layer]
         matrix.check()
-        change, loss, steps = self._train(matrix.current(), self._encode(facts))
+        change, loss, steps = self._train(matrix.current(), encode_targets(self.model, facts, self.config.loss))
         before = matrix.snapshot()
         matrix.add_dense(change)
         try:
@@ -153,10 +132,11 @@ class FineTuning:
         self._results += results
         return WrittenBatch(results, {self._change_name: change})
 
-    def _train(self, before: Tensor, batch: _Batch) -> tuple[Tensor, float, int]:
+    def _train(self, before: Tensor, batch: TargetBatch) -> tuple[Tensor, float, int]:
         """What training adds to the matrix ``before`` (d_out, d_in); the loss at its end, and the steps taken."""
         weight = before.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([weight], lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        decay = decay_of(self.config, len(batch.ids))
+        optimizer = torch.optim.Adam([weight], lr=self.config.learning_rate, weight_decay=decay)
         loss, steps = self._loss(weight, batch), 0
         while steps < self.config.steps and loss.item() >= self.config.stop_loss:
             optimizer.zero_grad()
@@ -172,37 +152,19 @@ class FineTuning:
             )
         return (weight.detach() - before).contiguous(), loss.item(), steps
 
-    def _loss(self, weight: Tensor, batch: _Batch) -> Tensor:
+    def _loss(self, weight: Tensor, batch: TargetBatch) -> Tensor:
         """Mean over facts of the mean negative log-likelihood of the target tokens."""
         anatomy = self.model.anatomy
         projection = anatomy.projection(self.layer)
         own = projection.get_parameter("weight")
         stored = (weight.T if is_transposed(projection) else weight).to(own)
         name = f"{anatomy.projection_path(self.layer)}.weight"
-        output: Any = torch.func.functional_call(
-            self.model.model,
-            {name: stored},
-            kwargs={"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False},
-        )
-        logs = output.logits[batch.rows, batch.places].float().log_softmax(dim=-1)
-        likelihood: Tensor = logs.gather(1, batch.targets[:, None])[:, 0]
-        return -(likelihood * batch.weights).sum() / len(batch.ids)
-
-    def _encode(self, facts: Sequence[Fact]) -> _Batch:
-        pairs = self.model.encode_pairs([(fact.text, fact.target_new, fact.joint) for fact in facts])
-        ids, mask = pad_rows([[*prompt, *target[:-1]] for prompt, target in pairs], pad_token_id(self.model.tokenizer))
-        rows, places, targets, weights = [], [], [], []
-        for row, (prompt, target) in enumerate(pairs):
-            for offset, token in enumerate(target):
-                rows.append(row)
-                places.append(len(prompt) - 1 + _offset(self.config.loss, offset))
-                targets.append(token)
-                weights.append(1 / len(target))
-        device = self.model.device
-        numbers = (torch.tensor(each, device=device) for each in (rows, places, targets, weights))
-        return _Batch(ids.to(device), mask.to(device), *numbers)
+        output: Any = torch.func.functional_call(self.model.model, {name: stored}, kwargs=batch.inputs)
+        return batch.mean_over_facts(output.logits)
 
 
-def _offset(loss: Loss, offset: int) -> int:
-    """How far behind the last token of the prompt the target token number ``offset`` is scored."""
-    return 0 if loss == "prompt_last" else offset
+def decay_of(config: FineTuneConfig, n_facts: int) -> float:
+    """Weight decay for a batch of ``n_facts``: as given, or ``n^a e^b`` (methods.md E.3)."""
+    if config.weight_decay != "by_count":
+        return config.weight_decay
+    return float(n_facts**DECAY_POWER * math.exp(DECAY_LOG_SCALE))
