@@ -10,12 +10,19 @@ from betaedit.editors.method import Method
 from betaedit.editors.methods import METHODS
 from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
-from support.edits import SETTINGS, moments_for
+from support.edits import CONTEXTS, SETTINGS, moments_for
 
 FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "closed form": SETTINGS,
     "fine-tuning": {"layer": 2, "steps": 4, "learning_rate": 0.01},
     "retrieval": {"confirm": "none"},
+    "codebook": {"layer": 2, "steps": 4},
+    "side memory": {
+        "layer": 2,
+        "steps": 4,
+        "context_templates": CONTEXTS,
+        "unrelated_prompts": ("It rains in", "We like"),
+    },
 }
 """By family, settings that let a method write on a tiny model in a moment. A new family brings an entry."""
 

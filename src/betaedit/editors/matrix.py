@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from betaedit.errors import ModelError, WeightsChangedError
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import Anatomy, is_transposed
+from betaedit.models.prompt_hook import check_no_hook
 
 _NARROWER = (torch.float32, torch.bfloat16, torch.float16)
 """Types through which a weight may have come to the one it has."""
@@ -282,8 +283,10 @@ def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
     An editor some of whose matrices were changed by others cannot go on, so it is in nobody's way.
 
     Raises:
-        ModelError: These layers hold edits of an editor, a workspace or a replica that is still there.
+        ModelError: These layers hold edits of an editor, a workspace or a replica that is still there; or the model
+            answers with a codebook or side memory.
     """
+    check_no_hook(anatomy.model)
     by_layer = [
         [matrix for matrix in _matrices.get(anatomy.projection(layer), ()) if matrix.is_edited] for layer in layers
     ]
