@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from betaedit.editors.method import MethodConfig
 from betaedit.editors.shared_config import ContextConfig
@@ -67,7 +67,10 @@ class WiseConfig(SideConfig, ContextConfig):
     mask_share: Share = Field(0.2, description="Share of the matrix that a shard trains, drawn at random.")
     shard_size: int = Field(500, ge=1, description="Facts of one shard, after which its memory is stored.")
     merge_every: int = Field(
-        1000, ge=1, description="Facts after which the memories of their shards are merged into one by TIES."
+        1000,
+        ge=1,
+        validate_default=True,
+        description="Facts after which the memories of their shards are merged into one by TIES.",
     )
     merge_density: Share = Field(0.53, description="TIES: share of the largest changes that each memory keeps.")
     stop_loss: NotNegative = Field(0.02, description="Stop at this loss once it does not change (by 1e-4) any more.")
@@ -78,8 +81,9 @@ class WiseConfig(SideConfig, ContextConfig):
         "model if not given.",
     )
 
-    @model_validator(mode="after")
-    def _whole_shards(self) -> Self:
-        if self.merge_every % self.shard_size:
-            raise ValueError("merge_every must be a multiple of shard_size")
-        return self
+    @field_validator("merge_every")
+    @classmethod
+    def _whole_shards(cls, merge_every: int, info: ValidationInfo) -> int:
+        if merge_every % info.data.get("shard_size", 1):
+            raise ValueError("give a multiple of shard_size")
+        return merge_every

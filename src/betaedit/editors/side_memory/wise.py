@@ -190,8 +190,7 @@ class Wise(SideEditor[_State]):
         """``state`` with a memory to write to, and the entries ``(d_out, d_in)`` that its shard trains."""
         original = original_weight(self._projection)
         if state.current is None:
-            started = replace(state, shards=())
-            state = replace(state, current=Memory(original, torch.inf), shards=(*state.shards, started))
+            state = replace(state, current=Memory(original, torch.inf), shards=(*state.shards, state))
         generator = seed_of(self.config.seed, "mask", len(state.shards))
         drawn = torch.rand(original.shape, generator=generator) < self.config.mask_share
         return state, drawn.to(original.device)
