@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from betaedit.editors.closed_form.recipes import RECIPES, find_recipe
+from betaedit.editors.methods import METHODS
 from betaedit.editors.presets import PRESETS, find_preset, preset_for, untuned
 
 # methods.md table 0.1, rows "MEMIT, AlphaEdit repos", "AlphaEdit repo", "BetaEdit repo" and the unreleased Qwen3:
@@ -104,7 +105,7 @@ def test_a_preset_says_where_it_comes_from_and_survives_json(preset):
     assert json.loads(json.dumps(shown))["name"] == preset.name
     assert preset.parameters > 0
     assert preset.mlp_size > preset.hidden_size > 0
-    assert set(preset.by_method) <= {recipe.name for recipe in RECIPES}
+    assert set(preset.by_method) <= set(METHODS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
