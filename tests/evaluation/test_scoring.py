@@ -164,9 +164,16 @@ def test_one_token_targets_of_a_prompt_share_one_row(llama: LanguageModel, calls
 
 
 def test_targets_that_differ_only_in_their_last_token_share_one_row(llama: LanguageModel, calls: Calls):
-    pairs = [("the king is", "gold river"), ("the king is", "gold sea"), ("the king is gold", "year")]
+    pairs = [("the king is", "gold river"), ("the king is", "gold sea")]
     found = score_targets(llama, pairs)
     assert calls.rows == [(1, 7)]  # <s>, t, h, e and three words, the last of which is both targets' first
+    assert_same(found, [plain_score(llama, *pair) for pair in pairs])
+
+
+def test_prompts_that_become_the_same_input_have_a_row_each(llama: LanguageModel, calls: Calls):
+    pairs = [("the king is", "gold river"), ("the king is gold", "year")]
+    found = score_targets(llama, pairs)
+    assert calls.rows == [(2, 7)]  # an editor may answer by where the prompt ends
     assert_same(found, [plain_score(llama, *pair) for pair in pairs])
 
 

@@ -10,7 +10,7 @@ from betaedit.editors.method import Method
 from betaedit.editors.methods import METHODS
 from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
-from support.edits import SETTINGS, moments_for
+from support.edits import CONTEXTS, SETTINGS, moments_for
 
 FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "closed form": {**SETTINGS, "value_steps": 2},
@@ -19,6 +19,13 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "AdaLoRA": {"steps": 3, "learning_rate": 0.02},
     "UltraEdit": {"changed_layers": (1, 2), "learning_rate": 1e-3},
     "retrieval": {"confirm": "none"},
+    "codebook": {"layer": 2, "steps": 4},
+    "side memory": {
+        "layer": 2,
+        "steps": 4,
+        "context_templates": CONTEXTS,
+        "unrelated_prompts": ("It rains in", "We like"),
+    },
 }
 """By family, settings that let a method write on a tiny model in a moment. A new family brings an entry."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from betaedit.errors import ModelError, WeightsChangedError
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import Anatomy, is_transposed
+from betaedit.models.prompt_hook import check_no_hook
 
 _NARROWER = (torch.float32, torch.bfloat16, torch.float16)
 """Types through which a weight may have come to the one it has."""
@@ -282,7 +283,12 @@ def edited_matrices(anatomy: Anatomy, layers: Iterable[int]) -> dict[int, Edited
 
 
 def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
-    """``check_modules_unedited`` for the MLP output projections of some layers."""
+    """``check_modules_unedited`` for the MLP output projections of some layers.
+
+    Raises:
+        ModelError: As there, or the model answers with another editor's codebook or side memory.
+    """
+    check_no_hook(anatomy.model)
     check_modules_unedited(anatomy.projection(layer) for layer in layers)
 
 

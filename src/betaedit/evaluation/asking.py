@@ -128,7 +128,14 @@ def _phrases(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
     def work(batch: list[int]) -> list[str]:
         started = [rows[index] for index in batch]
         limits = [0 if row[-1] in ends else _TOKENS_OF_A_PHRASE for row in started]
-        new = continue_rows(model, started, limits, most_likely, is_finished=lambda ids: ids[-1] in ends)
+        new = continue_rows(
+            model,
+            started,
+            limits,
+            most_likely,
+            is_finished=lambda ids: ids[-1] in ends,
+            n_prompt=[len(row) - 1 for row in started],
+        )
         said = [[row[-1], *ids] for row, ids in zip(started, new, strict=True)]
         texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
         return [first_phrase(text, ended=ids[-1] in ends) for text, ids in zip(texts, said, strict=True)]

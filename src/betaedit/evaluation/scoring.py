@@ -11,6 +11,7 @@ from torch import Tensor
 
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
+from betaedit.models.prompt_hook import prompt_lengths
 from betaedit.progress import Progress, SilentProgress
 
 _TOKENS_PER_FORWARD = 1024
@@ -53,9 +54,10 @@ class Continuation:
 
 @dataclass(frozen=True)
 class _Row:
-    """Token ids to run, and the target ids that each continuation asks of it."""
+    """Token ids to run, how many of them are the prompt, and the target ids that each continuation asks of it."""
 
     ids: tuple[int, ...]
+    n_prompt: int
     asked: list[tuple[int, tuple[int, ...]]]
 
 
@@ -68,7 +70,7 @@ def score_targets(
 ) -> list[Score]:
     """The score of each pair of prompt and target, in order (metrics.md G.1).
 
-    Pairs whose input is the same (one-token targets of one prompt) share one row; rows of similar length share one
+    Pairs of one prompt whose input is the same (one-token targets) share one row; rows of similar length share one
     forward pass. Neither changes a result.
     """
     return score_continuations(model, Continuation.encode(model, pairs), progress=progress, label=label)
@@ -119,10 +121,10 @@ def _score(logs: Tensor, target: tuple[int, ...]) -> Score:
 
 
 def _rows(continuations: Sequence[Continuation]) -> list[_Row]:
-    rows: dict[tuple[int, ...], _Row] = {}
+    rows: dict[tuple[tuple[int, ...], int], _Row] = {}
     for index, continuation in enumerate(continuations):
-        ids = (*continuation.prompt, *continuation.target[:-1])
-        rows.setdefault(ids, _Row(ids, [])).asked.append((index, continuation.target))
+        ids, n_prompt = (*continuation.prompt, *continuation.target[:-1]), len(continuation.prompt)
+        rows.setdefault((ids, n_prompt), _Row(ids, n_prompt, [])).asked.append((index, continuation.target))
     return sorted(rows.values(), key=lambda row: len(row.ids), reverse=True)
 
 
@@ -141,9 +143,10 @@ def _run_batch(model: LanguageModel, batch: list[_Row]) -> list[tuple[int, tuple
     """Index, target ids and the log-probabilities at their places, for everything asked of a batch."""
     ids, mask = pad_rows([row.ids for row in batch], pad_token_id(model.tokenizer))
     body = model.anatomy.body
-    hidden = body(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-    ).last_hidden_state
+    with prompt_lengths([row.n_prompt for row in batch]):
+        hidden = body(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        ).last_hidden_state
     needed = [(r, position) for r, row in enumerate(batch) for position in range(_first(row), len(row.ids))]
     where = torch.tensor(needed, device=hidden.device)
     logs = model.anatomy.head_logits(hidden[where[:, 0], where[:, 1]]).float().log_softmax(dim=-1)

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from betaedit.models.chat import turn_end
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import pad_rows, pad_token_id
+from betaedit.models.prompt_hook import prompt_lengths
 
 Choose = Callable[[Tensor], Tensor]
 """From the logits of the next token ``(n, vocabulary)`` to the tokens taken ``(n,)``."""
@@ -28,6 +29,7 @@ def continue_rows(
     choose: Choose,
     *,
     is_finished: IsFinished = lambda new: False,
+    n_prompt: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The tokens with which each row goes on.
 
@@ -40,6 +42,7 @@ def continue_rows(
         n_tokens: The most tokens to add to each row.
         choose: Picks the next token of every row, those that have ended among them.
         is_finished: Told a row's new tokens after each of them; a true answer ends the row.
+        n_prompt: How many tokens of each row are its prompt, where it begins with a part of the answer, too.
     """
     anatomy = model.anatomy
     fed, mask = (part.to(model.device) for part in pad_rows(rows, pad_token_id(model.tokenizer), "left"))
@@ -49,9 +52,10 @@ def continue_rows(
     going = {row for row, limit in enumerate(limits) if limit > 0}
     new: list[list[int]] = [[] for _ in rows]
     while going:
-        hidden = anatomy.body(
-            input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        with prompt_lengths(n_prompt):
+            hidden = anatomy.body(
+                input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
         chosen = choose(anatomy.head_logits(hidden[:, -1]).float()).to(model.device)
         for row, token in enumerate(chosen.tolist()):
             if row in going:
