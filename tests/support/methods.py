@@ -8,6 +8,7 @@ from typing import Any
 from betaedit import Editor
 from betaedit.editors.method import Method
 from betaedit.editors.methods import METHODS
+from betaedit.editors.retrieval.methods import Framed
 from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
 from support.edits import SETTINGS, moments_for
@@ -23,10 +24,16 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
 def small_editor(method: Method | str, model: LanguageModel, **settings: Any) -> Editor:
     """An editor of a tiny model."""
     row = METHODS[method] if isinstance(method, str) else method
-    values = {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row), **settings}
+    values = {**_small_settings(row), **settings}
     config = row.configure(values)
     statistics = moments_for(model, config.layers) if isinstance(config, StatisticsConfig) else None
     return Editor(model, method=row.name, config=config, statistics=statistics)
+
+
+def _small_settings(row: Method) -> dict[str, Any]:
+    if isinstance(row, Framed):
+        return {**_small_settings(row.framer), **_small_settings(row.writer)}
+    return {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row)}
 
 
 def _of_one_layer(row: Method) -> dict[str, Any]:

@@ -100,9 +100,10 @@ def find_method(name: str) -> Method:
     if plus:
         writer, upper = find_method(below), find_method(above)
         if (both := upper.over(writer)) is None:
-            able = [row.name for row in METHODS.values() if row.over(writer) is not None]
+            able = ", ".join(row.name for row in METHODS.values() if type(row).over is not Method.over)
             raise MethodError(
-                f"{upper.name} cannot be put over another method.", hint=f"After a + stands one of {', '.join(able)}."
+                f"{upper.name} cannot be put over {writer.name}.",
+                hint=f"Before the + stands a method that changes weights, behind it one of {able}.",
             )
         return both
     hint = did_you_mean(name, METHODS.names(), f"Methods: {', '.join(METHODS)}.", n=2)

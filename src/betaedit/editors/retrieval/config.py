@@ -39,8 +39,8 @@ class RetrievalConfig(MethodConfig):
     refusal: Literal["whole", "official"] = Field(
         "whole",
         description="For confirm=reply. whole: the reply is a refusal where it begins as one, and must name a "
-        "retrieved fact otherwise; official: where a refusal's words, or 'false', stand anywhere in it, and is taken as "
-        "the fact otherwise.",
+        "retrieved fact otherwise; official: where a refusal's words, or 'false', stand anywhere in it, and is taken "
+        "as the fact otherwise.",
     )
     template: Literal["continue", "answer"] = Field(
         "continue",

@@ -64,9 +64,12 @@ class Retrieval(Method):
 
         return make_memory(self.form, model, config)
 
-    def over(self, writer: Method) -> Method:
-        """``writer`` with its facts kept as text, too, and put before the prompts of the model that it edits."""
-        return _over(self, writer)
+    def over(self, writer: Method) -> Method | None:
+        """``writer`` with its facts kept as text, too, and put before the prompts of the model that it edits.
+
+        ``None`` over one that frames prompts already.
+        """
+        return None if issubclass(writer.config, RetrievalConfig) else _over(self, writer)
 
 
 @dataclass(frozen=True, kw_only=True)
