@@ -27,8 +27,8 @@ class Combined:
     """An ``EditingMethod`` of two: one writes, and asks a model whose prompts a memory frames.
 
     Args:
-        writer: Built on a model with the memory's frame, so that the edited model also confirms and answers.
-        memory: Has that frame; empty.
+        writer: Built on a model whose frame is the memory, so that the edited model also confirms and answers.
+        memory: Empty.
 
     What it holds, and how it is held, are the writer's ``results``: facts that the writer keeps and the memory has
     replaced are among them.

@@ -27,7 +27,7 @@ class FramingEditor:
 
     def __init__(self, model: LanguageModel, config: RetrievalConfig, memory: FactMemory) -> None:
         self.config, self.memory = config, memory
-        self.model = replace(model, frame=memory.frame)
+        self.model = replace(model, frame=memory)
         self._results: list[EditResult] = []
 
     @property

@@ -11,12 +11,16 @@ from betaedit.editors.retrieval.index import Index
 from betaedit.editors.retrieval.prompts import sentence
 from betaedit.facts.fact import Fact
 
+_MOST_SHOWN = 10
+
 PutBefore = Callable[[Sequence[str]], list[str]]
 """From prompts to what is put before the model in their place."""
 
 
 class FactMemory:
-    """Facts, each in the place of an earlier one with its prompt and subject. Adding one costs its own encoding.
+    """The ``frame`` of a model, which ``Retrieves``: facts, each in the place of an earlier one with its question.
+
+    Adding a fact costs its own encoding.
 
     Args:
         index: Finds them; empty.
@@ -43,7 +47,12 @@ class FactMemory:
         found = self._index.top(prompts, k + len(self._hidden))
         return [[self._facts[key] for key in keys if key not in self._hidden][:k] for keys in found]
 
-    def frame(self, prompts: Sequence[str], *, fresh: bool = False) -> list[str]:
+    def shown(self, prompts: Sequence[str]) -> list[list[Fact]]:
+        """See ``evaluation.retrieval.Retrieves``."""
+        rows = zip(self(prompts), prompts, self.retrieve(prompts, _MOST_SHOWN), strict=True)
+        return [[fact for fact in facts if text != prompt and sentence(fact) in text] for text, prompt, facts in rows]
+
+    def __call__(self, prompts: Sequence[str], *, fresh: bool = False) -> list[str]:
         """See ``models.load.Frame``."""
         if self._aside or not self._facts:
             return list(prompts)

@@ -59,7 +59,7 @@ class Retrieval(Method):
         return FramingEditor(model, own, self.memory(model, own))
 
     def memory(self, model: LanguageModel, config: RetrievalConfig) -> FactMemory:
-        """An empty memory whose frame is this row's."""
+        """An empty memory that frames prompts as this row does."""
         from betaedit.editors.retrieval.build import make_memory  # noqa: PLC0415 - imports torch
 
         return make_memory(self.form, model, config)
@@ -117,7 +117,7 @@ class Framed(Method):
         from betaedit.editors.retrieval.combined import combine  # noqa: PLC0415 - imports torch
 
         memory = self.framer.memory(model, cast(RetrievalConfig, config))
-        return combine(self.writer.build(replace(model, frame=memory.frame), config, resources), memory)
+        return combine(self.writer.build(replace(model, frame=memory), config, resources), memory)
 
     def to_dict(self) -> dict[str, Any]:
         """The two rows by name."""
