@@ -7,7 +7,7 @@ from typing import Any
 
 from betaedit import Editor
 from betaedit.editors.method import Method
-from betaedit.editors.methods import METHODS
+from betaedit.editors.methods import find_method
 from betaedit.editors.retrieval.methods import Framed
 from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
@@ -23,7 +23,7 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
 
 def small_editor(method: Method | str, model: LanguageModel, **settings: Any) -> Editor:
     """An editor of a tiny model."""
-    row = METHODS[method] if isinstance(method, str) else method
+    row = find_method(method) if isinstance(method, str) else method
     values = {**_small_settings(row), **settings}
     config = row.configure(values)
     statistics = moments_for(model, config.layers) if isinstance(config, StatisticsConfig) else None
