@@ -177,7 +177,7 @@ class TestAnEditorUnderAMemory:
             find_method(name)
 
     def test_the_edited_model_is_asked_with_the_fact_before_the_prompt(self) -> None:
-        made = small_editor("ft+scr", language_model("llama"))
+        made = small_editor("ft+scr", tiny_llama())
         made.edit(FACTS[0])
         (text,) = made.language_model.framed([FACTS[0].text])
         assert text == f"{sentence(FACTS[0])}\n{FACTS[0].text}"
@@ -185,7 +185,7 @@ class TestAnEditorUnderAMemory:
             assert made.language_model.framed([FACTS[0].text]) == [FACTS[0].text]
 
     def test_a_folder_of_weights_cannot_hold_its_facts_and_is_refused(self, tmp_path) -> None:
-        made = small_editor("ft+scr", language_model("llama"))
+        made = small_editor("ft+scr", tiny_llama())
         made.edit(FACTS[0])
         with pytest.raises(ModelError, match="kept as text"):
             made.save_pretrained(tmp_path / "model")

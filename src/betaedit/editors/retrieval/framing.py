@@ -24,8 +24,8 @@ from betaedit.models.lookup import tokenize
 
 logger = logging.getLogger(__name__)
 
-ROOM = 64
-"""Positions that stay free behind a framed prompt, for its answer."""
+ROOM = 16
+"""Positions that stay free behind a framed prompt at least, for its answer."""
 
 _TEMPLATES: dict[str, Callable[[Sequence[str], str], str]] = {"answer": answer_prompt, "continue": continued_prompt}
 
