@@ -16,7 +16,7 @@ from support.edits import SETTINGS, moments_for
 FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "closed form": SETTINGS,
     "fine-tuning": {"layer": 2, "steps": 4, "learning_rate": 0.01},
-    "retrieval": {"confirm": "none"},
+    "retrieval": {"confirm": "none", "template": "continue"},
 }
 """By family, settings that let a method write on a tiny model in a moment. A new family brings an entry."""
 

@@ -25,7 +25,7 @@ BOB = Fact("The mother tongue of {} is", "Bob", "French")
 
 
 def editor(name: str = "scr", **settings: object) -> Editor:
-    made = Editor(tiny_llama(), method=name, config=find_method(name).configure(settings))
+    made = Editor(tiny_llama(), method=name, config=find_method(name).configure({"template": "continue", **settings}))
     made.edit([ANA, BOB])
     return made
 

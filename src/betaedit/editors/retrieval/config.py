@@ -42,9 +42,10 @@ class RetrievalConfig(MethodConfig):
         "retrieved fact otherwise; official: where a refusal's words, or 'false', stand anywhere in it, and is taken "
         "as the fact otherwise.",
     )
-    template: Literal["continue", "answer"] = Field(
-        "continue",
-        description="How a fact is put before a prompt. continue: on the line above it, so that a sentence goes on as "
+    template: Literal["new-fact", "continue", "answer"] = Field(
+        "new-fact",
+        description="How a fact is put before a prompt. new-fact: as in-context editing does; "
+        "continue: on the line above it, so that a sentence goes on as "
         "a sentence; answer: in a text that asks for an answer to the question (as published).",
     )
     demonstrations: str = Field(

@@ -13,6 +13,7 @@ from betaedit.editors.retrieval.prompts import (
     confirmed,
     confirmed_officially,
     continued_prompt,
+    new_fact_prompt,
     sentence,
     yes_or_no_prompt,
 )
@@ -27,7 +28,11 @@ logger = logging.getLogger(__name__)
 ROOM = 16
 """Positions that stay free behind a framed prompt at least, for its answer."""
 
-_TEMPLATES: dict[str, Callable[[Sequence[str], str], str]] = {"answer": answer_prompt, "continue": continued_prompt}
+_TEMPLATES: dict[str, Callable[[Sequence[str], str], str]] = {
+    "new-fact": new_fact_prompt,
+    "answer": answer_prompt,
+    "continue": continued_prompt,
+}
 
 
 class Framing:

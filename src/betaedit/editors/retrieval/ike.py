@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from betaedit.editors.retrieval.framing import Framing
 from betaedit.editors.retrieval.index import Index
-from betaedit.editors.retrieval.prompts import demonstration, sentence
+from betaedit.editors.retrieval.prompts import new_fact_prompt, sentence
 from betaedit.facts.fact import EvaluationCase
 
 
@@ -36,7 +36,7 @@ class InContext:
         found = self._framing.memory.retrieve(prompts, 1)
         newest = self._framing.memory.facts[-1]  # stands before a prompt that shares no word with any
         facts = [sentence(nearest[0] if nearest else newest) for nearest in found]
-        asked = [demonstration(fact, prompt) for fact, prompt in zip(facts, prompts, strict=True)]
+        asked = [new_fact_prompt([fact], prompt) for fact, prompt in zip(facts, prompts, strict=True)]
         rows = zip(self._nearest(asked), asked, prompts, strict=True)
         return [self._framed(shown, text, prompt) for shown, text, prompt in rows]
 
@@ -58,12 +58,12 @@ class InContext:
 def _demonstrations(case: EvaluationCase) -> Iterator[str]:
     """The fact copied, its paraphrases answered with it, and neighbors that keep their answer."""
     fact, whole = case.fact, sentence(case.fact)
-    yield f"{demonstration(whole, fact.text)} {fact.target_new}"
+    yield f"{new_fact_prompt([whole], fact.text)} {fact.target_new}"
     for paraphrase in case.paraphrases:
-        yield f"{demonstration(whole, paraphrase)} {fact.target_new}"
+        yield f"{new_fact_prompt([whole], paraphrase)} {fact.target_new}"
     for probe in case.neighbors:
         if probe.target:
-            yield f"{demonstration(whole, probe.prompt)} {probe.target}"
+            yield f"{new_fact_prompt([whole], probe.prompt)} {probe.target}"
 
 
 def _joined(shown: Sequence[str], text: str) -> str:

@@ -62,9 +62,9 @@ def continued_prompt(facts: Sequence[str], prompt: str) -> str:
     return "\n".join([*facts, prompt])
 
 
-def demonstration(fact: str, prompt: str) -> str:
-    """``prompt`` under a new fact, as in-context editing (IKE) puts it; an answer follows, or is to follow."""
-    return f"New Fact: {fact}\nPrompt: {prompt}"
+def new_fact_prompt(facts: Sequence[str], prompt: str) -> str:
+    """``prompt`` under new facts, as in-context editing (IKE) puts it; an answer follows, or is to follow."""
+    return "\n".join([*(f"New Fact: {fact}" for fact in facts), f"Prompt: {prompt}"])
 
 
 def confirmed(reply: str, facts: Sequence[str]) -> str | None:
