@@ -11,8 +11,6 @@ import pytest
 from betaedit.editors.methods import METHODS
 from support.counting import COUNTING
 
-pytest.importorskip("bm25s")
-
 SETTINGS = {
     "counting": ["--set", "step=2"],
     "ft": ["--set", "steps=2", "--set", "layer=1"],

@@ -21,9 +21,8 @@ from support.edits import FACTS, unchanged, weights
 from support.families import language_model
 from support.methods import small_editor
 
-pytest.importorskip("bm25s")
-
-EVERY = [*METHODS.values(), COUNTING]
+OVER = [find_method(name) for name in ("memit-h+scr", "memit-h+ike", "rome+prompt", "ft+rag")]
+EVERY = [*METHODS.values(), *OVER, COUNTING]
 
 
 @pytest.fixture(autouse=True)

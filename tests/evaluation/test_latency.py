@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import psutil
 import pytest
@@ -28,6 +30,17 @@ def test_fifty_tokens_are_the_default_and_warm_up_is_not_timed(monkeypatch: pyte
     assert found == Latency((1.0, 3.0), 50)
     assert found.mean == 2.0
     assert found.to_dict() == {"seconds": (1.0, 3.0), "n_tokens": 50, "mean": 2.0}
+
+
+def test_framing_a_prompt_is_timed_and_done_anew_for_every_query():
+    asked: list[tuple[list[str], bool]] = []
+
+    def frame(prompts: list[str], *, fresh: bool = False) -> list[str]:
+        asked.append((list(prompts), fresh))
+        return [f"the river {prompt}" for prompt in prompts]
+
+    measure_latency(replace(tiny_llama(), frame=frame), ["the king", "a"], n_tokens=2, n_warm_up=1)
+    assert asked == [(["the king", "a"], False), (["the king"], True), (["the king"], True), (["a"], True)]
 
 
 def test_the_clock_is_read_when_the_device_has_finished(monkeypatch: pytest.MonkeyPatch):

@@ -12,9 +12,9 @@ from betaedit.evaluation.asking import ask
 from betaedit.evaluation.scoring import Continuation, score_continuations
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete, continue_rows, most_likely
-from betaedit.models.lean import _is_plain
-from betaedit.models.partial import record
 from betaedit.models.prompt_hook import PromptHook, last_of, prompt_lengths
+from betaedit.models.replay import record
+from betaedit.models.runners.trust import is_plain_layer
 from support.edits import SETTINGS, weights
 from support.families import FAMILY_NAMES, language_model
 from support.recordings import random_prompts
@@ -156,10 +156,10 @@ def test_a_mask_that_does_not_tell_tokens_is_refused() -> None:
 def test_a_hooked_layer_runs_by_its_modules_and_others_do_not() -> None:
     model = language_model("llama")
     hidden = torch.zeros(1, 1, 32)
-    assert _is_plain(model.anatomy.layers[LAYER], hidden)
+    assert is_plain_layer(model.anatomy.layers[LAYER], hidden)
     pushed(model)
-    assert not _is_plain(model.anatomy.layers[LAYER], hidden)
-    assert _is_plain(model.anatomy.layers[LAYER + 1], hidden)
+    assert not is_plain_layer(model.anatomy.layers[LAYER], hidden)
+    assert is_plain_layer(model.anatomy.layers[LAYER + 1], hidden)
 
 
 def test_a_second_editor_is_refused_while_one_answers() -> None:

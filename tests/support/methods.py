@@ -7,7 +7,8 @@ from typing import Any
 
 from betaedit import Editor
 from betaedit.editors.method import Method
-from betaedit.editors.methods import METHODS
+from betaedit.editors.methods import find_method
+from betaedit.editors.retrieval.methods import Framed
 from betaedit.editors.shared_config import StatisticsConfig
 from betaedit.models import LanguageModel
 from support.edits import CONTEXTS, SETTINGS, moments_for
@@ -18,7 +19,7 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "LoRA": {"steps": 3, "learning_rate": 0.02},
     "AdaLoRA": {"steps": 3, "learning_rate": 0.02},
     "UltraEdit": {"changed_layers": (1, 2), "learning_rate": 1e-3},
-    "retrieval": {"confirm": "none"},
+    "retrieval": {"confirm": "none", "template": "continue"},
     "codebook": {"layer": 2, "steps": 4},
     "side memory": {
         "layer": 2,
@@ -32,11 +33,17 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
 
 def small_editor(method: Method | str, model: LanguageModel, **settings: Any) -> Editor:
     """An editor of a tiny model."""
-    row = METHODS[method] if isinstance(method, str) else method
-    values = {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row), **settings}
+    row = find_method(method) if isinstance(method, str) else method
+    values = {**_small_settings(row), **settings}
     config = row.configure(values)
     statistics = moments_for(model, config.layers) if isinstance(config, StatisticsConfig) else None
     return Editor(model, method=row.name, config=config, statistics=statistics)
+
+
+def _small_settings(row: Method) -> dict[str, Any]:
+    if isinstance(row, Framed):
+        return {**_small_settings(row.framer), **_small_settings(row.writer)}
+    return {**FAMILY_SETTINGS.get(row.family, {}), **_of_one_layer(row)}
 
 
 def _of_one_layer(row: Method) -> dict[str, Any]:

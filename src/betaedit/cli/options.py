@@ -130,7 +130,8 @@ TextOption = Annotated[
     Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
 ]
 AlsoOption = Annotated[
-    str, typer.Option("--also", help="Slower figures: abilities,questions,tokens,chat,fluency,latency; or all.")
+    str,
+    typer.Option("--also", help="Slower figures: abilities,questions,tokens,chat,fluency,latency,retrieval; or all."),
 ]
 TasksOption = Annotated[
     Path | None, typer.Option("--tasks", help="Folder of the ability tasks' files (cap_sst2.jsonl.gz, ...).")

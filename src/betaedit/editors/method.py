@@ -107,6 +107,15 @@ class Method(ABC):
         """Whether what it builds satisfies ``Forgets``."""
         return False
 
+    @property
+    def preset_names(self) -> tuple[str, ...]:
+        """The names under which a preset may have settings of its own for it; those of later ones count."""
+        return (self.name,)
+
+    def over(self, writer: Method) -> Method | None:
+        """The row ``writer+self``: both on one model. ``None`` where this one cannot be put over another."""
+        return None
+
     @abstractmethod
     def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
         """The editor of one model, quickly: what takes long is left to ``prepare``.

@@ -91,13 +91,23 @@ METHODS = MethodTable(
 
 
 def find_method(name: str) -> Method:
-    """The method of that name or alias.
+    """The method of that name or alias; ``X+Y`` is ``Y`` put over ``X``, as ``betaedit+scr``.
 
     Raises:
-        MethodError: There is none; the nearest names are suggested.
+        MethodError: There is none, and the nearest names are suggested; or ``Y`` cannot be put over another.
     """
     if name in METHODS:
         return METHODS[name]
+    below, plus, above = name.rpartition("+")
+    if plus:
+        writer, upper = find_method(below), find_method(above)
+        if (both := upper.over(writer)) is None:
+            able = ", ".join(row.name for row in METHODS.values() if type(row).over is not Method.over)
+            raise MethodError(
+                f"{upper.name} cannot be put over {writer.name}.",
+                hint=f"Before the + stands a method that changes weights, behind it one of {able}.",
+            )
+        return both
     hint = did_you_mean(name, METHODS.names(), f"Methods: {', '.join(METHODS)}.", n=2)
     raise MethodError(f"there is no method {name!r}.", hint=hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +40,8 @@ class Preset:
         """Those of ``values`` that ``method`` has a setting for, and what differs for it by name."""
         known = method.config.model_fields
         common = {name: value for name, value in self.values.items() if name in known}
-        return {**common, **self.by_method.get(method.name, {})}
+        own = [self.by_method.get(name, {}) for name in method.preset_names]
+        return {**common, **dict(ChainMap(*reversed(own)))}
 
     def config(self, method: Method) -> MethodConfig:
         """The configuration for a method.

@@ -66,6 +66,7 @@ def measure_latency(
 ) -> Latency:
     """Seconds for exactly ``n_tokens`` greedy tokens after each prompt, one prompt at a time.
 
+    A query's time begins with its text: framing it (retrieval, confirmation) is part of it where an editor does so.
     End tokens do not end a text, so every query does the same work whatever the model says. The first prompt is run
     ``n_warm_up`` times before anything is timed, and the device is synchronized around each query.
 
@@ -81,19 +82,19 @@ def measure_latency(
             hint="Give shorter prompts or fewer tokens.",
         )
     for _ in range(n_warm_up):
-        _timed(model, rows[0], n_tokens)
+        _timed(model, prompts[0], n_tokens)
     seconds = []
-    with (progress or SilentProgress()).task("timing", len(rows), "queries") as task:
-        for row in rows:
-            seconds.append(_timed(model, row, n_tokens))
+    with (progress or SilentProgress()).task("timing", len(prompts), "queries") as task:
+        for prompt in prompts:
+            seconds.append(_timed(model, prompt, n_tokens))
             task.advance()
     return Latency(tuple(seconds), n_tokens)
 
 
-def _timed(model: LanguageModel, row: list[int], n_tokens: int) -> float:
+def _timed(model: LanguageModel, prompt: str, n_tokens: int) -> float:
     _synchronize(model.device)
     start = time.perf_counter()
-    continue_rows(model, [row], [n_tokens], most_likely)
+    continue_rows(model, model.encode([prompt], fresh=True), [n_tokens], most_likely)
     _synchronize(model.device)
     return time.perf_counter() - start
 

@@ -21,6 +21,7 @@ from betaedit.evaluation.latency import measure_latency, peak_memory
 from betaedit.evaluation.metrics import EditMeasures, measure_edits
 from betaedit.evaluation.neighbors import FIRST_TOKENS, followed_neighbors
 from betaedit.evaluation.questions import measure_questions
+from betaedit.evaluation.retrieval import measure_retrieval
 from betaedit.evaluation.scoring import Pair
 from betaedit.evaluation.tokens import choose_tokens
 from betaedit.experiments.record import Ability, EditFigure, Mean
@@ -201,6 +202,8 @@ def extra_figures(
         found |= _fluency(model, cases)
     if "latency" in measures.extras:
         found |= _latency(model, cases)
+    if "retrieval" in measures.extras:
+        found |= {name: _optional(value) for name, value in measure_retrieval(model, cases, marks).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.writing import joint_between
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
-EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency")
+EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency", "retrieval")
 """Slower figures, measured when they are asked for."""
 
 METRICS = ("efficacy", "generality", "specificity")

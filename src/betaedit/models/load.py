@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -34,8 +34,18 @@ from betaedit.models.runners import RunnerName
 from betaedit.models.runners.runner import LayerRunner
 from betaedit.models.support_check import MERGE, refuse_unsuitable
 
-Frame = Callable[[Sequence[str]], list[str]]
-"""Turns prompts into what is put before the model in their place, one text each, in order."""
+
+class Frame(Protocol):
+    """Turns prompts into what is put before the model in their place."""
+
+    def __call__(self, prompts: Sequence[str], *, fresh: bool = False) -> list[str]:
+        """One text for each prompt, in order.
+
+        Args:
+            prompts: The prompts.
+            fresh: Whether nothing that was found for an earlier call is used again: for timing.
+        """
+
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 DTYPES: dict[str, torch.dtype | str] = {
@@ -122,20 +132,21 @@ class LanguageModel:
         rows = self.model.get_input_embeddings().get_parameter("weight").shape[0]
         return min(rows, self.anatomy.head.get_parameter("weight").shape[0])
 
-    def framed(self, prompts: Sequence[str]) -> list[str]:
+    def framed(self, prompts: Sequence[str], *, fresh: bool = False) -> list[str]:
         """What is put before the model for each of ``prompts``: itself, unless an editor frames it.
 
-        Of a prompt that stands in the model's chat template, the user's message is framed.
+        Of a prompt that stands in the model's chat template, the user's message is framed. ``fresh`` is for timing: see
+        ``Frame``.
         """
         if self.frame is None:
             return list(prompts)
         parts = [split_request(self.tokenizer, prompt) for prompt in prompts]
-        framed = self.frame([message for _, message, _ in parts])
+        framed = self.frame([message for _, message, _ in parts], fresh=fresh)
         return [before + text + after for (before, _, after), text in zip(parts, framed, strict=True)]
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[str], *, fresh: bool = False) -> list[list[int]]:
         """Token ids of prompts as they are put before the model: the one way from a prompt to what is measured."""
-        return [tokenize(self.tokenizer, text) for text in self.framed(prompts)]
+        return [tokenize(self.tokenizer, text) for text in self.framed(prompts, fresh=fresh)]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str, str | None]]) -> list[tuple[list[int], list[int]]]:
         """Token ids of prompts, as ``encode``, and of the targets that continue them.

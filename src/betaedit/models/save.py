@@ -26,8 +26,15 @@ def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
         folder: Where it is to go; there may be files in it.
 
     Raises:
-        ModelError: Something is attached to the model, or an adapter in ``folder`` would be loaded with it.
+        ModelError: Something is attached to the model, it frames its prompts, or an adapter in ``folder`` would be
+            loaded with it.
     """
+    if model.frame is not None:
+        raise ModelError(
+            f"{model.name} puts facts that are kept as text before its prompts, and a folder of weights has no place "
+            "for them.",
+            hint="Keep its run with --out, or save what a method without them wrote.",
+        )
     if (folder / _ADAPTER).exists():
         raise ModelError(
             f"{folder} holds {_ADAPTER}: transformers would load that adapter in place of what is saved there.",

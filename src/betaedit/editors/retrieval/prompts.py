@@ -1,4 +1,4 @@
-"""What the model is asked by selective contextual reasoning, and how its reply is read (methods.md F.3)."""
+"""What the model is asked with facts before it, and how its replies are read (methods.md F.3, F.4)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from betaedit.writing import joint_between
 
 REFUSAL = "no relevant fact"
 _OFFICIAL_REFUSALS = (REFUSAL, "no relevant information", "false")
+_LEAST_SHARE = 0.5
 
 _CONFIRM = """\
 Below are facts and a question. Copy the one fact, word for word, that gives what the question asks for. \
@@ -20,6 +21,12 @@ Facts:
 
 Question: {question}
 Output:"""
+
+_YES_OR_NO = """\
+Fact: {fact}
+Question: {question}
+Does the fact answer the question? Answer yes or no.
+Answer:"""
 
 _ANSWER = """\
 Answer the question with what the fact says.
@@ -40,9 +47,24 @@ def confirm_prompt(facts: Sequence[str], question: str) -> str:
     return _CONFIRM.format(facts="\n".join(facts), question=question, refusal=REFUSAL)
 
 
-def answer_prompt(fact: str, question: str) -> str:
-    """Asks ``question`` with ``fact`` before it."""
-    return _ANSWER.format(fact=fact, question=question)
+def yes_or_no_prompt(fact: str, question: str) -> str:
+    """Asks whether ``fact`` bears on ``question``."""
+    return _YES_OR_NO.format(fact=fact, question=question)
+
+
+def answer_prompt(facts: Sequence[str], question: str) -> str:
+    """Asks ``question`` with ``facts`` before it, as published: a text that asks for an answer."""
+    return _ANSWER.format(fact="\n".join(facts), question=question)
+
+
+def continued_prompt(facts: Sequence[str], prompt: str) -> str:
+    """``prompt`` on a line behind ``facts``, whatever it asks for: a sentence goes on as a sentence."""
+    return "\n".join([*facts, prompt])
+
+
+def new_fact_prompt(facts: Sequence[str], prompt: str) -> str:
+    """``prompt`` under new facts, as in-context editing (IKE) puts it; an answer follows, or is to follow."""
+    return "\n".join([*(f"New Fact: {fact}" for fact in facts), f"Prompt: {prompt}"])
 
 
 def confirmed(reply: str, facts: Sequence[str]) -> str | None:
@@ -68,9 +90,6 @@ def confirmed_officially(reply: str, facts: Sequence[str]) -> str | None:
         return facts[0]
     named = re.search(r"the fact that best matches the .*? is:?\s*\"?([^\".\n]+)", reply, flags=re.IGNORECASE)
     return f"{(named[1] if named else reply).strip().rstrip('.')}."
-
-
-_LEAST_SHARE = 0.5
 
 
 def _words(text: str) -> list[str]:

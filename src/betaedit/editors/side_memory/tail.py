@@ -11,7 +11,7 @@ from transformers import Cache
 
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, pad_rows, pad_token_id
-from betaedit.models.partial import hooks, record, run_layers
+from betaedit.models.replay import hooks, record, run_layers
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """From what enters the projection ``(n, width, d_in)`` and leaves it ``(n, width, d_out)`` to what takes its place."""

@@ -1,0 +1,97 @@
+"""Editors that keep facts as text and put them before the prompts: no weight changes (methods.md F.3, F.4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.retrieval.config import RetrievalConfig
+from betaedit.editors.retrieval.memory import FactMemory
+from betaedit.facts.fact import Fact
+from betaedit.models.load import LanguageModel
+
+
+class FramingEditor:
+    """One model whose prompts are framed with facts: an ``EditingMethod`` that ``Forgets``.
+
+    Args:
+        model: The model, which answers and confirms.
+        config: Hyper-parameters.
+        memory: Keeps the facts and frames the prompts; empty.
+    """
+
+    def __init__(self, model: LanguageModel, config: RetrievalConfig, memory: FactMemory) -> None:
+        self.config, self.memory = config, memory
+        self.model = replace(model, frame=memory)
+        self._results: list[EditResult] = []
+
+    @property
+    def results(self) -> Sequence[EditResult]:
+        """One per fact kept."""
+        return tuple(self._results)
+
+    def prepare(self) -> None:
+        """Load the encoder, where there is one."""
+        self.memory.retrieve(["a"], 1)
+
+    def plan(self, fact: Fact) -> PlannedEdit:
+        """See ``EditingMethod.plan``."""
+        return plan_fact(self.model, fact)
+
+    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
+        """Everything can be kept."""
+
+    def stride(self, batch_size: int) -> int:
+        """A batch is kept by itself."""
+        return batch_size
+
+    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
+        """Keep the facts of each batch, and ask the model about them."""
+        for at in range(0, len(facts), batch_size):
+            yield self._write(facts[at : at + batch_size])
+
+    def replay(self, batch: WrittenBatch) -> None:
+        """Keep the facts of the batch, with the vectors that they were kept with."""
+        with self.memory.adding([result.fact for result in batch.results], batch.tensors):
+            pass
+        self._keep(batch.results)
+
+    def forget(self, results: Sequence[EditResult]) -> None:
+        """Drop facts: the model is the one that was never given them."""
+        with self.memory.dropping([result.fact for result in results]):
+            self._results = [result for result in self._results if result not in results]
+
+    def unedited(self) -> AbstractContextManager[None]:
+        """Prompts as they are."""
+        return self.memory.aside()
+
+    def reset(self) -> None:
+        """Drop all facts."""
+        self.memory.clear()
+        self._results = []
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing decides but the configuration."""
+        return {}
+
+    def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
+        started = time.perf_counter()
+        with self.memory.adding(facts) as encoded:
+            share = (time.perf_counter() - started) / len(facts)
+            results = with_status(self.model, [EditResult(fact, share) for fact in facts])
+        self._keep(results)
+        return WrittenBatch(results, encoded)
+
+    def _keep(self, results: Sequence[EditResult]) -> None:
+        """Add results, each in the place of an earlier one with its prompt."""
+        held = {(result.fact.prompt, result.fact.subject): result for result in self._results}
+        for result in results:
+            question = (result.fact.prompt, result.fact.subject)
+            held.pop(question, None)  # so that it stands behind those before it
+            held[question] = result
+        self._results = list(held.values())
