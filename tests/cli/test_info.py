@@ -17,7 +17,7 @@ from betaedit import __version__
 from betaedit.cli.main import app
 from betaedit.compiled import library
 from betaedit.compiled.library import NoKernelsError
-from betaedit.editors import PRESETS, RECIPES, EditConfig
+from betaedit.editors import METHODS, PRESETS, EditConfig
 from betaedit.models.runners import kernels
 from betaedit.statistics import Moments
 from support.tiny_tokenizers import tiny_tokenizer
@@ -82,16 +82,18 @@ def test_the_version_is_printed(betaedit) -> None:
     assert betaedit("--version").out.strip() == f"betaedit {__version__}"
 
 
-def test_methods_lists_every_recipe_with_its_paper_and_rule(betaedit) -> None:
+def test_methods_lists_every_method_with_its_family_and_paper(betaedit) -> None:
     listed = json.loads(betaedit("methods", "--json").out)["methods"]
-    assert [method["name"] for method in listed] == [recipe.name for recipe in RECIPES]
-    assert all(method["paper"] and method["equation"] for method in listed)
-    assert all(recipe.name in betaedit("methods").out for recipe in RECIPES)
+    assert [method["name"] for method in listed] == list(METHODS)
+    assert all(method["paper"] and method["family"] for method in listed)
+    assert all(name in betaedit("methods").out for name in METHODS)
 
 
 def test_methods_lists_every_hyper_parameter(betaedit) -> None:
     listed = json.loads(betaedit("methods", "--config", "--json").out)["hyper_parameters"]
-    assert [row["name"] for row in listed] == list(EditConfig.model_fields)
+    of_closed_form = [row["name"] for row in listed if row["family"] == "closed form"]
+    assert of_closed_form == list(EditConfig.model_fields)
+    assert {row["family"] for row in listed} == {method.family for method in METHODS.values()}
 
 
 def test_models_lists_every_preset(betaedit) -> None:
