@@ -31,6 +31,7 @@ from betaedit.cli.ledger import check, forget, gc, init, locate, replace, restor
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
+from betaedit.cli.train import train_editor
 from betaedit.errors import BetaEditError, OutputError
 
 _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -51,6 +52,7 @@ _MEASURED = (
     compare,
     align,
     calibrate,
+    train_editor,
     report,
     export,
     statistics,
