@@ -18,7 +18,7 @@ def network(rule: Rule, *, normalize: bool = True, identity: bool = True) -> Hyp
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.3)
     u, v = tokens(20, seed=2)
     made.observe(1, u, v)
     return made
@@ -113,3 +113,49 @@ def test_a_block_begins_as_the_identity_and_can_learn_from_there(clamp_first: bo
     found.sum().backward()
     assert block.up.grad is not None
     assert bool(block.up.grad.any())
+
+
+def waves(shape: tuple[int, ...], phase: float) -> Tensor:
+    """Numbers that need no generator: ``sin(0.7 n + phase)``."""
+    count = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64)
+    return torch.sin(0.7 * count + phase).reshape(shape)
+
+
+def wavy(rule: Rule, *, identity: bool = True) -> Hypernetwork:
+    """Two layers, without statistics, with every weight a wave."""
+    made = Hypernetwork(Architecture(rule, dict.fromkeys((0, 1), (2, 3)), 2, 2, True, identity, edit_rate=0.5)).double()
+    with torch.no_grad():
+        for name, parameter in made.networks["2x3"].named_parameters():
+            _, block, part = name.split(".")
+            phase = ["down", "up", "bias", "scale", "shift"].index(part) + 10 * int(block)
+            parameter.copy_(waves(tuple(parameter.shape), phase))
+    return made
+
+
+# Of the authors' code, on the same weights and tokens, in float64: ``IDMLP`` of eric-mitchell/mend (nn.py), and
+# ``MALMENNet`` of ChenmienTan/malmen (nets.py) with the solution of its editor/malmen.py.
+IDENTITY = [
+    [2.875962236750532, 2.234943284167937, 1.8342311412418806, 1.551298856960662, 3.6436499318138194],
+    [1.23471134946074, -0.44252044329485246, -0.4770141797593699, 1.6525453055666153, 0.7403752438118711],
+    [-0.0969528641242271, -0.5506855425976384, 0.5432513633008577, 0.30961796221969196, -0.1981651356684465],
+]
+XAVIER = [
+    [0.0, 0.0, 0.8083734554873037, 0.5688953530026258, 1.857966351112288],
+    [0.0, 0.0, 0.5356933347732278, 1.0784091164928058, 1.213193015987258],
+    [0.0, 0.0, 0.5222119700229007, 1.1129443320587455, 1.187976493006822],
+]
+SHIFT = [
+    [-0.38619182776068844, -0.1457225849784577, 0.1632822664973416],
+    [-0.6473065223205188, -0.4176392872834911, 0.008450230356838676],
+]
+
+
+@pytest.mark.parametrize(("identity", "official"), [(True, IDENTITY), (False, XAVIER)])
+def test_mends_network_agrees_with_the_authors_code(identity: bool, official: list[list[float]]) -> None:
+    found = torch.cat(wavy("sum", identity=identity).transform(1, waves((3, 3), 0.1), waves((3, 2), 0.5)), dim=1)
+    assert torch.allclose(found, torch.tensor(official, dtype=torch.float64), atol=1e-12)
+
+
+def test_malmens_change_agrees_with_the_authors_code() -> None:
+    left, right = wavy("least squares").least_squares_factors(1, waves((3, 3), 0.1), waves((3, 2), 0.5))
+    assert torch.allclose(left @ right.T, torch.tensor(SHIFT, dtype=torch.float64), atol=1e-12)

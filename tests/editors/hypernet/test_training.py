@@ -53,13 +53,13 @@ def training(
     return Training(method, row.rule, model, encode_examples(model, cases), config, folder)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The process ends here."""
 
 
 def kill(_: Validation) -> None:
     """What a kill right after a checkpoint leaves is what stands on disk."""
-    raise Killed
+    raise KilledError
 
 
 @pytest.mark.parametrize("method", ["mend", "malmen", "rledit"])
@@ -70,7 +70,7 @@ class TestEveryTraining:
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         expected = training(method, whole)
         expected.run()
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             training(method, parts).run(kill)
         again = training(method, parts)
         assert again.step == SETTINGS["validate_every"]
