@@ -29,16 +29,18 @@ class TrainingConfig(MethodConfig):
         None, description="Decoder layers whose MLP output projection is edited; the last ones if not given."
     )
     last_layers: int = Field(3, ge=1, description="How many of the last layers are edited where layers is not given.")
-    rank: int = Field(256, ge=1, description="Rank of the hypernetwork's matrices (1920 in the papers).")
+    rank: int = Field(128, ge=1, description="Rank of the hypernetwork's matrices (1920 in the papers).")
     blocks: int = Field(2, ge=1, description="Residual blocks of the hypernetwork.")
     normalize: bool = Field(True, description="Normalize inputs and gradients by running statistics; false: ablation.")
     identity_init: bool = Field(
         True, description="Residual blocks that begin as the identity; false, the ablation: Xavier, no residual."
     )
-    edit_rate: float = Field(1e-3, allow_inf_nan=False, description="First value of each layer's learned rate.")
+    edit_rate: float = Field(3e-4, allow_inf_nan=False, description="First value of each layer's learned rate.")
     edit_rate_learning_rate: NotNegative = Field(1e-4, description="Learning rate of the learned rates and ridges.")
-    learning_rate: Positive = Field(1e-5, description="Learning rate of Adam for the hypernetwork's matrices.")
-    edit_weight: NotNegative = Field(0.1, description="Weight of the loss on the other wording of the fact.")
+    learning_rate: Positive = Field(1e-4, description="Learning rate of Adam for the hypernetwork's matrices.")
+    edit_weight: NotNegative = Field(
+        1.0, description="Weight of the loss on the other wording of the fact (0.1 in MEND's code)."
+    )
     unrelated_weight: NotNegative = Field(1.0, description="Weight of the divergence on the unrelated prompt.")
     batch: int = Field(8, ge=1, description="Facts per step: each edited by itself (mend), or all together.")
     sequence: int = Field(1, ge=1, description="Edits in a row, on ever more edited weights, before an optimizer step.")

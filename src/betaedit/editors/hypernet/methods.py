@@ -101,7 +101,7 @@ METHODS: tuple[Hypernet, ...] = (
             "Tokens are those that say the answer. The published code goes on counting statistics while it edits; here "
             "they stay those of the training."
         ),
-        training_defaults={"last_layers": 6, "batch": 16, "edit_weight": 1.0, "clip": 1.0},
+        training_defaults={"last_layers": 6, "batch": 16, "clip": 1.0},
     ),
     Hypernet(
         name="rledit",
@@ -119,7 +119,6 @@ METHODS: tuple[Hypernet, ...] = (
             "batch": 1,
             "sequence": 20,
             "look_back": 10,
-            "edit_weight": 1.0,
             "unrelated_weight": 0.6,
             "norm_weight": 1e-4,
             "clip": 1.0,
