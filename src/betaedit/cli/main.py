@@ -63,7 +63,8 @@ _MEASURED = (
     env,
 )
 _KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc, locate)
-_RENAMED = {evaluate: "eval", import_facts: "import"}  # words that Python keeps for itself
+# Words that Python keeps for itself, and a hyphen.
+_RENAMED = {evaluate: "eval", import_facts: "import", train_editor: "train-editor"}
 for measured in _MEASURED:
     app.command(name=_RENAMED.get(measured))(measured)
 for kept in _KEPT:
