@@ -35,7 +35,8 @@ UNREPLAYED: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
 }
 COMMANDS = [
-    *("edit", "ask", "demo", "eval", "compare", "align", "calibrate", "report", "export", "statistics", "bench"),
+    *("edit", "ask", "demo", "eval", "compare", "align", "calibrate", "train-editor", "report", "export"),
+    *("statistics", "bench"),
     *("methods", "models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore"),
     *("import", "check", "verify", "gc", "locate"),
 ]

@@ -31,6 +31,7 @@ from betaedit.cli.ledger import check, forget, gc, init, locate, replace, restor
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
 from betaedit.cli.statistics import statistics
+from betaedit.cli.train import train_editor
 from betaedit.errors import BetaEditError, OutputError
 
 _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -51,6 +52,7 @@ _MEASURED = (
     compare,
     align,
     calibrate,
+    train_editor,
     report,
     export,
     statistics,
@@ -61,7 +63,8 @@ _MEASURED = (
     env,
 )
 _KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc, locate)
-_RENAMED = {evaluate: "eval", import_facts: "import"}  # words that Python keeps for itself
+# Words that Python keeps for itself, and a hyphen.
+_RENAMED = {evaluate: "eval", import_facts: "import", train_editor: "train-editor"}
 for measured in _MEASURED:
     app.command(name=_RENAMED.get(measured))(measured)
 for kept in _KEPT:

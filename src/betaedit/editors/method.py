@@ -9,7 +9,7 @@ asked for as a protocol (``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``Has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtim
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from betaedit.errors import ConfigError, MethodError, did_you_mean
-from betaedit.facts.fact import Fact
+from betaedit.facts.fact import EvaluationCase, Fact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from betaedit.editors.resources import Resources
     from betaedit.evaluation.holding import Status
     from betaedit.models.load import LanguageModel
+    from betaedit.progress import Progress
 
 
 class MethodConfig(BaseModel):
@@ -36,6 +37,8 @@ class MethodConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    help_on_names: ClassVar[str] = "See `betaedit methods --config` for all names."
 
     seed: int = Field(0, ge=0, description="Seed of everything that is sampled.")
 
@@ -48,7 +51,7 @@ class MethodConfig(BaseModel):
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
-            hint = did_you_mean(unknown[0], cls.model_fields, "See `betaedit methods --config` for all names.")
+            hint = did_you_mean(unknown[0], cls.model_fields, cls.help_on_names)
             raise ConfigError(f"there is no hyper-parameter {unknown[0]!r}.", hint=hint)
         try:
             return cls.model_validate(values)
@@ -157,6 +160,65 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """What ``betaedit methods --json`` prints."""
         return {"family": self.family, **asdict(self), "aliases": list(self.aliases), "can_forget": self.can_forget}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableMethod(Method):
+    """A row whose editor is trained on facts before it edits any.
+
+    Args:
+        training_defaults: What differs for it from the defaults of ``training``.
+    """
+
+    training: ClassVar[type[MethodConfig]]
+
+    training_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def configure_training(self, values: Mapping[str, Any]) -> MethodConfig:
+        """The settings of a training from plain values.
+
+        Raises:
+            ConfigError: A name is unknown (with the nearest known one) or a value is impossible.
+        """
+        return self.training.of({**self.training_defaults, **values})
+
+    @abstractmethod
+    def check_training(self, cases: Sequence[EvaluationCase]) -> None:
+        """Refuse records that cannot be trained on; needs no model.
+
+        Raises:
+            FactError: Some lack what the training asks about; the message says what.
+        """
+
+    @abstractmethod
+    def train(
+        self,
+        model: LanguageModel,
+        cases: Sequence[EvaluationCase],
+        config: MethodConfig,
+        folder: Path,
+        *,
+        source: str = "",
+        progress: Progress | None = None,
+        on_validation: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Train an editor of ``model`` into ``folder``, going on where an earlier call was interrupted.
+
+        Args:
+            model: Unedited.
+            cases: What to train on.
+            config: What ``configure_training`` returned.
+            folder: Where the trained editor and the checkpoints stand.
+            source: What the file of the cases is called, for the record.
+            progress: Where the steps show.
+            on_validation: Hears the figures of each validation, once it is on disk.
+
+        Raises:
+            FactError: See ``check_training``.
+            ConfigError: There are too few cases, or the folder holds another training.
+            NumericalError: The training does not stay finite.
+            OutputError: The folder cannot be written.
+        """
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ METHODS = MethodTable(
     (
         "betaedit.editors.closed_form.recipes",
         "betaedit.editors.gradient.methods",
+        "betaedit.editors.hypernet.methods",
         "betaedit.editors.retrieval.methods",
         "betaedit.editors.side_memory.methods",
     )

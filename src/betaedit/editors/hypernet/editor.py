@@ -1,0 +1,158 @@
+"""Editing with a trained hypernetwork: one backward pass per batch, and a change of each matrix from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.hypernet.config import HypernetConfig
+from betaedit.editors.hypernet.passes import EditedLayers, Texts
+from betaedit.editors.hypernet.trained import TrainedEditor
+from betaedit.editors.hypernet.training import edit_factors
+from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
+from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.errors import NumericalError
+from betaedit.evaluation.scoring import Continuation
+from betaedit.facts.fact import Fact
+from betaedit.memory.update import Update
+from betaedit.models.gradients import usual_gradients
+from betaedit.models.load import LanguageModel
+
+
+class HypernetEditing:
+    """One model under a trained hypernetwork: an ``EditingMethod`` that ``EditsMatrices``.
+
+    The gradient of a batch is taken on the weights that the edits before it left; the statistics that normalize it stay
+    those of the training (the published code of MALMEN and RLEdit goes on counting).
+
+    Args:
+        model: Unedited.
+        config: Names the trained editor.
+        trained: What it holds.
+
+    Raises:
+        ConfigError: It was trained for a model of other sizes.
+        ModelError: The model holds edits of another editor that is still there.
+    """
+
+    def __init__(self, model: LanguageModel, config: HypernetConfig, trained: TrainedEditor) -> None:
+        self.model, self.config, self._trained = model, config, trained
+        trained.check_fits(model)
+        trained.network.to(model.device)
+        check_unedited(model.anatomy, trained.network.layers)
+        self._matrices: dict[int, EditedMatrix] = {}
+        self._results: list[EditResult] = []
+
+    @property
+    def matrices(self) -> Mapping[int, EditedMatrix]:
+        """The MLP output projections of the layers that the editor was trained for."""
+        if not self._matrices:
+            check_unedited(self.model.anatomy, self._trained.network.layers)
+            self._matrices = edited_matrices(self.model.anatomy, self._trained.network.layers)
+        return self._matrices
+
+    @property
+    def results(self) -> Sequence[EditResult]:
+        """One per fact written."""
+        return tuple(self._results)
+
+    def prepare(self) -> None:
+        """Take up the matrices."""
+        _ = self.matrices
+
+    def plan(self, fact: Fact) -> PlannedEdit:
+        """See ``EditingMethod.plan``."""
+        return plan_fact(self.model, fact)
+
+    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
+        """Everything has a gradient."""
+
+    def stride(self, batch_size: int) -> int:
+        """A batch has one backward pass."""
+        return batch_size
+
+    @usual_gradients
+    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
+        """Change the matrices by what the hypernetwork makes of each batch's gradient, then ask the model.
+
+        Raises:
+            NumericalError: A change is not finite; the batch is undone.
+            WeightsChangedError: A matrix is not as it was written last.
+        """
+        for at in range(0, len(facts), batch_size):
+            yield self._write(facts[at : at + batch_size])
+
+    @usual_gradients
+    def replay(self, batch: WrittenBatch) -> None:
+        """Add the change that the batch made."""
+        self._add(batch.tensors)
+        self._results += batch.results
+
+    def unedited(self) -> AbstractContextManager[None]:
+        """The original matrices."""
+        return set_aside(self.matrices)
+
+    def reset(self) -> None:
+        """The original matrices, for good.
+
+        Raises:
+            WeightsChangedError: The model has neither them nor those that were written.
+        """
+        for matrix in self._matrices.values():
+            matrix.restore()
+        self._matrices, self._results = {}, []
+
+    def describe(self) -> dict[str, Any]:
+        """The layers, and a hash of the trained editor: another one in the same folder writes other changes."""
+        return {"layers": list(self._trained.network.layers), "editor_weights": self._trained.fingerprint}
+
+    def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
+        started = time.perf_counter()
+        for matrix in self.matrices.values():
+            matrix.check()
+        tensors, loss = self._tensors(facts)
+        before = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
+        try:
+            norms = self._add(tensors)
+            share = (time.perf_counter() - started) / len(facts)
+            figures = {"loss": loss, "update_norms": norms}
+            results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
+        except BaseException:
+            for layer, matrix in self.matrices.items():
+                matrix.restore(before[layer])
+            raise
+        self._results += results
+        return WrittenBatch(results, tensors)
+
+    def _tensors(self, facts: Sequence[Fact]) -> tuple[dict[str, Tensor], float]:
+        """The factors of every layer's change by name, and the mean loss of the facts before it."""
+        network = self._trained.network
+        asked = Continuation.encode(self.model, [(fact.text, fact.target_new, fact.joint) for fact in facts])
+        texts = Texts.of(self.model, asked)
+        gradients, loss = EditedLayers(self.model, network.layers).gradients(texts, {})
+        tensors: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for layer, found in gradients.items():
+                left, right = edit_factors(network, layer, found, texts)
+                if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+                    raise NumericalError(
+                        f"the change of layer {layer} is not finite; the batch is undone.",
+                        hint="Train the editor with a lower learning rate, or write fewer facts with it.",
+                    )
+                tensors |= {f"{layer}.left": left.contiguous(), f"{layer}.right": right.contiguous()}
+        return tensors, loss
+
+    def _add(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Add the changes; their norms by layer."""
+        updates = {
+            layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in self._trained.network.layers
+        }
+        for layer, update in updates.items():
+            self.matrices[layer].add(update)
+        return {str(layer): update.norm() for layer, update in updates.items()}
