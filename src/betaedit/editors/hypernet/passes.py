@@ -14,7 +14,7 @@ from transformers import Cache
 from betaedit.evaluation.scoring import Continuation
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, pad_rows, pad_token_id
-from betaedit.models.partial import hooks, record, run_layers
+from betaedit.models.replay import hooks, record, run_layers
 
 
 @dataclass(frozen=True)
