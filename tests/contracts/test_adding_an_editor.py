@@ -12,10 +12,10 @@ import pytest
 
 from betaedit.editors.method import Method
 from betaedit.editors.methods import METHODS
-from contracts.test_editing_method import TestEveryMethod, TestEveryMethodThatEditsMatrices, TestEveryMethodThatForgets
+from contracts.test_editing_method import TestEveryMethod, TestEveryMethodThatEditsWeights, TestEveryMethodThatForgets
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-an-editor.md"
-__all__ = ["TestEveryMethod", "TestEveryMethodThatEditsMatrices", "TestEveryMethodThatForgets"]
+__all__ = ["TestEveryMethod", "TestEveryMethodThatEditsWeights", "TestEveryMethodThatForgets"]
 
 
 @pytest.fixture(scope="module")
