@@ -47,7 +47,7 @@ def test_everything_found_is_shown_with_its_place(betaedit, flawed) -> None:
 
 
 def test_the_limit_counts_records(betaedit) -> None:
-    assert "Only the first records of the file." in betaedit("data", "check", "--help").out
+    assert "Use only the first N records of the file." in betaedit("data", "check", "--help").out
 
 
 def test_a_long_list_is_cut_when_shown(betaedit, tmp_path) -> None:

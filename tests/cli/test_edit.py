@@ -144,7 +144,7 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "The home of [] is", "Rome"], 3, ["subject is empty"]),
         (["edit", "The home of [Bob] is", " "], 3, ["new target is empty"]),
         (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
-        (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["exclude each other"]),
+        (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["cannot be combined"]),
         (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
         (["edit", "The home of [Bob] is", "<|endoftext|>"], 3, ["special token", "Say what the model should answer"]),
         (["edit", "The home of [Bob] is", "Rome", "--true", "</s>"], 3, ["special token", "Leave it out"]),
@@ -292,7 +292,7 @@ def test_the_last_line_counts_the_facts_that_are_not_held_and_scripts_can_ask_fo
 def test_a_fact_that_is_missed_is_taken_back_and_said_so_unless_it_is_to_be_kept(betaedit, tiny, facts, text) -> None:
     tiny = [*tiny, "--set", "keep_missed=false"]
     ran = betaedit("edit", "--from", facts, "--text", text, *tiny)
-    assert "2 of 2 not held (2 taken back: the model answers as before there)" in ran.out
+    assert "2 of 2 not held (2 removed again, the model answers as before)" in ran.out
     report = json.loads(betaedit("edit", "--from", facts, "--text", text, "--json", *tiny).out)
     assert report["held"] | {"missed": 0, "by probability": 0} == {
         "facts": 2, "missed": 0, "runs on": 0, "by probability": 0, "held": 0, "taken back": 2

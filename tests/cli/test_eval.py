@@ -132,7 +132,7 @@ def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_p
         (["--judge-model", "qwen"], "--judge URL"),
         (["--judge", "http://localhost:1/v1", "--judge-model", "qwen"], "--also questions"),
         (["--tasks", "somewhere"], "--also abilities"),
-        (["--save", "/dev/null/model"], "takes no files"),
+        (["--save", "/dev/null/model"], "cannot write to"),
         (["--evaluate-at", "soon"], "soon"),
         (["--evaluate-at", "7"], "after 7 edits"),
     ],

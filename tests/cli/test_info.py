@@ -174,7 +174,7 @@ def test_env_tells_kernels_that_are_compiled_from_those_that_will_be(betaedit, m
 
 def test_doctor_tries_the_kernels(betaedit, monkeypatch) -> None:
     reason = NoKernelsError("no C compiler")
-    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor, and tried")):
+    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor, and checked")):
         monkeypatch.setattr(kernels, "find_kernels", lambda found=found: found)
         assert said in json.loads(betaedit("doctor", "--json").out)["kernels"]
 

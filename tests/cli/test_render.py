@@ -107,7 +107,7 @@ def test_earlier_comparisons_are_listed_where_they_decide_or_all_are_asked_for()
         "  a holds more facts than b (p = 0.0039, 9 facts against 0)",
         "after 30 edits:",
         "  facts held: too few facts to tell a and b apart (p = 0.5; about 120 facts would be needed)",
-        "1 more at earlier checkpoints could not be told apart: --all lists them",
+        "1 undecided comparison at earlier checkpoints: --all lists them",
     ]
     whole = render.comparison_lines(comparisons, all_=True)
     assert [line for line in whole if line.startswith("after")] == [f"after {edits} edits:" for edits in (10, 20, 30)]

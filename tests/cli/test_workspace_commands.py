@@ -116,7 +116,7 @@ def test_a_file_goes_on_after_the_facts_that_are_there(betaedit, told, listed, e
     again = told("edit", "--from", facts, "--workspace", empty)
     assert (again["edits"], again["passed_over"], again["events"], again["results"]) == (0, 3, None, [])
     assert listed(empty) == LIVE
-    assert "3 of 3 facts passed over: written already" in betaedit("edit", "--from", facts, "-w", empty).out
+    assert "3 of 3 facts skipped: already written" in betaedit("edit", "--from", facts, "-w", empty).out
 
 
 def test_a_plan_changes_nothing(betaedit, told, listed, empty, facts) -> None:
@@ -155,7 +155,7 @@ def test_live_facts_of_another_workspace_are_imported_and_those_here_passed_over
     assert (again["edits"], again["passed_over"]) == (0, 2)
     notes = [event["note"] for event in told("log", "--events", "--workspace", other)["events"]]
     assert notes[-1] == {"from": str(filled)}
-    assert "passed over" in betaedit("import", filled, "--workspace", other).out
+    assert "skipped" in betaedit("import", filled, "--workspace", other).out
     assert betaedit("import", tmp_path / "nowhere", "--workspace", other).code == 9
 
 
@@ -266,7 +266,7 @@ def test_facts_are_forgotten_by_number_id_subject_text_or_as_the_last(told, list
 def test_forgetting_says_how_to_take_it_back_and_that_does(betaedit, listed, filled) -> None:
     ran = betaedit("forget", "Ana", "Bob", "--workspace", filled)
     assert "forgot #1: Ana was born in -> Lima" in ran.out
-    assert "the model holds 1 fact now; betaedit restore 4 takes this back" in ran.out
+    assert "the model holds 1 fact now; betaedit restore 4 undoes this" in ran.out
     ran = betaedit("restore", "4", "--workspace", filled)
     assert "the model is as it was after event 4, with 3 facts; this is event 6" in ran.out
     assert listed(filled) == LIVE
@@ -411,13 +411,18 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
         (["replace", "Ana", " "], 3, "new target is empty", ""),
         (["show", "99"], 9, "no fact '99'", "betaedit log"),
         (["restore", "99"], 9, "no event 99", "events 1 to 4"),
-        (["diff", "1", "--text", "text.txt"], 2, "--text is what --drift compares on", "Add --drift"),
+        (["diff", "1", "--text", "text.txt"], 2, "--text needs --drift", "Add --drift"),
         (["diff", "99"], 9, "no event 99", "events 1 to 4"),
         (["diff", "1", "0"], 9, "no event 0", "events 1 to 4"),
         (["log", "--since", "yesterday"], 2, "'yesterday' is no date", "Write 2026-11-21"),
-        (["edit", "[Bob] is", "Rome", "--method", "memit"], 2, "--method is not for a workspace", "betaedit check"),
-        (["edit", "[Bob] is", "Rome", "--set", "ridge=3"], 2, "--set is not for a workspace", "betaedit check"),
-        (["edit", "[Bob] is", "Rome", "--tests", "5"], 2, "--tests is not for a workspace", "betaedit check"),
+        (
+            ["edit", "[Bob] is", "Rome", "--method", "memit"],
+            2,
+            "--method cannot be used in a workspace",
+            "betaedit check",
+        ),
+        (["edit", "[Bob] is", "Rome", "--set", "ridge=3"], 2, "--set cannot be used in a workspace", "betaedit check"),
+        (["edit", "[Bob] is", "Rome", "--tests", "5"], 2, "--tests cannot be used in a workspace", "betaedit check"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_cause_and_mend(
