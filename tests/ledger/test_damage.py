@@ -88,7 +88,7 @@ def test_what_gc_did_not_take_is_missed_beside_a_snapshot(folder: Path, statemen
 
 def test_weights_are_not_built_from_arrays_of_another_size(folder: Path):
     altered(folder, "UPDATE factors SET lefts = x'00' WHERE event = 3")
-    assert problems(folder) == ["the factors of event 3 are not as they were committed"]
+    assert problems(folder) == ["the factors of event 3 were changed after their commit"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])

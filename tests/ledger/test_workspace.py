@@ -295,7 +295,7 @@ def test_the_model_can_be_looked_at_as_it_was_after_any_event(tmp_path: Path):
                 assert same(state(workspace), weight)
             assert same(state(workspace), now)
         workspace.collect()
-        with pytest.raises(LedgerError, match="gc dropped what leads to event 2"), workspace.at(2):
+        with pytest.raises(LedgerError, match="gc dropped the factors of event 2"), workspace.at(2):
             pass
         with pytest.raises(LedgerError, match="no event 99"), workspace.at(99):
             pass

@@ -136,7 +136,7 @@ class EditedMatrix:
         return self._change.device
 
     def check(self, *, or_original: bool = False) -> Tensor:
-        """The model's weight, checked to hold what was written here last; takes microseconds if nothing touched it.
+        """The model's weight, checked to hold what was written last; microseconds if nothing touched it.
 
         A weight that is another tensor, of another type, or was written to, is compared entry by entry. It is accepted
         if it holds what was written, also rounded to a type that the model has or had, or with ``or_original`` the
@@ -152,7 +152,7 @@ class EditedMatrix:
                 raise WeightsChangedError(
                     f"{self._name} was changed since the last edit: by training, load_state_dict, another editor or "
                     "other code.",
-                    hint="Restore the weight of the last edit; or restore the original weight and call reset(); or make "
+                    hint="Restore the weight of the last edit, or the original weight and call reset(), or make "
                     "a new Editor for the present model.",
                 )
             self._state = _WeightState.of(weight)

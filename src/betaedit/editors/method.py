@@ -142,7 +142,7 @@ class Method(ABC):
             )
         return config
 
-    def check(self, config: MethodConfig, batch_size: int = 1) -> None:  # noqa: B027 - most can write anything
+    def check(self, config: MethodConfig, batch_size: int = 1) -> None:  # noqa: B027 - most methods have no limits
         """Raises: ConfigError when this method cannot write ``batch_size`` facts together with these settings."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class WrittenBatch:
 
     Args:
         results: One per fact, including those that were not kept.
-        tensors: The tensors needed to write it again, by name: keys and factors, weight changes, codebook entries, or none.
+        tensors: The tensors needed to write it again, by name: keys and factors, codebook entries, or none.
         again: One per earlier fact that was removed and written again with these.
     """
 

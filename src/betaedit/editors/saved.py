@@ -68,7 +68,7 @@ class SavedModel:
         return tuple(kept) if kept and self._has_settings(config, _CONTEXT_SETTINGS) else None
 
     def statistics(self, config: StatisticsConfig) -> Path | None:
-        """The file of the statistics of the unedited model, if ``config`` asks for the same, or for some of its layers."""
+        """The file of the unedited model's statistics, if ``config`` asks for the same, or for some of its layers."""
         recorded, file = self.record.get("statistics") or {}, self.folder / STATISTICS_FILE
         fits = set(config.layers) <= set(recorded.get("layers", [])) and self._has_settings(
             config, _STATISTICS_SETTINGS

@@ -19,19 +19,19 @@ from betaedit.files import atomic_write, file_errors
 def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None:
     """Write facts as JSONL that ``read_cases`` reads back, one a line; folders are made when absent.
 
-    Ids that facts of several files share are written as ``told_apart`` makes them.
+    Ids that facts of several files share are written as ``with_unique_ids`` makes them.
 
     Raises:
         OutputError: The file cannot be written.
     """
     path, items = Path(file), list(facts)
-    named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
+    named = with_unique_ids([item.fact if isinstance(item, EvaluationCase) else item for item in items])
     lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
     with file_errors(path, OutputError), atomic_write(path) as scratch:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def told_apart(facts: Sequence[Fact]) -> list[Fact]:
+def with_unique_ids(facts: Sequence[Fact]) -> list[Fact]:
     """The facts, each under an id that no other has when they are written one a line and read back.
 
     Readers name what has no id after its line, so facts of several files share such names, and a name of one may be

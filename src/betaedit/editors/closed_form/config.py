@@ -51,7 +51,7 @@ class EditConfig(ContextConfig, StatisticsConfig):
     value_steps: int = Field(
         25,
         ge=1,
-        description="Maximum number of loss evaluations of a value search, per fact that shares the value; steps: one fewer.",
+        description="Loss evaluations of a value search at most, per fact that shares the value; steps: one fewer.",
     )
     value_steps_per_token: NotNegative = Field(
         0.0, description="Further evaluations for every token of the answer after the first."
@@ -90,7 +90,7 @@ class EditConfig(ContextConfig, StatisticsConfig):
     )
     keep_missed: bool = Field(
         True,
-        description="Whether a fact that the model still does not answer stays in the weights (published) or is removed.",
+        description="Whether a fact that the model still does not answer stays in the weights (published).",
     )
     value_norm_anchor: Positive | None = Field(
         None,
@@ -98,7 +98,7 @@ class EditConfig(ContextConfig, StatisticsConfig):
         "twice this length are not written.",
     )
     value_look_ahead: int = Field(
-        1, ge=1, description="Number of batches whose values are searched together before the first is written."
+        1, ge=1, description="Batches whose values are searched together before the first is written."
     )
     kl_weight: NotNegative = Field(0.0625, description="Weight of the KL term at the subject.")
     kl_template: str = Field("{} is a", description="Prompt of the KL term.")
@@ -130,8 +130,8 @@ class EditConfig(ContextConfig, StatisticsConfig):
     adaedit_fraction: Fraction = Field(0.4, description="Share of an update's whitened entries that adaedit keeps.")
     update_norm_limit: Positive | None = Field(
         None,
-        description="Refuse an edit whose update norm, divided by the root of the number of facts, is larger (the official "
-        "BetaEdit code: 20).",
+        description="Refuse an edit whose update norm, divided by the root of its number of facts, is larger "
+        "(official BetaEdit code: 20).",
     )
 
     conflicts: Conflicts = Field(

@@ -35,8 +35,8 @@ class Recipe(Method):
         history: Whether earlier edits are protected.
         ridge: Whether ``lambda2 I`` is added; ``frobenius_ridge`` is added to any recipe.
         form: ``ridge`` and ``equality`` as in ``MemoryRule``; ``rank-one`` is ``equality`` for one fact in one layer.
-        reaches_bare_key: Whether the value holds at the key of the bare prompt, while the update is written along the mean
-            key.
+        reaches_bare_key: Whether the value holds at the key of the bare prompt, while the update is written along the
+            mean key.
         spread: What the residual is divided by where ``n`` layers are still to be edited: ``n`` or its root.
         random_history: Whether random keys are protected instead of the written ones.
         postprocess: How each update is post-processed before it is added (``memory/postprocess.py``).

@@ -1,4 +1,4 @@
-"""Eigendecompositions of second moments, cached on disk: large ones take minutes to compute on a CPU and seconds to read."""
+"""Eigendecompositions of second moments, cached on disk: large ones take minutes to compute and seconds to read."""
 
 from __future__ import annotations
 
