@@ -41,7 +41,7 @@ def test_everything_found_is_shown_with_its_place(betaedit, flawed) -> None:
     assert "[Rome] is in in lines 1, 3" in out
     assert "line 2 as line 1: [Rome] is in France" in out
     assert f"{flawed}:4: [prompt] the field is missing. Every record of a file in the own format has it." in out
-    assert f"{flawed}:5: this is no JSON" in out
+    assert f"{flawed}:5: this is not JSON" in out
     assert "A .jsonl file holds one record {...} a line" in out
     assert "Rome 3" in out
 

@@ -87,7 +87,7 @@ def test_a_plan_shows_what_can_be_written_before_it_asks_about_the_rest(betaedit
     assert ran.code == 3
     assert ran.out.count("->") == 2
     assert "f.jsonl:2: [subject] the subject 'art' stands only inside other words" in ran.err
-    assert "f.jsonl:4: [subject] the subject 'art' stands at 2 places of the prompt" in ran.err
+    assert "f.jsonl:4: [subject] the subject 'art' occurs 2 times in the prompt" in ran.err
     assert betaedit("edit", "--from", file, "--plan", "--skip-invalid", *tiny).code == 0
     assert betaedit("edit", "--from", file, *tiny).code == 3
 
@@ -146,7 +146,11 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
         (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["cannot be combined"]),
         (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
-        (["edit", "The home of [Bob] is", "<|endoftext|>"], 3, ["special token", "Say what the model should answer"]),
+        (
+            ["edit", "The home of [Bob] is", "<|endoftext|>"],
+            3,
+            ["special token", "Give the answer that the model should give"],
+        ),
         (["edit", "The home of [Bob] is", "Rome", "--true", "</s>"], 3, ["special token", "Leave it out"]),
         (["edit", "[Bob] is", "Rome", "--method", "betaedt"], 2, ["no method 'betaedt'", "Did you mean betaedit"]),
         (["edit", "[Bob] is", "Rome", "--set", "value_clmap=1"], 2, ["value_clmap", "Did you mean value_clamp"]),
@@ -181,7 +185,7 @@ def test_broken_lines_can_be_left_out_and_are_listed(betaedit, tiny, tmp_path, t
     path.write_text(BROKEN)
     ran = betaedit("edit", "--from", path, "--skip-invalid", "--text", text, "--json", *tiny)
     assert json.loads(ran.out)["edits"] == 1
-    assert "left out" in ran.err
+    assert "skipped: " in ran.err
     assert f"{path}:2" in ran.err
 
 
@@ -260,7 +264,7 @@ def test_what_needs_drift_excludes_a_quick_edit(betaedit, tiny, facts, options, 
 
 def test_settings_that_were_not_measured_are_told_once(betaedit, tiny, caplog: pytest.LogCaptureFixture) -> None:
     assert betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny).code == 0
-    assert sum("no settings were measured" in message for message in caplog.messages) == 1
+    assert sum("there is no preset for" in message for message in caplog.messages) == 1
     assert f"`betaedit calibrate --model {tiny[1]}" in caplog.text
 
 

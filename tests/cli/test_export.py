@@ -97,8 +97,8 @@ def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["--to", "model", "--rank", "4"], 2, "for adapters"),
-        (["--to", "facts", "--for-servers"], 2, "for adapters"),
+        (["--to", "model", "--rank", "4"], 2, "need --to adapter"),
+        (["--to", "facts", "--for-servers"], 2, "need --to adapter"),
         (["--to", "adapter"], 7, "neither a run folder nor a workspace"),
     ],
 )

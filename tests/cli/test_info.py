@@ -62,7 +62,7 @@ def test_every_command_explains_itself(betaedit, command: str) -> None:
 
 def test_the_help_of_the_log_says_what_is_left_out_and_in_which_zone_days_are(betaedit) -> None:
     shown = betaedit("log", "--help").out
-    assert "50 facts by default" in shown
+    assert "default: 50 facts" in shown
     assert shown.count("UTC") == 2
 
 

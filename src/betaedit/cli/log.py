@@ -242,7 +242,7 @@ def _versions_table(found: list[FactVersion], ends: dict[int, Event]) -> Table:
             figures.get("status") or "not measured",
             "-" if measured is None else f"{measured:.3f}",
             f"{figures.get('sought_probability', figures.get('target_probability')):.3f}",
-            str(figures["n_evaluations"]),
+            str(figures.get("evaluations", figures.get("n_evaluations", "-"))),
             f"{figures['seconds']:.2f}",
             until or "live",
         )

@@ -124,7 +124,7 @@ class Editor:
 
         Raises:
             MethodError: The method is unknown; no model is loaded then.
-            ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is of another type;
+            ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is not one;
                 no model is loaded then. Or the runner cannot be used for this model.
             StatisticsError: The file of statistics cannot be read; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).

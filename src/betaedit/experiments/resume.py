@@ -34,7 +34,7 @@ def open_run(
     found = RunFolder(path)
     if found.setup.model["weights"] != setup.model["weights"]:
         raise _another_run(path, f"another model: {found.setup.model['name']}")
-    before, now = _deciding(found.setup), _deciding(setup)
+    before, now = _identifying_fields(found.setup), _identifying_fields(setup)
     for name, value in now.items():
         if before[name] != value:
             raise _another_run(path, f"another {name.removesuffix('s')}")
@@ -69,7 +69,7 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
     return None
 
 
-def _deciding(setup: RunSetup) -> dict[str, Any]:
+def _identifying_fields(setup: RunSetup) -> dict[str, Any]:
     """What decides, beside the statistics, how its facts are written: what preset and files are called does not."""
     current = with_current_names(setup.config)
     config = {name: value for name, value in current.items() if not name.startswith("statistics_")}

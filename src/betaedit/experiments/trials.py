@@ -75,7 +75,7 @@ class CalibrationSetup(Record):
     seed: int
     versions: dict[str, str]
 
-    def deciding(self) -> dict[str, Any]:
+    def identifying_fields(self) -> dict[str, Any]:
         """What decides the figures: not what the model and the file of the facts are called."""
         data = {name: value for name, value in self.data.items() if name != "source"}
         return self.model_dump() | {"model": self.model["weights"], "data": data}
@@ -137,7 +137,7 @@ class Journal:
                 raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", hint=_HINT)
 
     def _compare(self, setup: CalibrationSetup, found: CalibrationSetup) -> None:
-        before, now = found.deciding(), setup.deciding()
+        before, now = found.identifying_fields(), setup.identifying_fields()
         for name, value in now.items():
             if before[name] != value:
                 raise RunFolderError(f"{self._path} holds a calibration with another {name}.", hint=_HINT)

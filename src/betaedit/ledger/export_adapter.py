@@ -102,7 +102,7 @@ def save_adapter(
 ) -> AdapterReport:
     """Write the changes as a LoRA adapter for the unedited model.
 
-    Efficacy is measured on the facts of ``provenance`` with the truncated change in the weights, which are then restored.
+    Efficacy is measured on the facts of ``provenance`` with the truncated change; the weights are then restored.
 
     Args:
         model: The edited model.

@@ -49,20 +49,20 @@ def read_origin(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="np") as file:
-            told = dict(file.metadata() or {})
+            origin = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise unreadable_statistics(path, error) from error
-    n_tokens = told.pop(N_TOKENS, "")
-    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **told}
+    n_tokens = origin.pop(N_TOKENS, "")
+    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **origin}
 
 
-def statistics_label(told: Mapping[str, Any]) -> str:
+def statistics_label(origin: Mapping[str, Any]) -> str:
     """What ``Moments.to_dict`` tells in one line: tokens, corpus, and the hashes of text and matrices in short."""
     text, matrices = (
-        str(told.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, FINGERPRINT)
+        str(origin.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, FINGERPRINT)
     )
-    corpus = told.get("corpus", "unknown text")
-    return f"{told.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
+    corpus = origin.get("corpus", "unknown text")
+    return f"{origin.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
 
 
 def unreadable_statistics(path: Path, error: Exception) -> StatisticsError:
@@ -72,6 +72,6 @@ def unreadable_statistics(path: Path, error: Exception) -> StatisticsError:
     )
 
 
-def deciding(told: Mapping[str, Any]) -> dict[str, Any]:
+def identifying_fields(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What decides second moments, of what ``Moments.to_dict`` or an origin tells: hashes and counts, no names."""
-    return {name: value for name, value in told.items() if name not in _LABELS}
+    return {name: value for name, value in origin.items() if name not in _LABELS}
