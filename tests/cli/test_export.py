@@ -34,7 +34,7 @@ def run(betaedit, tiny, facts, tmp_path: Path) -> Path:
 def test_a_folder_to_export_that_does_not_exist_is_told_so(betaedit, tmp_path: Path) -> None:
     ran = betaedit("export", tmp_path / "none", "--to", "facts", "--out", tmp_path / "facts.jsonl")
     assert ran.code == 7
-    assert "is no folder here." in ran.err
+    assert "is not a folder." in ran.err
     assert "Give a run folder or a workspace." in ran.err
 
 
