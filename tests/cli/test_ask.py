@@ -199,7 +199,7 @@ def test_a_template_without_a_place_for_a_system_message_is_told(betaedit, tiny_
         assert betaedit("ask", "Who?", "--chat", "--model", folder).code == 0
         ran = betaedit("ask", "Who?", "--chat", "--system", "Hi", "--model", folder)
         assert ran.code == 4
-        assert "no place for a system message" in ran.err
+        assert "has no system message" in ran.err
 
 
 def test_special_tokens_in_a_question_are_told(betaedit, tiny_folder, caplog) -> None:

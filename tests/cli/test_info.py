@@ -281,7 +281,7 @@ def test_a_model_whose_layers_cannot_be_replayed_is_refused_where_its_anatomy_is
     tiny_tokenizer().save_pretrained(tmp_path)
     ran = betaedit("models", str(tmp_path))
     assert ran.code != 0
-    assert "cannot be run on a part of the positions" in ran.err
+    assert "cannot be run on a subset of the positions" in ran.err
 
 
 def test_a_current_folder_that_was_deleted_is_one_error(

@@ -71,7 +71,7 @@ def arithmetic(device: torch.device | str = "cpu") -> float:
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine of the figures."""
     on_gpu = torch.device(device).type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),

@@ -95,7 +95,9 @@ def shape(
         ConfigError: There are fewer than two facts, or the model does not fit into the memory there is.
     """
     if len(facts) < 2:  # noqa: PLR2004
-        raise ConfigError("the first edit is not counted, so one fact is too few.", hint="Give --limit 2 or more.")
+        raise ConfigError(
+            "the first edit is not counted, so at least two facts are needed.", hint="Give --limit 2 or more."
+        )
     model = LanguageModel.wrap(random_model(like, dtype, device), tokenizer, "random")
     depth = int(like.num_hidden_layers or 0)
     config = EditConfig.of({**untuned(depth).values, "context_templates": _CONTEXTS, **overrides})
@@ -135,7 +137,7 @@ def random_model(like: LlamaConfig, dtype: torch.dtype, device: torch.device | s
     if needed > free:
         raise ConfigError(
             f"the weights alone take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free.",
-            hint="Take --dtype bfloat16, fewer layers (--depth) or a smaller --shape.",
+            hint="Use --dtype bfloat16, fewer layers (--depth) or a smaller --shape.",
         )
     torch.manual_seed(0)
     with torch.device(device):

@@ -1,4 +1,4 @@
-"""How long a query takes and how much memory was needed (metrics.md G.8)."""
+"""Latency and peak memory of queries (metrics.md G.8)."""
 
 from __future__ import annotations
 

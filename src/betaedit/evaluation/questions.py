@@ -38,7 +38,7 @@ class QuestionOutcome:
 
 @dataclass(frozen=True)
 class QuestionMeasures:
-    """The figures over records; ``None`` or absent where no record has what they need.
+    """The figures over records; ``None`` or absent if no record has the prompts for them.
 
     Args:
         groups: Share judged right, by group.

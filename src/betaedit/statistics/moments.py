@@ -28,7 +28,7 @@ _MATRIX = 2
 
 @dataclass(frozen=True)
 class Moments:
-    """``C0`` of every edited layer, with where it came from.
+    """``C0`` of every edited layer, with its origin.
 
     Args:
         matrices: (d_in, d_in) float32 mean of ``k k^T`` per token, by layer.
@@ -47,11 +47,11 @@ class Moments:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the matrices, which other text, and the same text on another machine, changes."""
+        """A hash of the matrices; it differs for other text, and for the same text on another machine."""
         return fingerprint_weights((str(layer), self.matrices[layer]) for layer in self.layers)
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file: one matrix a layer, origin in the metadata.
+        """Write a safetensors file: one matrix per layer, origin in the metadata.
 
         Raises:
             OutputError: It cannot be written.
@@ -116,7 +116,7 @@ class Moments:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report says of them: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
+        """Plain data for reports: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
         recorded = {"layers": list(self.layers), "tokens": self.n_tokens, FINGERPRINT: self.fingerprint}
         return {**recorded, TEXT: NOT_RECORDED, **self.origin}
 
