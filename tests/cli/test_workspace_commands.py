@@ -412,16 +412,16 @@ def test_without_a_workspace_a_command_says_how_to_make_one(betaedit, tmp_path, 
         (["forget", "Anna"], 9, "the model holds no fact 'Anna'", "Did you mean Ana"),
         (["forget", "nobody at all"], 9, "no fact 'nobody at all'", "betaedit log --state live"),
         (["forget"], 2, "nothing to forget", "--last N"),
-        (["forget", ""], 9, "a blank name", "Name a number"),
+        (["forget", ""], 9, "the name is empty", "Give a number"),
         (["replace", "Anna", "Rome"], 9, "no fact 'Anna'", "Did you mean Ana"),
-        (["replace", " is", "Rome"], 9, "means 2 facts: #2 (The home of Bob is -> Rome), #3 (", "by its number"),
+        (["replace", " is", "Rome"], 9, "matches 2 facts: #2 (The home of Bob is -> Rome), #3 (", "by its number"),
         (["replace", "Ana", " "], 3, "new target is empty", ""),
         (["show", "99"], 9, "no fact '99'", "betaedit log"),
         (["restore", "99"], 9, "no event 99", "events 1 to 4"),
         (["diff", "1", "--text", "text.txt"], 2, "--text needs --drift", "Add --drift"),
         (["diff", "99"], 9, "no event 99", "events 1 to 4"),
         (["diff", "1", "0"], 9, "no event 0", "events 1 to 4"),
-        (["log", "--since", "yesterday"], 2, "'yesterday' is no date", "Write 2026-11-21"),
+        (["log", "--since", "yesterday"], 2, "'yesterday' is not a date", "Write 2026-11-21"),
         (
             ["edit", "[Bob] is", "Rome", "--method", "memit"],
             2,
@@ -540,7 +540,7 @@ def test_many_facts_are_listed_in_part(betaedit, empty, tmp_path: Path) -> None:
     (tmp_path / "many.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert betaedit("edit", "--from", tmp_path / "many.jsonl", "--batch-size", "23", "--workspace", empty).code == 0
     ran = betaedit("forget", "bob", "--workspace", empty)
-    assert "means 23 facts: #1 (" in ran.err
+    assert "matches 23 facts: #1 (" in ran.err
     assert "#20 (Bob is number 19 -> Rome), and 3 more." in ran.err
 
 

@@ -252,7 +252,7 @@ def test_a_count_that_no_batch_ends_at_is_refused_before_anything_runs(count, ba
 
 def test_a_model_that_holds_edits_is_no_beginning() -> None:
     editor, _ = a_run()
-    with pytest.raises(ConfigError, match="edits already"):
+    with pytest.raises(ConfigError, match="already holds edits"):
         run_edits(editor, CASES, measures=MEASURES)
 
 

@@ -57,7 +57,7 @@ class Spectrum:
         Cost: one float64 eigendecomposition, O(d_in^3).
         """
         if not bool(torch.isfinite(moment).all()):
-            raise NumericalError("the second moment contains non-finite values.", hint="Compute the statistics again.")
+            raise NumericalError("the second moment is not finite.", hint="Compute the statistics again.")
         values, vectors = torch.linalg.eigh(moment.double())
         # The same layout as when read from disk: on some processors the rounding of products depends on it.
         return cls(values, vectors.contiguous())
