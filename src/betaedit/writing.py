@@ -54,8 +54,8 @@ def joint_between(prompt: str, answer: str) -> str:
 def stands_as_word(text: str, start: int, end: int) -> bool:
     """Whether ``text[start:end]`` is not part of a longer word or number.
 
-    Apostrophes, hyphens and other punctuation end a word, but for the O of O'Neil. Scripts without spaces have no ends
-    to look for, and a word in Korean text may have particles behind it.
+    Apostrophes, hyphens and other punctuation end a word, except for the O of O'Neil. In scripts without spaces every
+    place is an end, and a word in Korean text may have particles after it.
     """
     goes_on = _goes_on(text, end) and not _HANGUL.match(text, end)
     return not (goes_on or _goes_on(text, start) or _IRISH.search(text[:start]))
@@ -90,7 +90,7 @@ def _opens(prompt: str) -> bool:
 
 
 def _spaceless(prompt: str, answer: str) -> bool:
-    """Whether the answer goes on in a script without spaces."""
+    """Whether prompt and answer are in a script without spaces."""
     if _SPACELESS.match(prompt[-1]):
         return True
     if not _SPACELESS.match(answer):

@@ -1,4 +1,4 @@
-"""Peak memory of editing, measured in a process of its own and predicted from the sizes of what it holds."""
+"""Peak memory of editing, measured in a separate process, and predicted from the sizes of its tensors."""
 
 from __future__ import annotations
 

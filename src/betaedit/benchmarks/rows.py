@@ -1,4 +1,4 @@
-"""One line of a benchmark, and how its seconds are taken."""
+"""A row of a benchmark, and the timing of runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Row:
 
 
 def seconds(work: Callable[[], Any], *, repeat: int = 1, device: torch.device | str = "cpu") -> float:
-    """The least wall-clock time of ``repeat`` runs."""
+    """The smallest wall-clock time of ``repeat`` runs."""
     best = float("inf")
     for _ in range(repeat):
         _wait(device)

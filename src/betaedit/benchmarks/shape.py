@@ -1,4 +1,4 @@
-"""What an edit costs in a model of a large one's shape, which need not be downloaded: its weights are random."""
+"""Times an edit in a random model with the shape of a large one, which needs no download."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def shape(
     Args:
         like: The model's shape.
         tokenizer: Any whose ids the model has.
-        facts: Two at least.
+        facts: At least two.
         dtype: Of the weights.
         device: Where.
-        progress: Where long work draws itself.
+        progress: Shows the progress of long work.
         overrides: Hyper-parameters, on top of those of a model without a preset.
 
     Raises:

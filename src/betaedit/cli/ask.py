@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from betaedit.evaluation.asking import Answer
+    from betaedit.evaluation.free_text import Answer
     from betaedit.experiments.asking import Asked, Conversation
 
 _DEFAULT_MODEL = "smollm2"

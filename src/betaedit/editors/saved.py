@@ -118,7 +118,7 @@ def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | Non
 
 
 def hash_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """``sha256:...`` of the tensors of ``wanted`` names in a model's files, by name, whatever type they are read as."""
+    """``sha256:...`` of the tensors of ``wanted`` names in a model's files, by name, as stored."""
     return {
         name: f"sha256:{hashlib.sha256(held).hexdigest()}"
         for file in sorted(folder.glob("model*.safetensors"))

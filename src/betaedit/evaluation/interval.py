@@ -1,4 +1,4 @@
-"""A mean with how sure it is."""
+"""A mean with its confidence interval."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def measure_latency(
 ) -> Latency:
     """Seconds for exactly ``n_tokens`` greedy tokens after each prompt, one prompt at a time.
 
-    End tokens do not end a text, so every query does the same work whatever the model says. The first prompt is run
+    End tokens do not end a text, so every query does the same work. The first prompt is run
     ``n_warm_up`` times before anything is timed, and the device is synchronized around each query.
 
     Raises:

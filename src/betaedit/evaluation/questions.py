@@ -1,4 +1,4 @@
-"""Reliability, generalization, portability and locality as a user would meet them: asked, answered, judged (G.4)."""
+"""Reliability, generalization, portability and locality from free-text questions, answers and a judge (G.4)."""
 
 from __future__ import annotations
 

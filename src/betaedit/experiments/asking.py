@@ -15,7 +15,7 @@ import torch
 from betaedit.editors.matrix import set_aside
 from betaedit.editors.saved import EDITS_FILE
 from betaedit.errors import ConfigError, ModelError
-from betaedit.evaluation.asking import Answer, ask
+from betaedit.evaluation.free_text import Answer, ask
 from betaedit.experiments.target import editor_of, load_target
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.workspace import Workspace

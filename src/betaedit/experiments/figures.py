@@ -300,7 +300,7 @@ def _questions(
 
 
 def _should_stay(group: str) -> bool:
-    """Whether questions of a group should keep their answer, whatever is written."""
+    """Whether questions of a group should keep their answer after any edit."""
     return group in LOCALITY or group.endswith("_locality")
 
 

@@ -1,4 +1,4 @@
-"""Which facts of a sequence a later one corrects."""
+"""Finds facts of a sequence that a later one corrects."""
 
 from __future__ import annotations
 

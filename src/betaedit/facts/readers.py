@@ -224,7 +224,7 @@ class _Converter:
             )
 
 
-# A broken record is handed on as a value, since a generator that raises cannot go on; a broken file is raised.
+# A broken record is yielded as a value, because a generator cannot continue after an error; a broken file raises.
 _Entries = Iterator[tuple[int, Record | FactError]]
 
 

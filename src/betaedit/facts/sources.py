@@ -1,4 +1,4 @@
-"""Where records come from as bytes: a file, compressed or not, or a pipe, in whichever Unicode encoding.
+"""Sources of records as bytes: a file, compressed or not, or a pipe, in any Unicode encoding.
 
 A pipe can be read only once, so what it holds is kept in memory; the kind of its records comes from its content, where
 that of a file comes from its name.

@@ -84,7 +84,7 @@ class Identity(BaseModel):
         method: Name of the recipe.
         recipe: Fingerprint of its definition.
         config: Hyper-parameters, context templates included.
-        statistics: Fingerprint of the second moments, which lie beside the ledger.
+        statistics: Fingerprint of the second moments, which are stored beside the ledger.
         origin: Where the statistics come from.
         shapes: (d_out, d_in) of the edited matrices, by layer.
         storage: Type in which keys and wanted values are kept.

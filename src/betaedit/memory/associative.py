@@ -208,7 +208,7 @@ class AssociativeMemory:
     def recall(self, batches: Iterable[Float[Tensor, "d_in b"]]) -> None:
         """Load ``batches`` of keys as history into a new memory.
 
-        Law: as ``refresh`` where due and ``remember`` for one batch after the other, but for rounding.
+        Law: as ``refresh`` where due and ``remember`` for one batch after the other, up to rounding.
         Raises: as ``remember``.
         Cost: the last of the refreshes, and O(d_in m n) for ``n`` keys since then.
         """
@@ -276,7 +276,7 @@ class AssociativeMemory:
         return self.rule.projector == "refreshed" and due
 
     def refresh(self) -> None:
-        """A new projector from text and history (methods.md B.7), whatever ``refresh_every`` says.
+        """A new projector from text and history (methods.md B.7), independent of ``refresh_every``.
 
         Under a rule whose projector is never refreshed this is a fold.
         """

@@ -29,8 +29,8 @@ _MATRIX = 2
 class Anatomy:
     """Where the editable parts of one loaded model are.
 
-    Modules are looked up when they are asked for: some calls give the model others, ``resize_token_embeddings`` for one
-    another head.
+    Modules are looked up on each access, because some calls replace them: ``resize_token_embeddings``, for example,
+    replaces the head.
 
     Args:
         model: The causal language model.

@@ -1,6 +1,6 @@
 """Finds out from a model's folder why it cannot be loaded, and gives a hint for each cause.
 
-Nothing is ever to be deleted but what this package made itself: a folder may hold the only copy of somebody's model.
+Hints suggest to delete only what this package made itself: a folder may hold the only copy of a model.
 """
 
 from __future__ import annotations

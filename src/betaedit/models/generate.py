@@ -1,4 +1,4 @@
-"""Text from the model itself: one plain loop, greedy or sampling with random generators of its own."""
+"""Text from the model itself: one loop, greedy or sampling with its own random generators."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
 def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, generator: torch.Generator) -> Tensor:
     """``(n, width + n_tokens)`` token ids: ``start`` ``(n, width)`` continued by top-k sampling at temperature 1.
 
-    All rows have the same length and one generator: the same seed gives the same text on the same machine, whatever
-    else has drawn random numbers. Where probabilities are no numbers, tokens are greedy.
+    All rows have the same length and one generator: the same seed gives the same text on the same machine,
+    independent of other random numbers. If probabilities are NaN, tokens are greedy.
     """
 
     def choose(logits: Tensor) -> Tensor:

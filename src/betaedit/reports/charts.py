@@ -162,7 +162,7 @@ def edit_charts(runs: Sequence[Run]) -> list[Chart]:
         for form in _FORMS
         for metric in METRICS
     ]
-    note = "Prompts about other things go on with the unedited model's words, answer known or not."
+    note = "Prompts about other things continue as with the unedited model, answer known or not."
     kept = _over_edits(runs, "neighbors-kept", "Neighbors kept", note, "share", lambda c: c.neighbors_kept)
     return _present([*both, kept])
 

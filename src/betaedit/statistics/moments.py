@@ -1,4 +1,4 @@
-"""Second moments of keys, and the file they are kept in."""
+"""Second moments of keys, and their file."""
 
 from __future__ import annotations
 

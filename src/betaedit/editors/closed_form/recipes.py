@@ -224,7 +224,7 @@ RECIPES: tuple[Recipe, ...] = (
         notes=(
             "Written along the mean key over contexts, solved for the key of the bare prompt: the asymmetry of "
             "the official code, known to break models after some tens of edits. "
-            "Its lambda1 cancels. The official mean is a plain one over 21 contexts, and its value is sought at "
+            "Its lambda1 cancels. The official mean is a plain one over 21 contexts, and its value is searched at "
             "the MLP's output, where the clamp and decay are measured; here keys and values are MEMIT's."
         ),
         form="rank-one",

@@ -175,5 +175,5 @@ def _floats(*shape: int) -> Tensor:
 
 
 def _addresses(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:
-    """Those in ``room`` at which arrays of so many floats begin, one after the other."""
+    """The addresses in ``room`` of consecutive arrays of those numbers of floats."""
     return itertools.accumulate((_FLOAT_BYTES * size for size in sizes[:-1]), initial=room.data_ptr())
