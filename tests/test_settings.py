@@ -41,7 +41,7 @@ def test_settings_are_read_in_every_encoding_that_has_a_mark(tmp_path: Path, nam
 def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path: Path, name: str, text: str, line: int):
     with pytest.raises(ConfigError, match=f"line {line}, column") as refused:
         settings(tmp_path / name, text)
-    assert "a key stands there once" in refused.value.hint
+    assert "give every key once" in refused.value.hint
 
 
 def test_one_key_in_several_mappings_and_one_merged_from_an_anchor_are_no_repeats(tmp_path: Path):

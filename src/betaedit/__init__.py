@@ -1,4 +1,4 @@
-"""Write facts into language models, one after another, without wrecking the model."""
+"""Write facts into language models, one after another, without damaging the model."""
 
 from __future__ import annotations
 

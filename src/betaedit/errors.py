@@ -1,8 +1,8 @@
-"""Every error this package raises on purpose, in one tree.
+"""The errors of this package, in one tree.
 
     BetaEditError
     ├── FactError            a fact or a file of facts cannot be used (slot, subject, target, duplicate)
-    │   └── UnchangedError           the new target is a known answer already
+    │   └── UnchangedError           the new target is already a known answer
     ├── ModelError           a model cannot be loaded, read or edited
     │   ├── ModelNotFoundError       nothing under that name
     │   ├── AnatomyError             layers, projection, norm or head not found
@@ -12,18 +12,18 @@
     ├── ShapeError           tensors that do not fit together
     ├── StatisticsError      moments that are missing, too small, or of another model
     ├── NumericalError       a system that is not positive definite, or a non-finite result
-    ├── MethodError          an unknown method, or one that cannot do what was asked
+    ├── MethodError          an unknown method, or one that lacks a capability
     ├── ConfigError          a hyper-parameter that does not exist or has an impossible value
-    ├── CollapseError        a run that was told to stop once the model had collapsed
-    ├── NotHeldError         fewer facts are held than was asked for
-    ├── RunFolderError       a folder that holds no run, or a broken or newer one
+    ├── CollapseError        a run that stops because the model collapsed
+    ├── NotHeldError         fewer facts are held than required
+    ├── RunFolderError       a folder without a run, or with a broken or newer one
     ├── LedgerError          a workspace that is missing, damaged, in use, or cannot be written
     │   └── IdentityError            a workspace of another model, other statistics, or another method
     ├── OutputError          a file or folder of results that cannot be written
     ├── JudgeError           a judge of answers that cannot be reached, or that gives no verdict
     └── MissingExtraError    an optional library that is not installed
 
-Each error says what is wrong and, in ``hint``, what to do about it.
+Each error says what is wrong and, in ``hint``, what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 
 
 class BetaEditError(Exception):
-    """Root of all errors raised on purpose; ``hint`` is one sentence on what to do."""
+    """Root of all errors of this package; ``hint`` is one sentence on what to do."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class FactError(BetaEditError):
 
 
 class UnchangedError(FactError):
-    """The new target of a fact is what is known to be answered already."""
+    """The new target of a fact is already its known answer."""
 
 
 class ModelError(BetaEditError):
@@ -103,7 +103,7 @@ class LookupTokenError(ModelError):
 
 
 class WeightsChangedError(ModelError):
-    """The model does not compute with the weights that its editor wrote: somebody changed or replaced them."""
+    """The model's weights are not those that its editor wrote: other code changed or replaced them."""
 
 
 class ShapeError(BetaEditError):
@@ -119,7 +119,7 @@ class NumericalError(BetaEditError):
 
 
 class MethodError(BetaEditError):
-    """The method is unknown or cannot do what was asked."""
+    """The method is unknown or lacks a capability."""
 
 
 class ConfigError(BetaEditError):
@@ -127,11 +127,11 @@ class ConfigError(BetaEditError):
 
 
 class CollapseError(BetaEditError):
-    """The edited model has collapsed, and the run was to stop there."""
+    """The edited model has collapsed, and the run stops."""
 
 
 class NotHeldError(BetaEditError):
-    """Fewer facts are held by the edited model than was asked for."""
+    """The edited model holds fewer facts than required."""
 
 
 class RunFolderError(BetaEditError):
@@ -155,14 +155,14 @@ class JudgeError(BetaEditError):
 
 
 class MissingExtraError(BetaEditError):
-    """An optional library is needed for this and is not installed."""
+    """A required optional library is not installed."""
 
 
 class NumericalWarning(UserWarning):
-    """The arithmetic needed help (jitter, clamped eigenvalues); the result is usable but look at it."""
+    """A computation was stabilized (jitter, clamped eigenvalues); the result is usable but less exact."""
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, n: int = 1) -> str:
-    """What to do about a name that is not ``known``: the ``n`` nearest ones, or ``otherwise`` when none is near."""
+    """A hint for an unknown name: the ``n`` nearest names, or ``otherwise`` if none is near."""
     near = difflib.get_close_matches(name, known, n=n)
     return f"Did you mean {' or '.join(near)}?" if near else otherwise

@@ -14,7 +14,7 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
 
     Args:
         module: Its full name.
-        extra: Of this package, which installs it.
+        extra: The extra of this package that installs it.
         purpose: What needs it, as the subject of a sentence.
 
     Raises:

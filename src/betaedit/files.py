@@ -22,7 +22,7 @@ from betaedit.errors import BetaEditError
 _UNFINISHED = ".writing"
 _LOCK = ".lock"
 _FILE_RIGHTS = 0o666
-# UTF-32 before UTF-16, whose mark begins like it.
+# UTF-32 before UTF-16, whose mark is a prefix.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -32,16 +32,16 @@ _MARKS = {
 
 
 def text_encoding(head: bytes) -> str:
-    """The encoding that the first four bytes of a text tell of: ``utf-8-sig`` where they hold no other's mark."""
+    """The encoding given by the byte order mark in the first four bytes of a text; default: ``utf-8-sig``."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write to, this thread's own; afterwards it stands at ``path``, or is gone if the context failed.
+    """A temporary file to write to; at the end it replaces ``path``, or is deleted after an error.
 
-    Folders are made when absent, a link at ``path`` stays one, and what is no file (a pipe, a terminal) is given the
-    content in the end. The file has the rights that the user's umask gives, whatever library wrote it.
+    Missing folders are made, a link at ``path`` stays a link, and a pipe or terminal gets the content at the end. The
+    file has the permissions of the user's umask, whatever library wrote it.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -58,7 +58,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             scratch.touch()
             rights = stat.S_IMODE(scratch.stat().st_mode)
             yield scratch
-            _settle(scratch, rights)
+            _finish(scratch, rights)
             scratch.replace(path)
         finally:
             with suppress(OSError):
@@ -67,16 +67,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, this thread's own; afterwards its files stand in ``path``, or are gone if that failed.
+    """A temporary folder to write into; at the end its files are moved to ``path``, or deleted after an error.
 
-    A new folder appears in one step. In one that is there, every file is put in its place in one step, and files of
-    other names stay. What a process that was killed left there is removed first. Rights are those of the umask.
+    A new folder appears in one step. In an existing one, every file is replaced in one step, and files of other names
+    stay. Files of killed processes are removed first. Permissions are those of the umask.
     """
     path = path.resolve()
     is_new = not path.exists()
     if not (is_new or path.is_dir()):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    place = path if is_new else path / path.name  # an existing folder may be a mount, which takes no renaming
+    place = path if is_new else path / path.name  # an existing folder may be a mount, which cannot be renamed
     with _parents_of(place):
         for left in unfinished(place):
             _remove_dead(left)
@@ -88,7 +88,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             (scratch / _LOCK).unlink(missing_ok=True)
             rights = stat.S_IMODE(scratch.stat().st_mode) & _FILE_RIGHTS
             for file in _files(scratch):
-                _settle(file, rights)
+                _finish(file, rights)
             if is_new:
                 scratch.rename(path)
             else:
@@ -98,49 +98,49 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def unfinished(path: Path) -> list[Path]:
-    """What is being written to stand at ``path``, or was when the writing process was killed."""
+    """Temporary files for ``path``, of running or killed processes."""
     return list(path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"))
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what ``atomic_folder`` will remove from it."""
+    """Whether a folder holds only files that ``atomic_folder`` will remove."""
     folder = folder.resolve()
     return set(folder.iterdir()) <= set(unfinished(folder / folder.name))
 
 
 def clear_unfinished(path: Path) -> None:
-    """Remove what processes that were killed had begun to write at ``path``; one that still writes it fails."""
+    """Remove temporary files of killed processes for ``path``; a process that still writes one fails."""
     for left in unfinished(path):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def file_errors(path: Path, kind: type[BetaEditError]) -> Iterator[None]:
-    """A context in which what the system says against writing ``path`` becomes an error of that ``kind``."""
+    """A context in which system errors on writing ``path`` become errors of that ``kind``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        hint = "Look at the rights of the folder and the room on the disk, then repeat the command."
+        hint = "Check the permissions of the folder and the free disk space, then repeat the command."
         if isinstance(error, IsADirectoryError):
             hint = "Name a file."
         raise kind(f"{path} cannot be written: {error}.", hint=hint) from error
 
 
 def _scratch(path: Path) -> Path:
-    """Where this thread prepares what will stand at ``path``."""
+    """The temporary path of this thread for ``path``."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{_UNFINISHED}")
 
 
 @contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
-    """A context with the folders above ``path``; those that had to be made are gone again if it failed."""
+    """A context with the folders above ``path``; new ones are removed after an error."""
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for parent in made:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another program has put something there
                 parent.rmdir()
         raise
 
@@ -155,12 +155,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def _settle(file: Path, rights: int) -> None:
-    """See ``file`` safely on the disk, which may be told to be full only now, with those rights."""
+def _finish(file: Path, rights: int) -> None:
+    """Flush ``file`` to disk, which may only now report that it is full, and set its permissions."""
     with file.open("rb") as written:
         os.fsync(written.fileno())
         if stat.S_IMODE(os.fstat(written.fileno()).st_mode) != rights:
-            file.chmod(rights)  # safetensors lets nobody else read its files
+            file.chmod(rights)  # safetensors makes its files private
 
 
 def _move_files(source: Path, target: Path) -> None:

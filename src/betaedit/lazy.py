@@ -1,4 +1,4 @@
-"""Names of a package whose modules are imported when the names are first asked for."""
+"""Lazy imports: modules of a package are imported on first access to their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def imported_when_asked(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: a module beside those that import torch can then be had without torch.
+    """A package's ``__getattr__``; modules without torch can then be used without importing torch.
 
     Args:
         package: Its name.

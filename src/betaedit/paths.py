@@ -1,4 +1,4 @@
-"""Where this package keeps what it computes once: converted models, sampled text, second moments."""
+"""The cache of this package: converted models, sampled text, second moments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROOT = "BETAEDIT_CACHE"
 
 @contextmanager
 def cache_at(root: Path) -> Iterator[None]:
-    """A context in which the whole cache lies elsewhere, for this process and those it starts."""
+    """A context with another cache folder, for this process and those it starts."""
     before = os.environ.get(_ROOT)
     os.environ[_ROOT] = str(root)
     try:

@@ -1,4 +1,4 @@
-"""How long work reports itself: a callback that the library calls and the command line draws."""
+"""Progress of long work: callbacks that the library calls and the command line shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Task(Protocol):
     """One piece of work under way."""
 
     def advance(self, amount: int = 1) -> None:
-        """Say that ``amount`` more units are done."""
+        """Report ``amount`` more units as done."""
 
 
 class Progress(Protocol):

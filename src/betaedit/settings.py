@@ -13,7 +13,7 @@ from betaedit.files import text_encoding
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML's own loader keeps the last."""
+    """Refuses a repeated key, of which YAML's own loader keeps the last value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -22,8 +22,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in lines:
-                told = f"the key {key.value!r} of line {lines[key.value]} comes again"
-                raise yaml.MarkedYAMLError(problem=told, problem_mark=key.start_mark)
+                problem = f"the key {key.value!r} of line {lines[key.value]} is repeated"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return node
 
@@ -32,11 +32,11 @@ def read_settings(path: Path, hint: str) -> dict[str, Any]:
     """The mapping of names to values in a file: TOML where its name ends in ``.toml``, else YAML or JSON.
 
     Args:
-        path: The file, in UTF-8 or with the mark of another Unicode encoding.
-        hint: What such a file looks like, or how to get one.
+        path: The file, in UTF-8, or in another Unicode encoding with a byte order mark.
+        hint: An example of such a file, or how to get one.
 
     Raises:
-        ConfigError: The file is missing or broken, gives a key twice, or holds no mapping.
+        ConfigError: The file is missing or broken, repeats a key, or holds no mapping.
     """
     try:
         raw = path.read_bytes()
@@ -47,8 +47,9 @@ def read_settings(path: Path, hint: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read: {error}", hint="Save the file as UTF-8.") from error
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        told = "Correct this place; a key stands there once."
-        raise ConfigError(f"{path} cannot be read: {error}", hint=f"{told} {hint}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}", hint=f"Correct this place; give every key once. {hint}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of names to values.", hint=hint)
     return {str(key): value for key, value in values.items()}

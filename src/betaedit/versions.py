@@ -1,4 +1,4 @@
-"""What is running: for the records of runs, calibrations and workspaces."""
+"""Library versions, for the records of runs, calibrations and workspaces."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _RECORDED = ("betaedit", "torch", "transformers")
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of Python, this package, and the libraries that decide what an edit gives."""
+    """The versions of Python, this package, and the libraries that affect edits."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _RECORDED}}

@@ -1,4 +1,4 @@
-"""How running text is written: what stands between a prompt and its answer, and where a word ends."""
+"""Rules of running text: the text between a prompt and its answer, and the ends of words."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NUMBERED = re.compile(r"[^\d\s]([ \t]*[$£€¥₩₹₽₺₿]|[ \t]+#)$")
 
 
 def joint_between(prompt: str, answer: str) -> str:
-    """``" "`` where ``answer`` follows ``prompt`` as the next word, ``""`` where it follows at once.
+    """``" "`` if ``answer`` follows ``prompt`` as the next word, ``""`` if it follows without a space.
 
-    Where the rule does not know, it says ``" "``, as published data sets have it; the ``joint`` of a fact overrules it.
-    At once: after white space, an opening quote or bracket, a word's hyphen or slash, a control token, an elision
-    (``l'``), between ``$`` or ``#`` and a number, and in scripts without spaces. A Chinese answer in an English
-    sentence still has its space.
+    The default is ``" "``, as in published data sets; the ``joint`` of a fact overrides the rule. Without a space:
+    after white space, an opening quote or bracket, a word's hyphen or slash, a control token, an elision (``l'``),
+    between ``$`` or ``#`` and a number, and in scripts without spaces. A Chinese answer in an English sentence has its
+    space.
 
     Args:
         prompt: With its subject filled in.
@@ -52,10 +52,10 @@ def joint_between(prompt: str, answer: str) -> str:
 
 
 def stands_as_word(text: str, start: int, end: int) -> bool:
-    """Whether ``text[start:end]`` is no part of a longer word or number.
+    """Whether ``text[start:end]`` is not part of a longer word or number.
 
-    Apostrophes, hyphens and other punctuation end a word, but for the O of O'Neil. Scripts without spaces have no ends
-    to look for, and a word in Korean text may have particles behind it.
+    Apostrophes, hyphens and other punctuation end a word, except for the O of O'Neil. In scripts without spaces every
+    place is an end, and a word in Korean text may have particles after it.
     """
     goes_on = _goes_on(text, end) and not _HANGUL.match(text, end)
     return not (goes_on or _goes_on(text, start) or _IRISH.search(text[:start]))
@@ -90,7 +90,7 @@ def _opens(prompt: str) -> bool:
 
 
 def _spaceless(prompt: str, answer: str) -> bool:
-    """Whether the answer goes on in a script without spaces."""
+    """Whether prompt and answer are in a script without spaces."""
     if _SPACELESS.match(prompt[-1]):
         return True
     if not _SPACELESS.match(answer):

@@ -41,13 +41,13 @@ def test_everything_found_is_shown_with_its_place(betaedit, flawed) -> None:
     assert "[Rome] is in in lines 1, 3" in out
     assert "line 2 as line 1: [Rome] is in France" in out
     assert f"{flawed}:4: [prompt] the field is missing. Every record of a file in the own format has it." in out
-    assert f"{flawed}:5: this is no JSON" in out
+    assert f"{flawed}:5: this is not JSON" in out
     assert "A .jsonl file holds one record {...} a line" in out
     assert "Rome 3" in out
 
 
 def test_the_limit_counts_records(betaedit) -> None:
-    assert "Only the first records of the file." in betaedit("data", "check", "--help").out
+    assert "Use only the first N records of the file." in betaedit("data", "check", "--help").out
 
 
 def test_a_long_list_is_cut_when_shown(betaedit, tmp_path) -> None:

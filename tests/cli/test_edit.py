@@ -87,7 +87,7 @@ def test_a_plan_shows_what_can_be_written_before_it_asks_about_the_rest(betaedit
     assert ran.code == 3
     assert ran.out.count("->") == 2
     assert "f.jsonl:2: [subject] the subject 'art' stands only inside other words" in ran.err
-    assert "f.jsonl:4: [subject] the subject 'art' stands at 2 places of the prompt" in ran.err
+    assert "f.jsonl:4: [subject] the subject 'art' occurs 2 times in the prompt" in ran.err
     assert betaedit("edit", "--from", file, "--plan", "--skip-invalid", *tiny).code == 0
     assert betaedit("edit", "--from", file, *tiny).code == 3
 
@@ -144,9 +144,13 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "The home of [] is", "Rome"], 3, ["subject is empty"]),
         (["edit", "The home of [Bob] is", " "], 3, ["new target is empty"]),
         (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
-        (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["exclude each other"]),
+        (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["cannot be combined"]),
         (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
-        (["edit", "The home of [Bob] is", "<|endoftext|>"], 3, ["special token", "Say what the model should answer"]),
+        (
+            ["edit", "The home of [Bob] is", "<|endoftext|>"],
+            3,
+            ["special token", "Give the answer that the model should give"],
+        ),
         (["edit", "The home of [Bob] is", "Rome", "--true", "</s>"], 3, ["special token", "Leave it out"]),
         (["edit", "[Bob] is", "Rome", "--method", "betaedt"], 2, ["no method 'betaedt'", "Did you mean betaedit"]),
         (["edit", "[Bob] is", "Rome", "--set", "value_clmap=1"], 2, ["value_clmap", "Did you mean value_clamp"]),
@@ -181,7 +185,7 @@ def test_broken_lines_can_be_left_out_and_are_listed(betaedit, tiny, tmp_path, t
     path.write_text(BROKEN)
     ran = betaedit("edit", "--from", path, "--skip-invalid", "--text", text, "--json", *tiny)
     assert json.loads(ran.out)["edits"] == 1
-    assert "left out" in ran.err
+    assert "skipped: " in ran.err
     assert f"{path}:2" in ran.err
 
 
@@ -260,7 +264,7 @@ def test_what_needs_drift_excludes_a_quick_edit(betaedit, tiny, facts, options, 
 
 def test_settings_that_were_not_measured_are_told_once(betaedit, tiny, caplog: pytest.LogCaptureFixture) -> None:
     assert betaedit("edit", "The home of [Bob] is", "Rome", "--plan", *tiny).code == 0
-    assert sum("no settings were measured" in message for message in caplog.messages) == 1
+    assert sum("there is no preset for" in message for message in caplog.messages) == 1
     assert f"`betaedit calibrate --model {tiny[1]}" in caplog.text
 
 
@@ -292,7 +296,7 @@ def test_the_last_line_counts_the_facts_that_are_not_held_and_scripts_can_ask_fo
 def test_a_fact_that_is_missed_is_taken_back_and_said_so_unless_it_is_to_be_kept(betaedit, tiny, facts, text) -> None:
     tiny = [*tiny, "--set", "keep_missed=false"]
     ran = betaedit("edit", "--from", facts, "--text", text, *tiny)
-    assert "2 of 2 not held (2 taken back: the model answers as before there)" in ran.out
+    assert "2 of 2 not held (2 removed again, the model answers as before)" in ran.out
     report = json.loads(betaedit("edit", "--from", facts, "--text", text, "--json", *tiny).out)
     assert report["held"] | {"missed": 0, "by probability": 0} == {
         "facts": 2, "missed": 0, "runs on": 0, "by probability": 0, "held": 0, "taken back": 2

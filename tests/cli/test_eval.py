@@ -104,7 +104,7 @@ def test_a_place_that_does_not_exist_is_told_without_the_hubs_own_notices(betaed
         ran = betaedit("eval", "runs/typo", "--from", facts)
         assert ran.code == 4
         assert "There is no such folder here" in ran.err
-        assert "A run, a workspace or an adapter is named by its folder." in ran.err
+        assert "Runs, workspaces and adapters are named by their folder." in ran.err
         assert not logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
     finally:
         logging.set_verbosity(before)
@@ -132,7 +132,7 @@ def test_a_run_is_kept_continued_measured_and_drawn(betaedit, tiny, facts, tmp_p
         (["--judge-model", "qwen"], "--judge URL"),
         (["--judge", "http://localhost:1/v1", "--judge-model", "qwen"], "--also questions"),
         (["--tasks", "somewhere"], "--also abilities"),
-        (["--save", "/dev/null/model"], "takes no files"),
+        (["--save", "/dev/null/model"], "cannot write to"),
         (["--evaluate-at", "soon"], "soon"),
         (["--evaluate-at", "7"], "after 7 edits"),
     ],
@@ -165,7 +165,7 @@ def test_a_method_that_cannot_go_on_is_told_in_the_table_and_by_the_exit_code(
     ran = betaedit("compare", "--methods", "memit,alphaedit", "--limit", "1", "--json", *options)
     assert ran.code == 7
     found = json.loads(ran.out)
-    assert "another config" in found["memit"]["error"]
+    assert "a different config" in found["memit"]["error"]
     assert found["alphaedit"]["edits"] == 1
 
 

@@ -34,7 +34,7 @@ def run(betaedit, tiny, facts, tmp_path: Path) -> Path:
 def test_a_folder_to_export_that_does_not_exist_is_told_so(betaedit, tmp_path: Path) -> None:
     ran = betaedit("export", tmp_path / "none", "--to", "facts", "--out", tmp_path / "facts.jsonl")
     assert ran.code == 7
-    assert "is no folder here." in ran.err
+    assert "is not a folder." in ran.err
     assert "Give a run folder or a workspace." in ran.err
 
 
@@ -138,8 +138,8 @@ def test_factors_and_facts_are_files(betaedit, tiny, run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["--to", "model", "--rank", "4"], 2, "for adapters"),
-        (["--to", "facts", "--for-servers"], 2, "for adapters"),
+        (["--to", "model", "--rank", "4"], 2, "need --to adapter"),
+        (["--to", "facts", "--for-servers"], 2, "need --to adapter"),
         (["--to", "adapter"], 7, "neither a run folder nor a workspace"),
     ],
 )

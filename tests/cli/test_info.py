@@ -63,7 +63,7 @@ def test_every_command_explains_itself(betaedit, command: str) -> None:
 
 def test_the_help_of_the_log_says_what_is_left_out_and_in_which_zone_days_are(betaedit) -> None:
     shown = betaedit("log", "--help").out
-    assert "50 facts by default" in shown
+    assert "default: 50 facts" in shown
     assert shown.count("UTC") == 2
 
 
@@ -185,7 +185,7 @@ def test_env_tells_kernels_that_are_compiled_from_those_that_will_be(betaedit, m
 
 def test_doctor_tries_the_kernels(betaedit, monkeypatch) -> None:
     reason = NoKernelsError("no C compiler")
-    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor, and tried")):
+    for found, said in ((reason, "no C compiler"), (object(), "compiled for this processor, and checked")):
         monkeypatch.setattr(kernels, "find_kernels", lambda found=found: found)
         assert said in json.loads(betaedit("doctor", "--json").out)["kernels"]
 
@@ -292,7 +292,7 @@ def test_a_model_whose_layers_cannot_be_replayed_is_refused_where_its_anatomy_is
     tiny_tokenizer().save_pretrained(tmp_path)
     ran = betaedit("models", str(tmp_path))
     assert ran.code != 0
-    assert "cannot be run on a part of the positions" in ran.err
+    assert "cannot be run on a subset of the positions" in ran.err
 
 
 def test_a_current_folder_that_was_deleted_is_one_error(

@@ -40,7 +40,7 @@ def test_a_run_is_exported_where_its_model_was_found(betaedit, movable, tmp_path
     lost = betaedit(*export, moved / "moments.safetensors")
     assert lost.code == 4
     assert f"betaedit locate {tmp_path / 'run'} PLACE" in lost.err
-    assert f"takes its model from {moved} now" in betaedit("locate", tmp_path / "run", moved).out
+    assert f"now loads its model from {moved}" in betaedit("locate", tmp_path / "run", moved).out
     assert betaedit(*export, moved / "moments.safetensors").code == 0
 
 

@@ -73,7 +73,7 @@ def test_only_the_first_facts_are_listed_until_all_are_asked_for() -> None:
     short, whole = (told_facts(["memit", "betaedit"], 50, all_) for all_ in (False, True))
     assert sum("lives in" in line for line in short) == 20
     assert sum("lives in" in line for line in whole) == 50
-    assert "1 fact of 50 told apart; 30 more with --all" in short[-1]
+    assert "1 fact of 50 on which the runs differ; 30 more with --all" in short[-1]
     assert "1 fact of 50 told apart" in whole[-1]
     assert "--all" not in whole[-1]
     assert any("[b]Bob[/b] 0 lives in" in line and line.split()[-2:] == ["held", "no"] for line in short)
@@ -107,7 +107,7 @@ def test_earlier_comparisons_are_listed_where_they_decide_or_all_are_asked_for()
         "  a holds more facts than b (p = 0.0039, 9 facts against 0)",
         "after 30 edits:",
         "  facts held: too few facts to tell a and b apart (p = 0.5; about 120 facts would be needed)",
-        "1 more at earlier checkpoints could not be told apart: --all lists them",
+        "1 undecided comparison at earlier checkpoints: --all lists them",
     ]
     whole = render.comparison_lines(comparisons, all_=True)
     assert [line for line in whole if line.startswith("after")] == [f"after {edits} edits:" for edits in (10, 20, 30)]

@@ -34,5 +34,5 @@ def test_json_holds_the_verdicts_and_the_path(betaedit, tmp_path) -> None:
 def test_a_folder_that_is_no_run_ends_with_its_own_code(betaedit, tmp_path) -> None:
     ran = betaedit("report", tmp_path)
     assert ran.code == 7
-    assert "is no run folder: it has no run.json" in ran.err
-    assert "is no run folder: there is no such folder" in betaedit("report", tmp_path / "none").err
+    assert "is not a run folder: it has no run.json" in ran.err
+    assert "is not a run folder: there is no such folder" in betaedit("report", tmp_path / "none").err

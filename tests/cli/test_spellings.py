@@ -59,7 +59,7 @@ def test_a_run_goes_on_under_every_name_of_its_model(betaedit, here: Path, searc
     shutil.copytree(here / "m", here / "elsewhere" / "gpt2-xl")
     ran = edited(betaedit, "elsewhere/gpt2-xl")
     assert ran.code == 7, "the published settings of gpt2-xl are others"
-    assert "another config" in ran.err
+    assert "a different config" in ran.err
 
 
 def test_a_comparison_goes_on_under_another_name_of_its_model(betaedit, here: Path, searches: list[int]) -> None:

@@ -73,7 +73,7 @@ def test_results_say_that_the_statistics_are_of_the_model_before_its_edits(
     again.edit(FACTS[2])
     assert again.to_dict()["statistics"]["before_edits"] == "2"
     (said,) = [record.getMessage() for record in caplog.records if "already" in record.getMessage()]
-    assert "holds 2 edits already" in said
+    assert "already holds 2 edits" in said
     assert "workspace" in said
     assert "the model without them" in said
     assert not [record for record in caplog.records if "other weights" in record.getMessage()]
@@ -145,7 +145,7 @@ def test_a_record_beside_other_weights_is_not_used_and_that_is_said(
     again = Editor.from_pretrained(tmp_path / "edited", **QUICK)
     assert again.preset.name == "untuned"
     assert again.resources._saved_statistics(again.config) is None
-    assert [record for record in caplog.records if "not those that its betaedit.json" in record.getMessage()]
+    assert [record for record in caplog.records if "not those recorded in its betaedit.json" in record.getMessage()]
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", '{"weights": ', "\x00"])
@@ -161,7 +161,7 @@ def test_statistics_that_were_exchanged_are_refused(tmp_path: Path, unedited: Pa
     other = moments_for(language_model("llama"))
     other.matrices[1].mul_(2)
     other.save(tmp_path / "edited" / "betaedit" / "statistics.safetensors")
-    with pytest.raises(StatisticsError, match="not what was saved there"):
+    with pytest.raises(StatisticsError, match="has changed since it was saved"):
         Editor.from_pretrained(tmp_path / "edited", **QUICK).prepare()
 
 
@@ -184,7 +184,7 @@ def test_python_says_once_that_settings_were_not_measured(unedited: Path, caplog
     caplog.set_level(logging.WARNING)
     Editor.from_pretrained(unedited)
     (said,) = untuned_warnings(caplog)
-    assert f"no settings were measured for {unedited}" in said
+    assert f"there is no preset for {unedited}" in said
     assert "betaedit calibrate" in said
     caplog.clear()
     Editor(language_model("llama"))

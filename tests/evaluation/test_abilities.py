@@ -133,8 +133,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ("{broken", "no JSON"),
         ('{"label": 1}', r"\[sentence\] the field is missing"),
         ('{"sentence": "a"}', r"\[label\] the field is missing"),
-        ('{"sentence": "a", "label": 7}', r"\[label\] 7 is no label of sst2\. Use one of 0, 1"),
-        ('{"sentence": "a", "label": [1]}', "is no label of sst2"),
+        ('{"sentence": "a", "label": 7}', r"\[label\] 7 is not a label of sst2\. Use one of 0, 1"),
+        ('{"sentence": "a", "label": [1]}', "is not a label of sst2"),
     ],
 )
 def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, says: str):
@@ -147,7 +147,7 @@ def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, says: s
 @pytest.mark.parametrize("choices", [["1", "2", "3"], None])
 def test_a_question_without_its_four_options_is_refused(tmp_path: Path, choices: object):
     write(tmp_path, "mmlu", [{**EXAMPLES["mmlu"], "choices": choices}] * 11)
-    with pytest.raises(FactError, match=r"cap_mmlu\.jsonl:11: this is no item of mmlu"):
+    with pytest.raises(FactError, match=r"cap_mmlu\.jsonl:11: this is not an item of mmlu"):
         read_ability_items(TASKS["mmlu"], tmp_path, 5)
 
 

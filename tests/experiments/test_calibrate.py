@@ -11,7 +11,7 @@ import pytest
 from betaedit import EvaluationCase, Probe
 from betaedit.editors import Editor, find_recipe, read_preset
 from betaedit.errors import ConfigError, RunFolderError
-from betaedit.experiments.calibrate import Calibration, best_of, calibrate, proposals, windows
+from betaedit.experiments.calibrate import Calibration, best_of, calibrate, layer_windows, proposals
 from betaedit.experiments.trials import CalibrationSetup, Journal, Trace, Trial, score
 from betaedit.models import LanguageModel
 from support.edits import NEAR, unchanged, weights
@@ -65,23 +65,23 @@ def test_the_layers_that_win_most_back_come_first_and_the_untuned_ones_are_tried
     effects = [0.0] * 32
     effects[10:15] = [0.1, 0.3, 0.5, 0.3, 0.1]
     effects[18] = 0.4
-    assert windows(traced(*effects), BETAEDIT) == [(10, 11, 12, 13, 14), (4, 5, 6, 7, 8), (8, 9, 10, 11, 12)]
+    assert layer_windows(traced(*effects), BETAEDIT) == [(10, 11, 12, 13, 14), (4, 5, 6, 7, 8), (8, 9, 10, 11, 12)]
 
 
 def test_layers_of_the_last_quarter_are_not_tried() -> None:
     effects = [0.0] * 28 + [0.9] * 4
-    assert max(layer for window in windows(traced(*effects), BETAEDIT) for layer in window) < 24
+    assert max(layer for window in layer_windows(traced(*effects), BETAEDIT) for layer in window) < 24
 
 
 def test_a_method_of_one_layer_has_single_layers_to_try() -> None:
     effects = [0.0] * 32
     effects[10:13] = [0.2, 0.9, 0.3]
-    assert windows(traced(*effects), find_recipe("rome")) == [(11,), (5,), (0,)]
+    assert layer_windows(traced(*effects), find_recipe("rome")) == [(11,), (5,), (0,)]
 
 
 @pytest.mark.parametrize("depth", range(1, 13))
 def test_a_model_of_any_depth_has_layers_to_try(depth: int) -> None:
-    found = windows(traced(*[0.1] * depth), BETAEDIT)
+    found = layer_windows(traced(*[0.1] * depth), BETAEDIT)
     assert found
     assert all(0 <= window[0] <= window[-1] < depth for window in found)
 
@@ -215,7 +215,7 @@ def test_a_calibration_of_something_else_is_not_continued(model: LanguageModel, 
     run(model, journal, n_trials=1, check=())
     with pytest.raises(RunFolderError, match="another data"):
         calibrate(model, CASES[:2], n_trials=1, journal=journal)
-    with pytest.raises(RunFolderError, match="another method"):
+    with pytest.raises(RunFolderError, match="a different method"):
         run(model, journal, method="alphaedit", n_trials=1, check=())
     journal.write_text(json.dumps({"setup": {}}) + "\n")
     with pytest.raises(RunFolderError, match=r"trials\.jsonl:1"):
@@ -239,7 +239,7 @@ def test_a_setting_that_cannot_write_is_kept_with_its_reason(
 
 
 def test_nothing_to_try_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match="nothing to try"):
+    with pytest.raises(ConfigError, match="needs facts and at least one trial"):
         calibrate(model, [])
 
 
@@ -265,5 +265,5 @@ def test_a_calibration_goes_on_whatever_its_model_and_facts_are_called(tmp_path:
     Journal(SETUP, tmp_path / "trials.jsonl").keep_trace(TRACE)
     again = Journal(SETUP.model_copy(update=changes), tmp_path / "trials.jsonl")
     assert again.trace == TRACE
-    with pytest.raises(RunFolderError, match="another model"):
+    with pytest.raises(RunFolderError, match="a different model"):
         Journal(SETUP.model_copy(update={"model": {"name": "./m", "weights": "sha256:3"}}), tmp_path / "trials.jsonl")

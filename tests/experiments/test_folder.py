@@ -53,7 +53,7 @@ def test_figures_of_a_broken_model_are_kept(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, setup())
-    with pytest.raises(RunFolderError, match="holds a run already"):
+    with pytest.raises(RunFolderError, match="already holds a run"):
         RunFolder.create(tmp_path, setup())
 
 
@@ -70,7 +70,7 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
 
 def test_broken_json_is_named_by_file(tmp_path: Path) -> None:
     write_text(tmp_path / "run.json", '{"method": \n "beta')
-    with pytest.raises(RunFolderError, match=r"run\.json: no JSON"):
+    with pytest.raises(RunFolderError, match=r"run\.json: is not valid JSON"):
         RunFolder(tmp_path)
 
 

@@ -74,5 +74,5 @@ def test_the_one_time_solution_is_memits_formula_over_all_keys_and_values() -> N
 
 
 def test_a_model_without_edits_has_no_sequence_to_look_at() -> None:
-    with pytest.raises(ConfigError, match="no sequence"):
+    with pytest.raises(ConfigError, match="no facts are written"):
         measure_alignment(editor_for(language_model("llama")))

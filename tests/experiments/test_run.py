@@ -203,7 +203,7 @@ def test_figures_measured_otherwise_do_not_stand_in_one_run(tmp_path: Path, chan
     a_run(tmp_path / "run", CASES[:3], evaluate_at=[])
     kept = figures(tmp_path / "run")
     for n in (3, 5):
-        with pytest.raises(RunFolderError, match="figures measured otherwise"):
+        with pytest.raises(RunFolderError, match="other measurements"):
             a_run(tmp_path / "run", changes.get("cases", CASES)[:n], evaluate_at=[], measures=changes["measures"])
     assert figures(tmp_path / "run") == kept
 
@@ -234,7 +234,7 @@ def test_a_run_that_was_begun_under_an_earlier_name_of_its_search_goes_on(tmp_pa
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
-    with pytest.raises(RunFolderError, match="another batch_size"):
+    with pytest.raises(RunFolderError, match="a different batch_size"):
         a_run(tmp_path / "run", batch_size=2)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
@@ -252,7 +252,7 @@ def test_a_count_that_no_batch_ends_at_is_refused_before_anything_runs(count, ba
 
 def test_a_model_that_holds_edits_is_no_beginning() -> None:
     editor, _ = a_run()
-    with pytest.raises(ConfigError, match="edits already"):
+    with pytest.raises(ConfigError, match="already holds edits"):
         run_edits(editor, CASES, measures=MEASURES)
 
 

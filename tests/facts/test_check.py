@@ -95,7 +95,7 @@ def test_every_record_that_cannot_be_used_is_listed_with_line_field_and_reason(t
     assert [one.reason.partition(":")[0] for one in check.rejected[1:]] == [
         "the new target is empty.",
         "old and new target are both 'France'",
-        "this is no JSON",
+        "this is not JSON",
     ]
     assert (check.n_unchanged, check.unchanged_lines) == (1, [4])
 
@@ -106,7 +106,7 @@ def test_another_encoding_is_told_by_line(tmp_path: Path):
     check = check_facts(path)
     assert (check.records, check.facts) == (3, 2)
     assert check.rejected == [
-        RejectedRecord(2, None, "this is no UTF-8: invalid continuation byte.", "Save the file as UTF-8.")
+        RejectedRecord(2, None, "this is not UTF-8: invalid continuation byte.", "Save the file as UTF-8.")
     ]
 
 

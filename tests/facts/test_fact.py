@@ -111,7 +111,7 @@ def test_a_prompt_with_a_slot_stays_as_it_is():
 
 
 def test_the_place_of_a_repeated_subject_is_asked_for():
-    with pytest.raises(FactError, match="at 2 places"):
+    with pytest.raises(FactError, match="occurs 2 times"):
         Fact.from_text("Rome was not built in a day, but Rome is in", "Rome", "France")
     fact = Fact.from_text("{} was not built in a day, but Rome is in", "Rome", "France")
     assert fact.text == "Rome was not built in a day, but Rome is in"
@@ -132,7 +132,7 @@ def test_a_subject_that_is_not_in_the_prompt_is_refused(subject: str):
     with pytest.raises(FactError, match="does not occur in the prompt") as caught:
         Fact.from_text("Rome is in", subject, "France")
     assert caught.value.field == "subject"
-    assert "exactly as it stands" in caught.value.hint
+    assert "exactly as in the prompt" in caught.value.hint
 
 
 def test_unicode_subjects_are_found_letter_for_letter():

@@ -35,7 +35,7 @@ def test_other_answers_are_answers(text: str):
         (["Rome", "Pisa"], "a list", "Give one text."),
         (1998, "a number", 'Give it as a text, as in "1998".'),
         (1.5, "a number", 'Give it as a text, as in "1.5".'),
-        (True, "a truth value", "Give the words that stand in the sentence, such as yes or no."),
+        (True, "a truth value", "Give the words of the sentence, such as yes or no."),
         ({"str": "Rome"}, "an object", "Give the text alone, without an object around it."),
         (Path("Rome"), "PosixPath", "Give it as a text: str(subject)."),
         (b"Rome", "bytes", "Give it as a text: str(subject)."),

@@ -65,12 +65,12 @@ def test_broken_json_is_told_as_json_tells_it(text: str, size: int):
         json.loads(text)
     error = error_of(text, size)
     assert error.line == told.value.lineno
-    assert error.message == f"this is no JSON: {told.value.msg} at column {told.value.colno}."
+    assert error.message == f"this is not JSON: {told.value.msg} at column {told.value.colno}."
 
 
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_is_no_array_is_told(size: int):
-    assert error_of('{"a": 1}', size).message == "this is no array but an object."
+    assert error_of('{"a": 1}', size).message == "this is an object, not an array."
     assert error_of('{"a": 1}\n{"a": 2}', size).line == 2
 
 
@@ -88,9 +88,9 @@ def test_elements_before_a_break_are_given():
 def test_an_element_in_which_a_key_comes_twice_is_an_error_and_the_next_is_read(twice: str, size: int):
     first, error, last = array_items(iter(in_blocks(f'[{{"a": 1}}, {twice}, {{"a": {{"a": 2}}}}]', size)))
     assert (first, last) == ({"a": 1}, {"a": {"a": 2}})
-    assert "the key 'a' comes twice" in str(error)
+    assert "the key 'a' occurs twice" in str(error)
 
 
 def test_one_object_in_which_a_key_comes_twice_is_refused():
-    with pytest.raises(FactError, match="the key 'a' comes twice"):
+    with pytest.raises(FactError, match="the key 'a' occurs twice"):
         list(array_items(iter(['{"a": 1, "a": 2}'])))

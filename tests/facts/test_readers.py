@@ -549,8 +549,8 @@ def test_questions_whose_answer_is_a_special_token_are_not_asked(write: Write, t
 def test_a_special_token_as_new_target_is_refused(write: Write, record: object):
     error = error_of(write(record))
     assert error.field == "target_new"
-    assert "is a special token, which is no answer" in error.message
-    assert error.hint == "Say what the model should answer."
+    assert "is a special token, not an answer" in error.message
+    assert error.hint == "Give the answer that the model should give."
 
 
 @pytest.mark.parametrize(
@@ -578,7 +578,7 @@ def test_what_pandas_writes_for_a_missing_value_is_not_given(write: Write):
         ({"target_new": None}, "Leave the record out, or say what to answer."),
         ({"prompt": None}, "Leave the record out, or write the prompt."),
         ({"paraphrases": [{"prompt": "a"}]}, "Give the text alone, without an object around it."),
-        ({"target_true": True}, "Give the words that stand in the sentence, such as yes or no."),
+        ({"target_true": True}, "Give the words of the sentence, such as yes or no."),
         ({"target_true": 7}, 'Give it as a text, as in "7".'),
     ],
 )
@@ -615,7 +615,7 @@ def test_a_key_that_comes_twice_is_refused_by_line_and_the_next_record_is_read(w
     path = write(OWN, twice, OWN | {"id": "b"}, name=name)
     error = error_of(path)
     assert error.line == 2
-    assert "comes twice in one object" in error.message
+    assert "occurs twice in one object" in error.message
     assert [case.fact.id for case in read_cases(path, skip_invalid=True).cases] == ["darrieux", "b"]
 
 
@@ -714,7 +714,7 @@ def test_a_csv_cell_holds_openings_and_questions_one_a_line(tmp_path: Path):
 def test_a_csv_row_with_too_many_cells_names_its_line(write: Write):
     error = error_of(write("subject,prompt,target_new", "Rome,{} is in,France", "Rome,in {}, it is,nice", name="f.csv"))
     assert error.line == 3
-    assert "'nice' stands under no header" in error.message
+    assert "'nice' has no header above it" in error.message
     assert "quotes" in error.hint
 
 
@@ -726,7 +726,7 @@ def test_a_csv_error_counts_the_lines_inside_cells(write: Write):
 
 
 def test_a_csv_with_an_open_quote_or_a_repeated_header_is_refused(write: Write):
-    assert "no CSV" in error_of(write("subject,prompt,target_new", 'Rome,"{} is', name="f.csv")).message
+    assert "not a CSV file" in error_of(write("subject,prompt,target_new", 'Rome,"{} is', name="f.csv")).message
     assert "same header" in error_of(write("subject,prompt,subject", name="f.csv")).message
 
 
@@ -745,8 +745,8 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
     path = write(OWN, '{"subject": "Rome"')
     error = error_of(path)
     assert error.line == 2
-    assert str(error).startswith(f"{path}:2: this is no JSON: Expecting ',' delimiter at column 19.")
-    assert "one record {...} a line" in error.hint
+    assert str(error).startswith(f"{path}:2: this is not JSON: Expecting ',' delimiter at column 19.")
+    assert "one record {...} per line" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ def test_a_broken_line_names_file_line_and_mend(write: Write):
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
 def test_a_record_that_is_no_object_is_refused(write: Write, value: str, shown: str, name: str):
     error = error_of(write(OWN, value, name=name))
-    assert (error.line, error.message) == (2, f"the record is no object but {shown}.")
+    assert (error.line, error.message) == (2, f"the record is {shown}, not an object.")
 
 
 @pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000])
@@ -774,7 +774,7 @@ def test_lists_within_lists_are_read_however_deep(write: Write):
 def test_text_in_another_encoding_names_the_line(tmp_path: Path, name: str):
     path = tmp_path / name
     path.write_bytes(b"{}\n" + "{León}".encode("latin-1"))
-    with pytest.raises(FactError, match="no UTF-8") as caught:
+    with pytest.raises(FactError, match="not UTF-8") as caught:
         list(iter_records(path))
     assert (caught.value.line, caught.value.hint) == (2, "Save the file as UTF-8.")
 
@@ -796,7 +796,7 @@ def test_lines_in_a_json_file_are_told_how_to_be_named(tmp_path: Path):
 def test_an_object_in_a_json_file_is_no_array(tmp_path: Path):
     path = tmp_path / "f.json"
     path.write_text(json.dumps(OWN), encoding="utf-8")
-    assert error_of(path).message == "this is no array but an object."
+    assert error_of(path).message == "this is an object, not an array."
 
 
 def test_a_missing_file_is_told(tmp_path: Path):
@@ -905,7 +905,7 @@ def test_iterating_raises_only_on_reaching_the_broken_line(write: Write):
     path = write(OWN, "{")
     records = iter_records(path)
     assert next(records) == (1, OWN)
-    with pytest.raises(FactError, match="no JSON") as caught:
+    with pytest.raises(FactError, match="not JSON") as caught:
         next(records)
     assert (caught.value.path, caught.value.line) == (path, 2)
 
@@ -919,7 +919,7 @@ def test_cases_are_iterated_as_they_are_read_at_once(write: Write):
     assert len(list(iter_cases(path, limit=1))) == 1
     cases = iter_cases(path)
     assert [next(cases).fact.id, next(cases).fact.id] == ["mquake-4-1", "mquake-4-2"]
-    with pytest.raises(FactError, match="no JSON") as caught:
+    with pytest.raises(FactError, match="not JSON") as caught:
         next(cases)
     assert (caught.value.path, caught.value.line) == (path, 2)
 
@@ -1203,7 +1203,7 @@ def test_cells_of_csv_keep_the_end_of_a_prompt_and_say_what_joins(tmp_path: Path
 
 def test_a_subject_at_several_places_is_asked_about_in_own_records_and_the_last_in_published_ones(write: Write):
     prompt = "Rome was not built in a day, but Rome is in"
-    with pytest.raises(FactError, match="at 2 places") as caught:
+    with pytest.raises(FactError, match="occurs 2 times") as caught:
         read_cases(write({"subject": "Rome", "prompt": prompt, "target_new": "France"}))
     assert caught.value.line == 1
     published = {"subject": "Rome", "prompt": prompt, "target_new": "France", "ground_truth": "Italy"}

@@ -58,7 +58,7 @@ def test_a_long_file_in_another_encoding_is_cut_nowhere(tmp_path: Path, kind: st
 def test_broken_utf_16_is_told_by_its_name(tmp_path: Path):
     path = tmp_path / "f.jsonl"
     path.write_bytes(JSONL.encode("utf-16") + b"\x00\xd8\x0a\x00")
-    with pytest.raises(FactError, match=r"no UTF-16.*Save the file as UTF-8"):
+    with pytest.raises(FactError, match=r"not UTF-16.*Save the file as UTF-8"):
         read_cases(path)
 
 
@@ -101,7 +101,7 @@ def test_what_a_shell_hands_over_under_a_number_is_read(tmp_path: Path, kind: st
 
 def test_an_error_in_a_pipe_names_it_and_the_line(piped):
     piped(JSONL.encode() + b"{")
-    with pytest.raises(FactError, match=r"^standard input:3: this is no JSON"):
+    with pytest.raises(FactError, match=r"^standard input:3: this is not JSON"):
         read_cases("-")
 
 

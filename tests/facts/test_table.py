@@ -91,4 +91,4 @@ def test_a_key_that_comes_twice_in_a_question_is_refused(table):
     question = '"{""prompt"": ""a"", ""prompt"": ""b"", ""answers"": ""c"", ""group"": ""reasoning""}"'
     error = reason(table(f"subject,prompt,target_new,questions\nJapan,{{}} is,Rome,{question}\n"))
     assert (error.line, error.field) == (2, "questions")
-    assert "the key 'prompt' comes twice" in error.message
+    assert "the key 'prompt' occurs twice" in error.message

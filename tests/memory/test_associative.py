@@ -531,7 +531,7 @@ def assert_still_as_filled(memory: AssociativeMemory) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (4,), (2, 4, 4)])
 def test_a_moment_that_is_not_square_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(ShapeError, match="a second moment is square, not") as caught:
+    with pytest.raises(ShapeError, match="a second moment must be square, not") as caught:
         AssociativeMemory(torch.ones(shape), rule_of("betaedit"))
     assert caught.value.hint == "Check the statistics file."
 
@@ -594,7 +594,7 @@ def test_residuals_that_are_not_finite_are_refused_and_nothing_changes(broken: f
     residuals[0, 1] = broken
     with pytest.raises(NumericalError, match="the update is not finite") as caught:
         memory.solve(torch.ones(4, 2), residuals)
-    assert caught.value.hint == "Look at the keys and residuals for overflow."
+    assert caught.value.hint == "Check the keys and residuals for overflow."
     assert_still_as_filled(memory)
 
 

@@ -106,7 +106,7 @@ def in_sequence(case: Case, operator: PostprocessKind, aligned: bool, start: Ten
     weight, found = start.clone(), []
     for K, V in case.batches:
         update = memory.solve(K, processor.residuals(K, V - weight @ K))
-        held = 0 if processor.withheld is None else processor.withheld
+        held = 0 if processor.removed is None else processor.removed
         unprocessed = weight + update.dense() + held
         weight = weight + processor.process(update, weight, K)
         memory.remember(K)

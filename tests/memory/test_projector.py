@@ -109,7 +109,7 @@ def test_a_moment_of_zeros_has_all_directions_and_no_energy():
 def test_a_moment_that_is_not_finite_is_refused_before_the_decomposition(broken: float):
     moment = torch.eye(4)
     moment[2, 1] = broken
-    with pytest.raises(NumericalError, match="values that are not finite") as caught:
+    with pytest.raises(NumericalError, match="second moment is not finite") as caught:
         Spectrum.of(moment).null_space(0.02)
     assert caught.value.hint == "Compute the statistics again."
 

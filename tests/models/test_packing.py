@@ -480,7 +480,7 @@ def test_a_model_that_scales_its_logits_in_a_way_unknown_here_is_refused(monkeyp
         return output
 
     monkeypatch.setattr(type(model), "forward", scaled)
-    with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not what its norm and head make"):
+    with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not those of its norm and head"):
         check_replay(find_anatomy(model))
 
 

@@ -56,7 +56,7 @@ ADAPTED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", ADAPTED)
 def test_a_model_with_an_adapter_is_refused_and_merging_is_advised(name: str):
     model = ADAPTED[name]()
-    with pytest.raises(ModelError, match="carries a PEFT adapter") as caught:
+    with pytest.raises(ModelError, match="has a PEFT adapter") as caught:
         Editor.from_pretrained(model, tokenizer=shared_tokenizer(), layers=(1,))
     assert "merge_and_unload" in caught.value.hint
     assert "base model" in caught.value.hint
@@ -103,7 +103,7 @@ def test_a_wrapper_is_refused_by_name_and_what_it_wraps_is_asked_for(kind: str):
 
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), 3, None])
 def test_what_is_no_model_of_transformers_is_refused(thing: Any):
-    with pytest.raises(ModelError, match=f"{type(thing).__name__} is no model of transformers"):
+    with pytest.raises(ModelError, match=f"{type(thing).__name__} is not a transformers model"):
         LanguageModel.wrap(thing, shared_tokenizer())
 
 

@@ -1,4 +1,4 @@
-"""What a ledger of many edits costs: committing one more, opening, rebuilding, and looking something up."""
+"""Times a ledger of many edits: committing one more, opening, rebuilding, and queries."""
 
 from __future__ import annotations
 

@@ -155,18 +155,18 @@ def value(editor: Editor, facts: Sequence[Fact]) -> list[Row]:
         pairs = zip(found, expected, strict=True)
         error = max(relative_error(sought.target, z) for sought, (z, _) in pairs) if config is plain else None
         evaluations = [value.n_evaluations for value in found]
-        least: dict[str, float] = {}
+        lower_bounds: dict[str, float] = {}
         if not together:
-            least = _least_seconds(
+            lower_bounds = _least_seconds(
                 editor, [encode_batch(model, [f], contexts[config], config) for f in facts], evaluations
             )
         details = {
             "facts": len(facts),
             "evaluations": sum(evaluations) / len(facts),
             "reference_evaluations": sum(steps for _, steps in expected) / len(facts),
-            **least,
+            **lower_bounds,
         }
-        floor = max(least.values(), default=None)
+        floor = max(lower_bounds.values(), default=None)
         taken, dense = contestant.taken / len(facts), reference.taken / len(facts)
         rows.append(Row(contestant.name, taken, dense, error, floor, details))
     return rows
@@ -259,7 +259,7 @@ def statistics(editor: Editor, *, n_tokens: int = 8192) -> list[Row]:
 def growth(
     width: int, *, counts: Sequence[int] = (1, 100, 1000, 10_000), device: torch.device | str = "cpu"
 ) -> list[Row]:
-    """One layer's update after so many synthetic keys, beside that after 100: the mean until as many are folded again.
+    """One layer's update after many synthetic keys, compared with that after 100: the mean over one fold.
 
     Each has one fold among its updates. Last, the share that this has in every one of them.
     """
@@ -331,7 +331,7 @@ def _into(results: list[_Found], edit: Callable[[Tensor, Tensor], _Found], key: 
 
 
 def _least_seconds(editor: Editor, encoded: Sequence[EncodedBatch], evaluations: Sequence[int]) -> dict[str, float]:
-    """What a value takes at least, for its products with the weights of the layers above the edited ones and the head.
+    """Lower bounds on the time of a value: products with the weights of the layers above the edited ones and the head.
 
     ``bandwidth_seconds`` for reading them, forward and backward; ``arithmetic_seconds`` for multiplying. Means over the
     facts, ``encoded`` one by one.

@@ -1,4 +1,4 @@
-"""Peak memory of editing, measured in a process of its own and predicted from the sizes of what it holds."""
+"""Peak memory of editing, measured in a separate process, and predicted from the sizes of its tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from betaedit.facts.writer import save_facts
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of resident memory; of the GPU's memory for a model that lies there.
+    """Bytes of resident memory; of GPU memory for a model on a GPU.
 
     Args:
         libraries: Before the model was loaded.

@@ -1,4 +1,4 @@
-"""The published locate-then-edit procedure as its authors' code runs it, plainly: what the engine is timed against.
+"""The published locate-then-edit procedure as the authors' code runs it: the reference for the engine's timings.
 
 Whole forward passes for values, keys and outputs, and a dense float32 solve per layer (docs/methods.md A.4-7, B.7).
 Everything that torch offers is used; none of the engine's short cuts is. Right padding, batch size 1.

@@ -1,4 +1,4 @@
-"""One line of a benchmark, and how its seconds are taken."""
+"""A row of a benchmark, and the timing of runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Row:
 
 
 def seconds(work: Callable[[], Any], *, repeat: int = 1, device: torch.device | str = "cpu") -> float:
-    """The least wall-clock time of ``repeat`` runs."""
+    """The smallest wall-clock time of ``repeat`` runs."""
     best = float("inf")
     for _ in range(repeat):
         _wait(device)
@@ -71,7 +71,7 @@ def arithmetic(device: torch.device | str = "cpu") -> float:
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine of the figures."""
     on_gpu = torch.device(device).type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),

@@ -1,4 +1,4 @@
-"""What an edit costs in a model of a large one's shape, which need not be downloaded: its weights are random."""
+"""Times an edit in a random model with the shape of a large one, which needs no download."""
 
 from __future__ import annotations
 
@@ -85,17 +85,19 @@ def shape(
     Args:
         like: The model's shape.
         tokenizer: Any whose ids the model has.
-        facts: Two at least.
+        facts: At least two.
         dtype: Of the weights.
         device: Where.
-        progress: Where long work draws itself.
+        progress: Shows the progress of long work.
         overrides: Hyper-parameters, on top of those of a model without a preset.
 
     Raises:
         ConfigError: There are fewer than two facts, or the model does not fit into the memory there is.
     """
     if len(facts) < 2:  # noqa: PLR2004
-        raise ConfigError("the first edit is not counted, so one fact is too few.", hint="Give --limit 2 or more.")
+        raise ConfigError(
+            "the first edit is not counted, so at least two facts are needed.", hint="Give --limit 2 or more."
+        )
     model = LanguageModel.wrap(random_model(like, dtype, device), tokenizer, "random")
     depth = int(like.num_hidden_layers or 0)
     config = EditConfig.of({**untuned(depth).values, "context_templates": _CONTEXTS, **overrides})
@@ -135,7 +137,7 @@ def random_model(like: LlamaConfig, dtype: torch.dtype, device: torch.device | s
     if needed > free:
         raise ConfigError(
             f"the weights alone take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free.",
-            hint="Take --dtype bfloat16, fewer layers (--depth) or a smaller --shape.",
+            hint="Use --dtype bfloat16, fewer layers (--depth) or a smaller --shape.",
         )
     torch.manual_seed(0)
     with torch.device(device):

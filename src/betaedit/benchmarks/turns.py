@@ -1,4 +1,4 @@
-"""Several ways of doing the same work take turns, fact by fact, so that a machine whose speed drifts is fair to all."""
+"""Interleaves several ways of doing the same work, fact by fact, so that changes of the machine's speed affect all."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Contestant:
 
 
 def take_turns(contestants: Sequence[Contestant], facts: Sequence[Fact], device: torch.device | str = "cpu") -> None:
-    """All of them do their work for all facts; whoever takes several at once waits for these."""
+    """Run all of them for all facts; one that processes several facts at once waits for these."""
     for end in range(1, len(facts) + 1):
         for contestant in contestants:
             begin = (end - 1) // contestant.step * contestant.step

@@ -21,7 +21,7 @@ def align(
     source: Annotated[Path, typer.Option("--from", help="The facts.")],
     method: options.MethodOption = "betaedit",
     model: options.ModelOption = "smollm2",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N facts of the file.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
     seed: options.SeedOption = None,
     preset: options.PresetOption = None,
@@ -33,10 +33,10 @@ def align(
     device: options.DeviceOption = None,
     device_map: options.DeviceMapOption = None,
 ) -> None:
-    """Write facts in sequence, and say how far the weights are from writing all of them at once.
+    """Write facts in sequence, and measure how far the weights are from writing all of them at once.
 
-    Both with the keys and values of the sequence. 0% is the same weights; distances are in lengths of the change that
-    the one-time solution makes. The same batches are also solved with and without history, whatever the method does.
+    Both use the keys and values of the sequence. 0% means the same weights; distances are relative to the norm of the
+    one-time solution's change. The same batches are also solved with and without history, whatever the method does.
     """
     from rich.console import Console
 
@@ -81,7 +81,7 @@ def align(
 def _table(title: str, layers: tuple[LayerAlignment, ...]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, caption="distance from the one-time solution, in lengths of its change")
+    table = Table(title=title, caption="distance from the one-time solution, relative to the norm of its change")
     for name in ("layer", "as written", "with history", "without history", "one-time change"):
         table.add_column(name, justify="right")
     for layer in layers:

@@ -1,4 +1,4 @@
-"""``betaedit ask``: questions to a model, its answers beside those it would give without its edits."""
+"""``betaedit ask``: questions to a model, its answers beside those of the unedited model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from betaedit.evaluation.asking import Answer
+    from betaedit.evaluation.free_text import Answer
     from betaedit.experiments.asking import Asked, Conversation
 
 _DEFAULT_MODEL = "smollm2"
@@ -26,26 +26,30 @@ _DEFAULT_MODEL = "smollm2"
 def ask(
     questions: Annotated[
         list[str] | None,
-        typer.Argument(metavar="QUESTION", help="What to ask; one a line from a pipe, or at a prompt, if not given."),
+        typer.Argument(
+            metavar="QUESTION", help="The questions; if none is given, one per line from a pipe or at a prompt."
+        ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each question into the model's chat template.")] = False,
-    system: Annotated[str | None, typer.Option("--system", help="With --chat: the system message before it.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="With --chat: the system message before the question.")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A model, a folder that was saved, an adapter, a run, or a workspace."),
+        typer.Option("--model", "-m", help="A model, a saved folder, an adapter, a run, or a workspace."),
     ] = None,
     workspace: options.WorkspaceOption = None,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=1, help="The most tokens of an answer.")] = 32,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many of the most probable answers to show.")] = 3,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Maximum number of tokens of an answer.")] = 32,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of most probable answers to show.")] = 3,
     statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
     dtype: options.OwnDtypeOption = None,
     device: options.DeviceOption = None,
 ) -> None:
-    """Ask a model: what it says, beside what it would say without its edits.
+    """Ask a model questions, and compare its answers with those of the unedited model.
 
-    Without --model or --workspace: the workspace that the current folder lies in, else the default model. Below the
-    answer stand the most probable ones, each with the probability of its first token.
+    Without --model or --workspace, the workspace that contains the current folder is asked, else the default model.
+    Below the answer are the most probable ones, each with the probability of its first token.
     """
     from rich.console import Console
 
@@ -77,11 +81,11 @@ def ask(
 
 
 def _target(model: str | None, workspace: Path | None) -> str:
-    """What is asked: what the options name, else the workspace of the current folder, else the default model."""
+    """The model that the options name, else the workspace of the current folder, else the default model."""
     from betaedit.ledger.place import current_workspace, find_workspace
 
     if model is not None and workspace is not None:
-        raise ConfigError("--model and --workspace exclude each other.", hint="Give one of them.")
+        raise ConfigError("--model and --workspace cannot be combined.", hint="Give one of them.")
     if model is not None:
         return model
     found = current_workspace() if workspace is None else find_workspace(workspace)
@@ -89,12 +93,12 @@ def _target(model: str | None, workspace: Path | None) -> str:
 
 
 def _piped(json_: bool) -> list[str] | None:
-    """The questions of a pipe, one a line; ``None`` at a terminal, where they are typed one by one.
+    """The questions from a pipe, one per line; ``None`` at a terminal, where they are typed one by one.
 
     Raises:
-        ConfigError: There is none, it is no text, or an object is to be printed and nothing was asked.
+        ConfigError: There is no question, the input is not text, or ``--json`` was given without a question.
     """
-    hint = 'Write betaedit ask "The capital of Japan is", or pipe questions in, one a line.'
+    hint = 'Write betaedit ask "The capital of Japan is", or pipe questions in, one per line.'
     if sys.stdin.isatty():
         if json_:
             raise ConfigError("--json needs a question.", hint=hint)
@@ -102,7 +106,7 @@ def _piped(json_: bool) -> list[str] | None:
     try:
         found = [line.strip() for line in sys.stdin.read().removeprefix("\ufeff").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the questions are no text: {error.reason}.", hint="Write them as UTF-8.") from error
+        raise ConfigError(f"the questions are not UTF-8 text: {error.reason}.", hint="Write them as UTF-8.") from error
     if not found:
         raise ConfigError("there is no question.", hint=hint)
     return found
@@ -110,7 +114,7 @@ def _piped(json_: bool) -> list[str] | None:
 
 def _typed(console: Console) -> Iterator[list[str]]:
     """Questions typed at a prompt, one by one, until an empty line or Ctrl-D."""
-    console.print("one question a line; an empty line or Ctrl-D ends", style="dim")
+    console.print("one question per line; an empty line or Ctrl-D ends", style="dim")
     try:
         while question := console.input("[bold]?[/] ").strip():
             yield [question]
@@ -144,7 +148,7 @@ def _table(asked: Asked, base_name: str) -> Table:
 
 
 def _likely(answer: Answer, place: int) -> str:
-    """The probability of an answer and its first words, line ends as one types them."""
+    """The probability of an answer and its first words, with line ends escaped."""
     if place >= len(answer.likely):
         return ""
     found = answer.likely[place]

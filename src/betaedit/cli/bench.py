@@ -28,19 +28,26 @@ _MIB = 2**20
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; all but {_WHEN_ASKED} by default.")
+        list[str] | None, typer.Argument(help=f"Which of {', '.join(NAMES)}; default: all but {_WHEN_ASKED}.")
     ] = None,
     model: options.ModelOption = "smollm2",
     widths: Annotated[str, typer.Option("--widths", help="Key widths for solve; the first for growth.")] = "1536,4096",
     file: Annotated[
-        Path | None, typer.Option("--from", help="Facts for value and edit; the demo's by default.")
+        Path | None, typer.Option("--from", help="Facts for value and edit; default: those of the demo.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 5,
-    n_edits: Annotated[int, typer.Option("--edits", min=200, help="How many edits the ledger holds.")] = 10_000,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of facts.")] = 5,
+    n_edits: Annotated[
+        int, typer.Option("--edits", min=200, help="Number of edits in the ledger of the benchmark ledger.")
+    ] = 10_000,
     like: Annotated[
-        str, typer.Option("--shape", help="Whose shape the random model of shape has: llama-1b, llama-8b.")
+        str,
+        typer.Option(
+            "--shape", help="Model whose shape the random model of the benchmark shape has: llama-1b or llama-8b."
+        ),
     ] = "llama-1b",
-    depth: Annotated[int | None, typer.Option("--depth", min=2, help="How many of its layers; all by default.")] = None,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=2, help="Number of layers of that random model; default: all.")
+    ] = None,
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -51,8 +58,9 @@ def bench(
 ) -> None:
     """Time this engine against the published procedure, on the same work in one run.
 
-    The reference does whole forward passes and dense solves, as the papers' code does. The floor is what the machine
-    needs for the bytes or operations alone; docs/benchmarks.md says which. memory, ledger and shape have no reference.
+    The reference does whole forward passes and dense solves, as the papers' code does. The floor is the time
+    that the machine needs for the bytes or operations alone (docs/benchmarks.md). memory, ledger and shape have no
+    reference.
     """
     wanted = names or [name for name in NAMES if name != _WHEN_ASKED]
     unknown = [name for name in wanted if name not in NAMES]
@@ -77,7 +85,7 @@ def bench(
     console = Console(stderr=json_)
     alone = [("solve", f"solve, width {width}", partial(measure.solve, width, device=place)) for width in all_widths]
     alone.append(("growth", "growth, 10,000 updates", partial(measure.growth, all_widths[0], device=place)))
-    rows = [row for name, told, work in alone if name in wanted for row in _timed(told, work)]
+    rows = [row for name, title, work in alone if name in wanted for row in _timed(title, work)]
     peak: Peak | None = None
     if "shape" in wanted:
         random = find_shape(like, depth)
@@ -106,9 +114,9 @@ def bench(
             ("statistics", "statistics", partial(measure.statistics, editor)),
             ("ledger", f"ledger, {n_edits:,} edits", partial(ledger, editor, n_edits=n_edits)),
         )
-        rows += [row for name, told, work in with_model if name in wanted for row in _timed(told, work)]
+        rows += [row for name, title, work in with_model if name in wanted for row in _timed(title, work)]
         if "memory" in wanted:
-            typer.echo("memory, in a process of its own ...", err=True)
+            typer.echo("memory, in a separate process ...", err=True)
             peak = measure_peak(facts, name=model, dtype=dtype, device=device, preset=preset, **values)
     if json_:
         memory = {} if peak is None else {"memory": asdict(peak)}
@@ -118,7 +126,7 @@ def bench(
 
 
 def _timed(what: str, work: Callable[[], list[Row]]) -> list[Row]:
-    """The rows of a benchmark, which is told of on stderr before and after."""
+    """The rows of a benchmark, which is reported on stderr before and after."""
     typer.echo(f"{what} ...", err=True)
     started = monotonic()
     rows = work()
@@ -136,7 +144,7 @@ def _draw(rows: list[Row], peak: Peak | None, console: Console) -> None:
 def _table(rows: list[Row]) -> Table:
     from rich.table import Table
 
-    says = "relative error: of our result against the reference's; floor: what the machine needs at the least"
+    says = "relative error: of our result against the reference's; floor: the least time that the machine needs"
     table = Table("benchmark", "ours", "reference", "ratio", "relative error", "floor", caption=says)
     for row in rows:
         table.add_row(

@@ -32,15 +32,24 @@ _PLOTS = (".png", ".svg", ".pdf")
 def calibrate(
     model: options.ModelOption = "smollm2",
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The preset file; its trials are kept beside it and continued.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The preset file to write; its trials are stored beside it, and the same command continues them.",
+        ),
     ] = Path("preset.yaml"),
-    source: Annotated[Path | None, typer.Option("--from", help="Facts to try on; the demo's by default.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of them every trial writes.")] = 8,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Facts to calibrate on; default: those of the demo.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of facts that every trial writes.")] = 8,
     check: Annotated[
-        int, typer.Option("--check", min=0, help="How many of the following facts the best setting writes at the end.")
+        int, typer.Option("--check", min=0, help="Number of further facts written with the best setting at the end.")
     ] = 20,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Settings tried at most.")] = 12,
-    minutes: Annotated[float, typer.Option("--minutes", min=0, help="Time for all of it, the check included.")] = 18,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Maximum number of settings to try.")] = 12,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0, help="Total time limit in minutes, check included.")
+    ] = 18,
     method: options.MethodOption = "betaedit",
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw layers and trials: a .png, .svg or .pdf.")] = None,
     seed: options.SeedOption = None,
@@ -95,11 +104,11 @@ def calibrate(
 
 
 def _check_plot(plot: Path | None) -> None:
-    """Refuse a figure that could not be drawn before hours are spent on what it would show."""
+    """Refuse a plot that cannot be drawn, before hours are spent on the calibration."""
     if plot is None:
         return
     if plot.suffix not in _PLOTS:
-        raise ConfigError(f"--plot {plot} names no kind of figure.", hint=f"End it in one of {', '.join(_PLOTS)}.")
+        raise ConfigError(f"--plot {plot} has no known file type.", hint=f"Use one of {', '.join(_PLOTS)}.")
     from betaedit.reports.figures import need_matplotlib
 
     need_matplotlib()
@@ -109,7 +118,7 @@ def _show(found: Calibration, console: Any) -> None:
     chosen = found.best.values["layers"]
     console.print(
         _bars(
-            f"causal tracing: the answer has {found.trace.intact:.0%}, blurred {found.trace.blurred:.0%}; won back by",
+            f"causal tracing: answer {found.trace.intact:.0%}, with noise {found.trace.blurred:.0%}; restored by",
             [(f"layer {layer}", value, layer in chosen) for layer, value in enumerate(found.trace.effects)],
         )
     )
@@ -134,7 +143,7 @@ def _bars(title: str, rows: list[tuple[str, float, bool]]) -> Table:
 
 
 def _trials_table(found: Calibration) -> Table:
-    """Every trial in a line of eighty letters."""
+    """One row per trial, at most 80 characters wide."""
     from rich import box
     from rich.table import Table
 

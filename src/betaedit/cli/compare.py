@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 def compare(
     source: options.FactsOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs; the same command continues them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the runs; the same command continues them.")],
     methods: Annotated[
-        str, typer.Option("--methods", help="Names with commas, settings in brackets: 'memit,betaedit[ridge=3]'.")
+        str,
+        typer.Option(
+            "--methods", help="Method names separated by commas, settings in brackets: 'memit,betaedit[ridge=3]'."
+        ),
     ] = "memit,memit-h,alphaedit,betaedit",
     model: options.ModelOption = "smollm2",
     limit: options.LimitOption = None,
@@ -39,7 +42,8 @@ def compare(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="Show every fact and every comparison, not only what tells methods apart.")
+        bool,
+        typer.Option("--all", help="Show every fact and every comparison, not only those in which methods differ."),
     ] = False,
     json_: options.JsonOption = False,
     dtype: options.DtypeOption = "float32",
@@ -107,7 +111,7 @@ def _folders(found: dict[str, RunReport | BetaEditError], out: Path) -> dict[str
 
 
 def _plain(found: dict[str, RunReport | BetaEditError], out: Path) -> dict[str, Any]:
-    """Every method's report with the comparisons it takes part in, and what it holds, as ``--json`` prints it."""
+    """Every method's report with its comparisons and the facts it holds, as ``--json`` prints it."""
     from betaedit.experiments.side_by_side import compare_runs, facts_by_run
 
     folders = _folders(found, out)
@@ -132,7 +136,7 @@ def _plain(found: dict[str, RunReport | BetaEditError], out: Path) -> dict[str, 
 
 
 def _show_side_by_side(console: Console, runs: dict[str, RunFolder], all_: bool) -> None:
-    """Which facts each method holds, and whether the methods can be told apart."""
+    """Print which facts each method holds, and which differences are significant."""
     from rich.text import Text
 
     from betaedit.cli.render import comparison_lines, held_table
@@ -140,7 +144,7 @@ def _show_side_by_side(console: Console, runs: dict[str, RunFolder], all_: bool)
 
     edits, facts = facts_by_run(runs)
     if facts:
-        # Pages only for a reader who sits at a terminal; a pipe gets all of it.
+        # A pager only at a terminal.
         paged = all_ and console.is_terminal and len(facts) > console.height
         with console.pager(styles=True) if paged else nullcontext():
             console.print(held_table(facts, edits, all_))
@@ -149,15 +153,13 @@ def _show_side_by_side(console: Console, runs: dict[str, RunFolder], all_: bool)
 
 
 def _facts_table(found: dict[str, RunReport | BetaEditError]) -> Table:
-    """What became of the facts and their neighbors."""
+    """The figures of the facts and their neighbors."""
     from betaedit.cli.render import both_forms, corrected_facts, short_columns
     from betaedit.experiments.record import METRICS
     from betaedit.experiments.verdict import judge
 
     table = short_columns("method", "edits", *METRICS, "kept", "verdict")
-    table.caption = (
-        "efficacy, generality, specificity: probability / argmax; kept: neighbors that say what they said before"
-    )
+    table.caption = "efficacy, generality, specificity: probability / argmax; kept: neighbors whose answer is unchanged"
     for name, report in found.items():
         if isinstance(report, BetaEditError):
             continue
@@ -177,7 +179,7 @@ def _facts_table(found: dict[str, RunReport | BetaEditError]) -> Table:
 
 
 def _model_table(found: dict[str, RunReport | BetaEditError]) -> Table:
-    """What the edits cost the model."""
+    """The drift of the model."""
     from betaedit.cli.render import short_columns
     from betaedit.experiments.record import mean_known
 

@@ -1,4 +1,4 @@
-"""``betaedit data``: what files of facts hold."""
+"""``betaedit data``: checks of files of facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from betaedit.facts.check import Check
 
-data = typer.Typer(name="data", help="Look at files of facts.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Check files of facts.", no_args_is_help=True)
 
 _SHOWN = 10
 
@@ -24,13 +24,15 @@ def check(
     source: Annotated[
         str, typer.Argument(metavar="FILE", help="A file of facts, - for a pipe, or dataset:OWNER/NAME[:SPLIT].")
     ],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first records of the file.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Use only the first N records of the file.")
+    ] = None,
     zsre_target: options.ZsreTargetOption = "alt",
     json_: options.JsonOption = False,
 ) -> None:
     """Count what a file of facts holds: facts, prompts, repeats, conflicts, and records that cannot be used.
 
-    Leaves with 1 when a record cannot be used. No model is loaded.
+    Exits with code 1 if a record cannot be used. No model is loaded.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""``betaedit demo``: the main job on the bundled model, with nothing to prepare."""
+"""``betaedit demo``: edits of the bundled model, without any preparation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 _NEIGHBORS_SHOWN = 6
 _ANSWER_TOKENS = 3
-_STATISTICS_TOKENS = 16_384  # two blocks of sampled text: the demo is to be short
+_STATISTICS_TOKENS = 16_384  # two blocks of sampled text keep the demo short
 
 
 def demo(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=120, help="How many facts.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=120, help="Number of facts.")] = 20,
     method: options.MethodOption = "betaedit",
     preset: options.PresetOption = None,
     seed: options.SeedOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Write real-world facts with invented answers into the default model, and watch."""
+    """Write invented answers to real-world questions into the default model, and show each result."""
     from rich.console import Console
 
     from betaedit.cli.render import Bars, summary_table
@@ -81,7 +81,7 @@ class _Watch:
         )
 
     def show_neighbors(self) -> None:
-        """What the model says about things nobody edited, before and after all edits."""
+        """What the model says about subjects that were not edited, before and after all edits."""
         from rich.table import Table
         from rich.text import Text
 

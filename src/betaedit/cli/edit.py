@@ -34,14 +34,15 @@ def edit(
     prompt: Annotated[
         str | None, typer.Argument(help='The prompt, its subject in brackets: "The capital of [Japan] is".')
     ] = None,
-    target: Annotated[str | None, typer.Argument(help="What the model shall answer.")] = None,
+    target: Annotated[str | None, typer.Argument(help="The answer the model should give.")] = None,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Facts: own JSONL or CSV, or a published format; .gz; - (a pipe); dataset:OWNER/NAME."
+            "--from",
+            help="A file of facts: own JSONL or CSV, or a published format; .gz; - (a pipe); dataset:OWNER/NAME.",
         ),
     ] = None,
-    true: Annotated[str | None, typer.Option("--true", help="What the model answers today, for comparison.")] = None,
+    true: Annotated[str | None, typer.Option("--true", help="The model's present answer, for comparison.")] = None,
     method: options.MethodOption = "betaedit",
     model: options.ModelOption = "smollm2",
     batch_size: options.BatchSizeOption = 1,
@@ -51,12 +52,12 @@ def edit(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     statistics: options.StatisticsOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would be written, and change nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be written; change nothing.")] = False,
     json_: options.JsonOption = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the edited model to this folder.")] = None,
     text: options.TextOption = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out records that cannot be used, and list them.")
+        bool, typer.Option("--skip-invalid", help="Skip records that cannot be used, and list them.")
     ] = False,
     zsre_target: options.ZsreTargetOption = "alt",
     out: Annotated[
@@ -64,11 +65,12 @@ def edit(
     ] = None,
     evaluate_at: options.EvaluateAtOption = "",
     on_collapse: Annotated[
-        Literal["ignore", "warn", "stop"], typer.Option("--on-collapse", help="When a measurement finds it collapsed.")
+        Literal["ignore", "warn", "stop"],
+        typer.Option("--on-collapse", help="What to do if a measurement finds that the model has collapsed."),
     ] = "warn",
     also: options.AlsoOption = "",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave drift unmeasured: perplexity, agreement, leakage.")
+        bool, typer.Option("--quick", help="Do not measure drift: perplexity, agreement, leakage.")
     ] = False,
     tasks: options.TasksOption = None,
     n_tests: options.TestsOption = 100,
@@ -82,17 +84,17 @@ def edit(
     form: options.FormOption = None,
     paraphrases: options.ParaphrasesOption = None,
     keep_missed: Annotated[
-        bool, typer.Option("--keep-missed", help="Keep edits that the model does not say in the end.")
+        bool, typer.Option("--keep-missed", help="Keep an edit even if the model does not give its answer.")
     ] = False,
     fail_under: options.FailUnderOption = None,
     all_: options.AllOption = False,
 ) -> None:
-    """Write facts into a model, one after another, and say what that did.
+    """Write facts into a model, one after another, and measure the result.
 
-    The fact is typed with its subject in brackets, or facts are read with --from FILE. The model in memory is always
-    changed; --save keeps it. With --out, edits and figures are on disk as they are made, `betaedit report` draws them,
-    and an interrupted run goes on where it was. In a workspace (`betaedit init`), facts are written into that, and
-    those of a file that are there already are passed over.
+    Type one fact with its subject in brackets, or read facts with --from FILE. Only the model in memory is changed;
+    --save writes it to disk. With --out, edits and figures are saved as they are made, `betaedit report` draws them,
+    and the same command continues an interrupted run. In a workspace (`betaedit init`), facts go into the workspace;
+    facts that it already holds are skipped.
     """
     if (place := _workspace(ctx, workspace, out)) is not None:
         from betaedit.cli.edit_workspace import edit_workspace
@@ -119,7 +121,7 @@ def edit(
     cases, format_name, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
     if quick and out is not None:
-        raise ConfigError("a run that is kept is measured whole.", hint="Leave out --quick, or --out.")
+        raise ConfigError("--out and --quick cannot be combined.", hint="Leave out one of them.")
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model, quick=quick)
     counts = options.numbers("--evaluate-at", evaluate_at)
     from rich.console import Console
@@ -165,7 +167,7 @@ def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path
     """The workspace to write into, if any.
 
     Raises:
-        ConfigError: An option was given that the workspace decides on, or that it has other commands for.
+        ConfigError: An option was given that the workspace itself decides, or for which there are other commands.
     """
     from betaedit.ledger.place import current_workspace, find_workspace
 
@@ -176,8 +178,8 @@ def _workspace(ctx: typer.Context, named: Path | None, out: Path | None) -> Path
         given = ctx.get_parameter_source(parameter.name or "")
         if parameter.name not in _IN_A_WORKSPACE and given is not None and given.name == "COMMANDLINE":
             raise ConfigError(
-                f"{parameter.opts[0]} is not for a workspace ({place}).",
-                hint="Model, method and settings are the workspace's; `betaedit check` and `betaedit eval` measure it.",
+                f"{parameter.opts[0]} cannot be used in a workspace ({place}).",
+                hint="Leave it out: the workspace sets model and method; `betaedit check` and `betaedit eval` measure.",
             )
     return place
 
@@ -192,9 +194,9 @@ def _cases(
     zsre_target: Literal["alt", "answers"],
     plan: bool,
 ) -> tuple[list[EvaluationCase], str, list[FactError]]:
-    """The facts to write, with their format, and what is wrong with records that cannot be.
+    """The facts to write, their format, and the errors of the records that cannot be used.
 
-    A plan shows the others before it says so.
+    With ``plan``, the usable records are shown before these errors are raised.
     """
     from betaedit.facts.fact import EvaluationCase, Fact
     from betaedit.facts.hints import refuse_placeholder
@@ -210,18 +212,18 @@ def _cases(
         refuse_placeholder(true or "", "target_true")
         return [EvaluationCase(Fact.from_bracketed(prompt, target, true))], "own", []
     if prompt is not None or true is not None:
-        raise ConfigError("a typed fact (and --true) and --from exclude each other.", hint="Give one of them.")
+        raise ConfigError("a typed fact (or --true) and --from cannot be combined.", hint="Give one of them.")
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid or plan, zsre_target=zsre_target)
     errors = [rejected.error for rejected in facts.rejected]
     if not skip_invalid:
         return list(facts.cases), facts.format, errors
     for error in errors:
-        typer.echo(f"left out: {error}", err=True)
+        typer.echo(f"skipped: {error}", err=True)
     return list(facts.cases), facts.format, []
 
 
 def _refuse(errors: list[FactError]) -> None:
-    """Say what is wrong with all records that cannot be used, the last as the error of the command."""
+    """Print the errors of the records that cannot be used; the last is raised as the error of the command."""
     for error in errors[:-1]:
         typer.echo(f"error: {error}", err=True)
     if errors:
@@ -238,7 +240,7 @@ def _show_run(
     everything: bool,
     json_: bool,
 ) -> float:
-    """Run, save, and only then show: what is on disk must not hang on whether it can be shown; the share held."""
+    """Run the edits and return the share of facts held; the model is saved before anything is printed."""
     from betaedit.cli.render import summary_table
     from betaedit.evaluation.continuing import complete_greedily
 

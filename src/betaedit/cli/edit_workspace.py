@@ -1,4 +1,4 @@
-"""``betaedit edit`` in a workspace: facts are written into it, each kept as soon as it is written."""
+"""``betaedit edit`` in a workspace: facts are written into it, each stored as soon as it is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def edit_workspace(
     fail_under: float | None = None,
     everything: bool = False,
 ) -> None:
-    """Write ``cases`` into the workspace ``place``; of a ``source``, those that it has not been given yet."""
+    """Write ``cases`` into the workspace ``place``; of cases from a ``source``, those that it does not hold yet."""
     from rich.console import Console
 
     from betaedit.cli.render import Bars, corrected_facts, counted, figures_table, say
@@ -45,7 +45,7 @@ def edit_workspace(
     with Workspace.open(place, write=True, device=device, progress=Bars(console)) as workspace:
         fresh = cases if source is None else workspace.new(cases)
         if passed := len(cases) - len(fresh):
-            say(console, f"{passed} of {counted(len(cases), 'fact')} passed over: written already")
+            say(console, f"{passed} of {counted(len(cases), 'fact')} skipped: already written")
         editor = workspace.editor
         if plan:
             show_plan(editor, fresh, console, json_=json_)

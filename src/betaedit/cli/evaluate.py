@@ -1,4 +1,4 @@
-"""``betaedit eval``: the figures of a model, an edited folder, an adapter or a run, without changing anything."""
+"""``betaedit eval``: the figures of a model, an edited folder, an adapter, a run or a workspace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def evaluate(
     judge_model: options.JudgeModelOption = None,
     harness: Annotated[
         str,
-        typer.Option("--harness", help="Tasks of lm-evaluation-harness: hellaswag,arc_easy; betaedit_sst2 offline."),
+        typer.Option(
+            "--harness", help="Tasks of lm-evaluation-harness, e.g. hellaswag,arc_easy; betaedit_sst2 works offline."
+        ),
     ] = "",
     statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
@@ -75,7 +77,7 @@ def evaluate(
 
 
 def _by_harness(model: LanguageModel, names: tuple[str, ...], folder: Path | None, n_tests: int) -> dict[str, Any]:
-    """What lm-evaluation-harness finds, under ``harness``; nothing where no task is asked for."""
+    """The results of lm-evaluation-harness under ``harness``; empty without tasks."""
     if not names:
         return {}
     from betaedit.evaluation.harness import run_harness

@@ -1,4 +1,4 @@
-"""What a command leaves with when something went wrong on purpose."""
+"""The exit code of each kind of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``betaedit export``: what a run made, in the forms in which others use it."""
+"""``betaedit export``: the edits of a run or workspace in the formats that other programs load."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ Form = Literal["model", "adapter", "factors", "facts"]
 def export(
     source: Annotated[str, typer.Argument(metavar="FROM", help="A run folder or a workspace.")],
     to: Annotated[Form, typer.Option("--to", help="A Hugging Face folder, a LoRA adapter, raw factors, or JSONL.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of a model or adapter; file of factors or facts.")],
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of an adapter; what is needed by default.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder (model, adapter) or file (factors, facts) to write.")
+    ],
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Rank of the adapter; by default the rank of the edits.")
+    ] = None,
     for_servers: Annotated[
-        bool, typer.Option("--for-servers", help="Round an adapter's rank up to one that servers are set to.")
+        bool, typer.Option("--for-servers", help="Round the adapter's rank up to one that servers accept.")
     ] = False,
     statistics: options.StatisticsOption = None,
     json_: options.JsonOption = False,
@@ -41,9 +45,9 @@ def export(
 
     options.check_new("--out", out)
     if to in ("factors", "facts") and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; {to} are one file.", hint="Name a file.")
+        raise ConfigError(f"--out {out} is a folder, but {to} are written to a file.", hint="Name a file.")
     if to != "adapter" and (rank is not None or for_servers):
-        raise ConfigError("--rank and --for-servers are for adapters.", hint="Add --to adapter, or leave them out.")
+        raise ConfigError("--rank and --for-servers need --to adapter.", hint="Add --to adapter, or leave them out.")
     console = Console(stderr=json_)
     options.quiet_libraries()
     facts = facts_of(source)
@@ -56,16 +60,16 @@ def export(
         figures = figures_of(source)
         editor = editor_of(source, statistics=statistics, dtype=dtype, device=device)
         report = _save(editor, figures, to, out, rank, for_servers, Bars(console))
-    told = {"to": to, "path": str(out), "facts": len(facts)}
+    summary = {"to": to, "path": str(out), "facts": len(facts)}
     if json_:
-        options.print_json(told | ({} if report is None else report.to_dict()))
+        options.print_json(summary | ({} if report is None else report.to_dict()))
         return
     if report is not None:
         if report.layers:
             console.print(_table(report))
         console.print(_efficacy(report))
         say(console, _served(report, out))
-    console.print(f"{told['facts']} facts written to {out}", markup=False)
+    console.print(f"{summary['facts']} facts written to {out}", markup=False)
 
 
 def _save(
@@ -124,5 +128,5 @@ def _served(report: AdapterReport, out: Path) -> str:
     if report.peft_type != "LORA":
         return f"servers take no adapter of the type {report.peft_type}; export the model for them (--to model)"
     if command is None:
-        return f"rank {report.rank} is above what servers take; export the model instead (--to model)"
+        return f"rank {report.rank} is above the largest that servers accept; export the model instead (--to model)"
     return f"serve it with: {command}"

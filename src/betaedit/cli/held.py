@@ -1,4 +1,4 @@
-"""What became of each fact: held or not, misses first, and the line that scripts and people read last."""
+"""Which facts are held: a table with the misses first, and a last line with the count."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show_held(
     *,
     everything: bool,
 ) -> None:
-    """A row per fact, misses first: all of them where they are few, the first of them without ``--all``."""
+    """Print a row per fact, misses first; without ``--all`` at most the first forty."""
     from betaedit.cli.render import counted, say
 
     rows = [
@@ -43,18 +43,18 @@ def show_held(
 
 
 def say_held(console: Console, results: Sequence[EditResult], holdings: Sequence[Holding | None]) -> float:
-    """Say how many facts are not held, naming the first; the share that is."""
+    """Print how many facts are not held, with the first of them; returns the share of facts held."""
     from betaedit.cli.render import counted, one_line, say
 
     known = [(result, holding) for result, holding in zip(results, holdings, strict=True) if holding is not None]
     missed = [result for result, holding in known if holding.status != "held"]
-    taken_back = sum(not result.kept for result, _ in known)
+    removed = sum(not result.kept for result, _ in known)
     if not missed:
         say(console, f"all {counted(len(known), 'fact')} held" if len(known) > 1 else "held")
         return 1.0
     names = "; ".join(one_line(result.fact.text) for result in missed[:_NAMED])
     more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
-    back = f" ({taken_back} taken back: the model answers as before there)" if taken_back else ""
+    back = f" ({removed} removed again, the model answers as before)" if removed else ""
     say(console, f"{len(missed)} of {len(known)} not held{back}: {names}{more}", "bold")
     return 1 - len(missed) / len(known)
 
@@ -63,12 +63,12 @@ def require_held(share: float, wanted: float | None) -> None:
     """Refuse a share of facts held below ``wanted``.
 
     Raises:
-        NotHeldError: It is.
+        NotHeldError: The share is below it.
     """
     if wanted is not None and share < wanted:
         raise NotHeldError(
-            f"{share:.1%} of the facts are held, fewer than the {wanted:.1%} asked for.",
-            hint="The rows above say what the model answers; give more wordings, or leave these facts out.",
+            f"{share:.1%} of the facts are held, fewer than the required {wanted:.1%}.",
+            hint="The table shows what the model answers; give these facts more wordings, or leave them out.",
         )
 
 
@@ -84,7 +84,7 @@ def _table(rows: Sequence[tuple[EditResult, Holding, str]]) -> Table:
     table.add_column("", overflow="fold", min_width=6)
     table.add_column("prob.", justify="right", no_wrap=True)
     for result, holding, text in rows:
-        status = holding.status if result.kept else f"{holding.status}, taken back"
+        status = holding.status if result.kept else f"{holding.status}, removed"
         said = result.fact.target_new if holding.status == "held" else holding.said
         table.add_row(
             Text(one_line(result.fact.text), "dim"),

@@ -11,17 +11,17 @@ from betaedit.cli import options
 
 
 def import_facts(
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The workspace whose live facts are taken.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The workspace whose live facts are imported.")],
     workspace: options.WorkspaceOption = None,
     batch_size: options.BatchSizeOption = 1,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would be written, and change nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be written; change nothing.")] = False,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Write the live facts of another workspace into this one; model and method may differ.
 
-    Their values are sought anew, because a value belongs to the weights it was sought on. Facts that were written here
-    already are passed over, so an import that was cut off goes on with the same command.
+    Their values are searched again, because a value depends on the weights. Facts that this workspace already holds are
+    skipped, so the same command continues an interrupted import.
     """
     from betaedit.cli.edit_workspace import edit_workspace
     from betaedit.ledger.place import find_workspace

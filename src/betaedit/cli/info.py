@@ -1,4 +1,4 @@
-"""``methods``, ``models``, ``doctor`` and ``env``: what there is, what is installed, what would fit."""
+"""``methods``, ``models``, ``doctor`` and ``env``: what is available, what is installed, what fits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _GB = 1e9
 
 def methods(
     config: Annotated[
-        bool, typer.Option("--config", help="List every hyper-parameter instead, by family of methods.")
+        bool, typer.Option("--config", help="List all hyper-parameters instead, by family of methods.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
@@ -63,10 +63,10 @@ def methods(
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show the anatomy of this model.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show where this model would be edited.")] = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """List the models with settings of their own, or show where one model would be edited."""
+    """List the models that have a preset, or show where one model would be edited."""
     if name is not None:
         found = _anatomy(name)
         _print(found, _grid(name, [{"what": key, "is": value} for key, value in found.items()]), json_=json_)
@@ -86,7 +86,7 @@ def models(
 
 
 def doctor(json_: options.JsonOption = False) -> None:
-    """Say what is installed, what this machine can do, and which models would fit."""
+    """Show what is installed, what this machine can do, and which models fit."""
     found = {
         **_environment(),
         "kernels": _kernels(),
@@ -107,7 +107,7 @@ def doctor(json_: options.JsonOption = False) -> None:
 
 
 def env(json_: options.JsonOption = False) -> None:
-    """Print what a bug report needs."""
+    """Print versions and settings for a bug report."""
     found = _environment()
     if json_:
         options.print_json(found)
@@ -118,7 +118,7 @@ def env(json_: options.JsonOption = False) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    """What can be told without torch, so that it is told at once."""
+    """Facts that need no torch, so that they are printed at once."""
     from importlib.resources import as_file, files
 
     from betaedit.compiled.library import describe_library
@@ -136,20 +136,20 @@ def _threads() -> str:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         if os.environ.get(name):
             return f"{os.environ[name]} ({name}){waiting}"
-    return f"torch's own number for {os.cpu_count()} processors (betaedit doctor tells it){waiting}"
+    return f"torch's own number for {os.cpu_count()} processors (see betaedit doctor){waiting}"
 
 
 def _kernels() -> str:
-    """Whether they are there and compute what torch does."""
+    """Whether compiled kernels are available and agree with torch."""
     from betaedit.compiled.library import NoKernelsError
     from betaedit.models.runners.kernels import find_kernels
 
     kernels = find_kernels()
-    return f"none ({kernels})" if isinstance(kernels, NoKernelsError) else "compiled for this processor, and tried"
+    return f"none ({kernels})" if isinstance(kernels, NoKernelsError) else "compiled for this processor, and checked"
 
 
 def _statistics() -> list[str]:
-    """The statistics in the cache, by model and the hashes of their text and matrices; none of them is read whole."""
+    """The statistics in the cache, by model and the hashes of their text and matrices; only headers are read."""
     from betaedit.errors import StatisticsError
     from betaedit.paths import cache_folder
     from betaedit.statistics.origin import read_origin, statistics_label
@@ -157,11 +157,11 @@ def _statistics() -> list[str]:
     found = []
     for file in sorted(cache_folder("moments").glob("*.safetensors")):
         try:
-            told = read_origin(file)
+            origin = read_origin(file)
         except StatisticsError as error:
             found.append(error.message)
         else:
-            found.append(f"{told.get('model', 'unnamed model')}: {statistics_label(told)}")
+            found.append(f"{origin.get('model', 'unnamed model')}: {statistics_label(origin)}")
     return found
 
 
@@ -221,12 +221,12 @@ def _fits() -> list[dict[str, Any]]:
 
 
 def _need(preset: Preset, bytes_per_weight: int, room: float) -> str:
-    """Weights, and the most that editing holds beside them (docs/concepts.md)."""
-    from betaedit.editors.closed_form.memory_estimate import editing_bytes, most_of_a_solver
+    """Weights, and the maximum that editing holds in addition (docs/concepts.md)."""
+    from betaedit.editors.closed_form.memory_estimate import editing_bytes, solver_bytes_bound
 
     shapes = [(preset.hidden_size, preset.mlp_size)] * len(preset.values["layers"])
     weights = int(preset.parameters * 1e9 * bytes_per_weight)
-    need = weights + editing_bytes(len(shapes) * most_of_a_solver(preset.mlp_size), shapes, bytes_per_weight)
+    need = weights + editing_bytes(len(shapes) * solver_bytes_bound(preset.mlp_size), shapes, bytes_per_weight)
     return f"{need / _GB:.1f} GB: {'fits' if need < room else 'too large'}"
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from betaedit.ledger.workspace import Workspace
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="FACT", help="A number, an id, a subject, or a text of the prompt.")
+    list[str] | None,
+    typer.Argument(metavar="FACT", help="A fact: its number, its id, its subject, or a part of its prompt."),
 ]
 
 
@@ -33,15 +34,17 @@ def init(
     statistics: options.StatisticsOption = None,
     storage: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option("--storage", help="Type of the keys and values kept; bfloat16 takes half, and is less exact."),
+        typer.Option(
+            "--storage", help="Type of the stored keys and values; bfloat16 takes half the space and is less exact."
+        ),
     ] = None,
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Make a workspace: a folder that remembers every edit of one model, and takes any of them back.
+    """Make a workspace: a folder that remembers every edit of one model, and can undo any of them.
 
-    Statistics are collected if need be, and kept in it. From then on `betaedit edit` in that folder writes there.
+    Statistics are collected if needed, and stored in it. After that, `betaedit edit` in that folder writes there.
     """
     from rich.console import Console
 
@@ -63,26 +66,29 @@ def init(
         own_facts=True,
     )
     with Workspace.create(folder, editor, storage=storage) as made:
-        told = status(made.store)
+        summary = status(made.store)
     if json_:
-        options.print_json(told)
+        options.print_json(summary)
         return
-    say(console, f"made {folder}: {told['model']}, {told['method']}, layers {told['layers']}")
+    say(console, f"made {folder}: {summary['model']}, {summary['method']}, layers {summary['layers']}")
     say(console, f'write into it: cd {folder}; betaedit edit "The capital of [Japan] is" "Madrid"')
 
 
 def forget(
     facts: Names = None,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="So many of those written last.")] = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Forget the last N facts.")] = None,
     all_matching: Annotated[
-        bool, typer.Option("--all-matching", help="Take all facts that a name means; one is taken by default.")
+        bool,
+        typer.Option(
+            "--all-matching", help="Forget every fact that matches the name; by default an ambiguous name is an error."
+        ),
     ] = False,
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Take facts out of the model: its weights become what the other facts alone make of the original ones."""
-    from betaedit.cli.render import counted, say, told
+    """Forget facts: the weights become those with only the other facts written."""
+    from betaedit.cli.render import counted, describe, say
     from betaedit.ledger.query import to_dict
 
     if not facts and not last:
@@ -95,19 +101,19 @@ def forget(
         options.print_json({"forgotten": [to_dict(fact) for fact in gone], "live": live})
         return
     for fact in gone:
-        say(console, f"forgot {told(fact)}")
-    say(console, f"the model holds {counted(live, 'fact')} now; betaedit restore {before} takes this back")
+        say(console, f"forgot {describe(fact)}")
+    say(console, f"the model holds {counted(live, 'fact')} now; betaedit restore {before} undoes this")
 
 
 def replace(
-    fact: Annotated[str, typer.Argument(help="A number, an id, a subject, or a text of the prompt.")],
+    fact: Annotated[str, typer.Argument(help="A fact: its number, its id, its subject, or a part of its prompt.")],
     target: Annotated[str, typer.Argument(help="The new answer.")],
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Give a fact another answer, in the place of the one it has."""
-    from betaedit.cli.render import one_line, say, told
+    """Replace the answer of a fact."""
+    from betaedit.cli.render import describe, one_line, say
     from betaedit.ledger.query import to_dict
 
     with _opened(workspace, device, json_=json_) as (opened, console):
@@ -116,7 +122,7 @@ def replace(
     if json_:
         options.print_json({"replaced": to_dict(old), "result": result.to_dict(), "says": says})
         return
-    say(console, f"replaced {told(old)}")
+    say(console, f"replaced {describe(old)}")
     say(console, f"now says: {one_line(says)}")
 
 
@@ -126,7 +132,7 @@ def restore(
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Back to the model as it was after an earlier event; restoring can itself be taken back."""
+    """Bring the model back to its state after an earlier event; a restore can itself be undone."""
     from betaedit.cli.render import counted, say
 
     with _opened(workspace, device, json_=json_) as (opened, console):
@@ -140,14 +146,16 @@ def restore(
 
 def check(
     workspace: options.WorkspaceOption = None,
-    reapply: Annotated[bool, typer.Option("--reapply", help="Write the facts again that do not hold.")] = False,
+    reapply: Annotated[
+        bool, typer.Option("--reapply", help="Write again the facts that the model does not answer.")
+    ] = False,
     text: Annotated[
-        Path | None, typer.Option("--text", help="Held-out text for the drift; the package's own by default.")
+        Path | None, typer.Option("--text", help="Held-out text for the drift; default: the package's own.")
     ] = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Ask the model for every live fact: which hold, which slipped, and what did they cost the model?"""
+    """Check which live facts the model still answers, and measure the drift."""
     from betaedit.cli.render import counted, health_table
     from betaedit.ledger.health import check as examine
     from betaedit.ledger.health import reapply as write_again
@@ -171,12 +179,15 @@ def check(
 def verify(
     workspace: options.WorkspaceOption = None,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Also write all live facts again from their keys and values.")
+        bool,
+        typer.Option(
+            "--replay", help="Also write all live facts again from their keys and values, and compare the weights."
+        ),
     ] = False,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Recompute everything the ledger says, from the unedited model on, and compare; leaves with 1 if it differs."""
+    """Recompute the ledger from the unedited model and compare; exits with code 1 if it differs."""
     from betaedit.cli.render import counted, say
 
     with _opened(workspace, device, write=replay, json_=json_) as (opened, console):
@@ -189,20 +200,21 @@ def verify(
     if problems:
         raise typer.Exit(1)
     if not json_:
-        say(console, f"{counted(head, 'event')}, each as it was committed; they lead to these weights")
+        say(console, f"{counted(head, 'event')} unchanged since commit; they give these weights")
 
 
 def gc(
     workspace: options.WorkspaceOption = None,
     purge: Annotated[
-        bool, typer.Option("--purge", help="Drop the keys and values of facts that are not live, too: no way back.")
+        bool,
+        typer.Option("--purge", help="Also drop the keys and values of facts that are not live; cannot be undone."),
     ] = False,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Make the file smaller: keep facts, keys and values, drop what only earlier weights need.
+    """Make the file smaller: keep facts, keys and values; drop what only earlier weights need.
 
-    Earlier points can still be restored, by writing their facts again; not bit for bit then, but to 1e-6.
+    Earlier events can still be restored by writing their facts again: to a relative error of 1e-6, not bit for bit.
     """
     from betaedit.cli.render import say
 
@@ -212,15 +224,15 @@ def gc(
     if json_:
         options.print_json({"freed": freed, "bytes": left})
         return
-    say(console, f"freed {freed / 2**20:.2f} MiB, {left / 2**20:.2f} MiB are left")
+    say(console, f"freed {freed / 2**20:.2f} MiB; the file has {left / 2**20:.2f} MiB")
 
 
 def locate(
     kept: Annotated[str, typer.Argument(metavar="FOLDER", help="A workspace or a run folder.")],
-    model: Annotated[str, typer.Argument(help="Where its unedited model is now: a name or a folder.")],
+    model: Annotated[str, typer.Argument(help="The present place of its unedited model: a name or a folder.")],
     json_: options.JsonOption = False,
 ) -> None:
-    """Say where the model of a workspace or run is, when it has moved; it must be the same model."""
+    """Set the new place of the unedited model of a workspace or run; it must be the same model."""
     from rich.console import Console
 
     from betaedit.cli.render import say
@@ -231,14 +243,14 @@ def locate(
     if json_:
         options.print_json({"path": kept, "model": place})
         return
-    say(Console(), f"{kept} takes its model from {place} now")
+    say(Console(), f"{kept} now loads its model from {place}")
 
 
 @contextmanager
 def _opened(
     folder: Path | None, device: str | None, *, write: bool = True, json_: bool = False
 ) -> Iterator[tuple[Workspace, Console]]:
-    """The workspace that the options mean, and the console to speak on."""
+    """The workspace that the options name, and the console to print to."""
     from rich.console import Console
 
     from betaedit.cli.render import Bars

@@ -1,4 +1,4 @@
-"""``betaedit log | show | status | diff``: what a workspace knows, without loading its model unless asked to."""
+"""``betaedit log | show | status | diff``: what a workspace holds; the model is loaded only for ``diff --drift``."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ if TYPE_CHECKING:
     from betaedit.evaluation.drift import Drift
     from betaedit.ledger.store import Event, FactVersion, Store
 
-_SHOWN = 50  # of a long log, where nobody asks for more
+_SHOWN = 50  # rows of a long log without --last
 _COLORS = {"live": "green", "replaced": "yellow", "forgotten": "red", "undone": "dim"}
 
 
 def log(
-    subject: Annotated[str | None, typer.Option("--subject", help="Only facts about it.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="Only facts about this subject.")] = None,
     state: Annotated[
-        Literal["live", "replaced", "forgotten", "undone"] | None, typer.Option("--state", help="Only facts in it.")
+        Literal["live", "replaced", "forgotten", "undone"] | None,
+        typer.Option("--state", help="Only facts in this state."),
     ] = None,
-    since: Annotated[str | None, typer.Option("--since", help="Written that day or later: 2026-11-21 (UTC).")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Written that day or before: 2026-11-21 (UTC).")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only facts written on this day or later: 2026-11-21 (UTC).")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Only facts written on this day or before: 2026-11-21 (UTC).")
+    ] = None,
     last: Annotated[
         int | None,
-        typer.Option("--last", min=1, help=f"Only so many, the newest; {_SHOWN} facts by default, all with --json."),
+        typer.Option("--last", min=1, help=f"Only the newest N; default: {_SHOWN} facts, all with --json."),
     ] = None,
-    events: Annotated[bool, typer.Option("--events", help="What was done, instead of the facts.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="List events instead of facts.")] = False,
     workspace: options.WorkspaceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """List the facts of a workspace, with what became of them."""
+    """List the facts of a workspace with their states."""
     from betaedit.cli.render import counted
     from betaedit.ledger.query import select, to_dict
 
@@ -54,18 +59,21 @@ def log(
     if json_:
         options.print_json({"edits": [to_dict(fact) for fact in facts]})
         return
-    told = counted(total, "fact") if len(facts) == total else f"the last {len(facts)} of {total} facts"
-    _print(_facts_table(facts), told)
+    caption = counted(total, "fact") if len(facts) == total else f"the last {len(facts)} of {total} facts"
+    _print(_facts_table(facts), caption)
 
 
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="FACT", help="A number, as `betaedit log` lists it; or as for `betaedit forget`.")
+        str,
+        typer.Argument(
+            metavar="FACT", help="A fact: its number in `betaedit log`, its id, its subject, or a part of its prompt."
+        ),
     ],
     workspace: options.WorkspaceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show one fact: every time it was written, what that took, and what became of it."""
+    """Show one fact: each time it was written, with figures and state."""
     from betaedit.ledger.query import history, to_dict
 
     with closing(_store(workspace)) as store:
@@ -78,13 +86,13 @@ def show(
 
 
 def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption = False) -> None:
-    """Say what a workspace holds: model, method, facts by state, size."""
-    from betaedit.ledger.query import status as told_by
+    """Show what a workspace holds: model, method, facts by state, size."""
+    from betaedit.ledger.query import status as workspace_status
 
     with closing(_store(workspace)) as store:
-        told = told_by(store)
+        summary = workspace_status(store)
     if json_:
-        options.print_json(told)
+        options.print_json(summary)
         return
     from rich.table import Table
     from rich.text import Text
@@ -92,33 +100,35 @@ def status(workspace: options.WorkspaceOption = None, json_: options.JsonOption 
     from betaedit.cli.render import day_and_time
 
     table = Table(show_header=False)
-    last, per_fact = told["last"], told["bytes_per_fact"]
+    last, per_fact = summary["last"], summary["bytes_per_fact"]
     for name in ("workspace", "model", "method", "storage"):
-        table.add_row(name, Text(str(told[name])))
-    table.add_row("facts", ", ".join(f"{told[name]} {name}" for name in _COLORS))
-    table.add_row("events", f"{told['events']}; the last: {last['kind']}, {day_and_time(last['at'])} UTC")
+        table.add_row(name, Text(str(summary[name])))
+    table.add_row("facts", ", ".join(f"{summary[name]} {name}" for name in _COLORS))
+    table.add_row("events", f"{summary['events']}; the last: {last['kind']}, {day_and_time(last['at'])} UTC")
     each = "" if per_fact is None else f", {per_fact / 1000:.0f} kB a fact"
-    table.add_row("size", f"{told['bytes'] / 2**20:.1f} MiB{each}")
+    table.add_row("size", f"{summary['bytes'] / 2**20:.1f} MiB{each}")
     _print(table)
 
 
 def diff(
     before: Annotated[int, typer.Argument(help="An event; `betaedit log --events` lists them.")],
-    after: Annotated[int | None, typer.Argument(help="A later event; the last one by default.")] = None,
+    after: Annotated[int | None, typer.Argument(help="A later event; default: the last one.")] = None,
     drift: Annotated[
-        bool, typer.Option("--drift", help="Load the model and compare its two states on ordinary text, too.")
+        bool, typer.Option("--drift", help="Also load the model and compare its two states on ordinary text.")
     ] = False,
-    text: Annotated[Path | None, typer.Option("--text", help="That text; the package's own by default.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="The text for --drift; default: the package's own.")
+    ] = None,
     workspace: options.WorkspaceOption = None,
     device: options.DeviceOption = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Compare two points: which facts came and went, how far the weights moved, and what that did to the model."""
+    """Compare two events: facts gained and lost, the distance of the weights, and with --drift the model's outputs."""
     from betaedit.ledger.query import compare, to_dict
     from betaedit.ledger.weights import distances
 
     if text is not None and not drift:
-        raise ConfigError("--text is what --drift compares on.", hint="Add --drift, or leave --text out.")
+        raise ConfigError("--text needs --drift.", hint="Add --drift, or leave --text out.")
     with closing(_store(workspace)) as store:
         end = store.head if after is None else after
         found, moved = compare(store, before, end), distances(store, before, end)
@@ -126,23 +136,22 @@ def diff(
     if json_:
         layers = None if moved is None else {str(layer): distance for layer, distance in moved.items()}
         facts = {name: [to_dict(fact) for fact in getattr(found, name)] for name in ("gained", "lost")}
-        told = None if measured is None else _two_points(measured)
-        options.print_json({"before": before, "after": end, **facts, "weights_moved": layers, "drift": told})
+        drifted = None if measured is None else _two_points(measured)
+        options.print_json({"before": before, "after": end, **facts, "weights_moved": layers, "drift": drifted})
         return
     from rich.console import Console
 
-    from betaedit.cli.render import say
-    from betaedit.cli.render import told as described
+    from betaedit.cli.render import describe, say
 
     console = Console()
     for sign, color, facts_ in (("-", "red", found.lost), ("+", "green", found.gained)):
         for fact in facts_:
-            say(console, f"{sign} {described(fact)}", color)
-    distance = "unknown: gc dropped what leads there" if moved is None else _by_layer(moved)
+            say(console, f"{sign} {describe(fact)}", color)
+    distance = "unknown: gc dropped what is needed to compute it" if moved is None else _by_layer(moved)
     say(console, f"weights moved (Frobenius norm): {distance}")
     if measured is not None:
         moved_by = f"{measured.unedited_perplexity:.2f} -> {measured.perplexity:.2f}"
-        say(console, f"perplexity on ordinary text: {moved_by}; the same next token {measured.agreement.mean:.2%}")
+        say(console, f"perplexity on ordinary text: {moved_by}; same next token: {measured.agreement.mean:.2%}")
 
 
 def _two_points(drift: Drift) -> dict[str, Any]:
@@ -219,10 +228,10 @@ def _versions_table(found: list[FactVersion], ends: dict[int, Event]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from betaedit.cli.render import day_and_time, told
+    from betaedit.cli.render import day_and_time, describe
 
-    columns = ("event", "when (UTC)", "held", "probability", "sought", "evaluations", "seconds", "until")
-    table = Table(*columns, title=Text(told(found[-1])), title_justify="left")
+    columns = ("event", "when (UTC)", "held", "probability", "search prob.", "evaluations", "seconds", "until")
+    table = Table(*columns, title=Text(describe(found[-1])), title_justify="left")
     for version in found:
         figures: dict[str, Any] = version.figures
         measured = figures.get("measured_probability")
@@ -233,7 +242,7 @@ def _versions_table(found: list[FactVersion], ends: dict[int, Event]) -> Table:
             figures.get("status") or "not measured",
             "-" if measured is None else f"{measured:.3f}",
             f"{figures.get('sought_probability', figures.get('target_probability')):.3f}",
-            str(figures["n_evaluations"]),
+            str(figures.get("evaluations", figures.get("n_evaluations", "-"))),
             f"{figures['seconds']:.2f}",
             until or "live",
         )

@@ -38,7 +38,7 @@ _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 app = typer.Typer(
     name="betaedit",
-    help="Write facts into open-weight language models, one after another, without wrecking the model.",
+    help="Write facts into open-weight language models, one after another, without damaging the model.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
@@ -63,8 +63,7 @@ _MEASURED = (
     env,
 )
 _KEPT = (init, log, show, status, diff, forget, replace, restore, import_facts, check, verify, gc, locate)
-# Words that Python keeps for itself, and a hyphen.
-_RENAMED = {evaluate: "eval", import_facts: "import", train_editor: "train-editor"}
+_RENAMED = {evaluate: "eval", import_facts: "import", train_editor: "train-editor"}  # reserved words, and a hyphen
 for measured in _MEASURED:
     app.command(name=_RENAMED.get(measured))(measured)
 for kept in _KEPT:
@@ -80,7 +79,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the library's log.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, stream=sys.stderr, format="%(message)s")
@@ -90,7 +91,7 @@ def _root(
 
 
 def _check_current_folder() -> None:
-    """Refuse to work in a folder that was deleted: libraries that torch loads there end the process without a word."""
+    """Refuse to work in a deleted folder: libraries that torch loads there end the process without a message."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
@@ -98,14 +99,14 @@ def _check_current_folder() -> None:
 
 
 def main() -> None:
-    """Run the program; deliberate errors become one message on stderr and a stable exit code."""
+    """Run the program; errors of this package become one message on stderr and a stable exit code."""
     # Read when torch is loaded. Threads that spin while they wait take the cores from other programs, and from the
     # thread they wait for: two of them took six times as long as one on a busy machine (docs/benchmarks.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a fact
+            stream.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a fact
     try:
         app()
     except BetaEditError as error:
@@ -114,30 +115,30 @@ def main() -> None:
         _report(error)
         sys.exit(exit_code(error))
     except OSError as error:
-        if os.environ.get("BETAEDIT_DEBUG") or (told := _of_the_system(error)) is None:
+        if os.environ.get("BETAEDIT_DEBUG") or (system_error := _of_the_system(error)) is None:
             raise
-        _report(told)
+        _report(system_error)
         sys.exit(1)
 
 
 def _open_closed_streams() -> None:
-    """Let streams that are closed lead nowhere: else the files that are opened next would take their numbers."""
+    """Open closed streams on the null device; otherwise the next opened files would get their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 def _of_the_system(error: OSError) -> BetaEditError | None:
-    """What the system says against a file or the output; ``None`` for all else."""
+    """The error of the system about a file or the output; ``None`` for any other."""
     if error.filename is not None:
-        hint = "Look at the place, its rights and the room on the disk."
+        hint = "Check the path, its permissions and the free space on the disk."
         return BetaEditError(f"{error.filename}: {error.strerror}.", hint=hint)
     if error.errno not in _UNWRITTEN:
         return None
     with suppress(OSError, ValueError):  # what is still to be written would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OutputError(
-        f"the output cannot be written: {error.strerror}.", hint="Make room on the disk, then repeat the command."
+        f"the output cannot be written: {error.strerror}.", hint="Free some disk space, then repeat the command."
     )
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
-# A slip is told at once: the library's own checks come after it has imported torch.
+# Typos are reported before torch is imported; the library's own checks come later.
 
 
 def _checked_model(name: str) -> str:
@@ -80,23 +80,29 @@ ModelOption = Annotated[
 MethodOption = Annotated[
     str, typer.Option("--method", callback=_checked_method, help="An editing method; see `betaedit methods`.")
 ]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto keeps the checkpoint's.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto: the checkpoint's own type.")]
 OwnDtypeOption = Annotated[
-    Dtype | None, typer.Option("--dtype", help="Type of the weights; a run's or workspace's own, else float32.")
+    Dtype | None,
+    typer.Option("--dtype", help="Type of the weights; default: that of the run or workspace, else float32."),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one.")]
-DeviceMapOption = Annotated[str | None, typer.Option("--device-map", help="Spread over devices, as accelerate: auto.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option("--device-map", help="Spread the model over several devices (accelerate's device_map, e.g. auto)."),
+]
 RunnerOption = Annotated[
     RunnerName,
-    typer.Option("--runner", help="What runs the layers; auto is the fastest. To trace a wrong number, try modules."),
+    typer.Option(
+        "--runner", help="How layers are computed; auto is the fastest. To trace a wrong number, try modules."
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Decides sampled contexts and sampled text.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the sampled contexts and the sampled text.")]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
         callback=_checked_config,
-        help="Hyper-parameters from a YAML, JSON or TOML file, over the preset.",
+        help="A YAML, JSON or TOML file of hyper-parameters; overrides the preset.",
     ),
 ]
 SetOption = Annotated[
@@ -105,7 +111,7 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         callback=_checked_settings,
-        help="One hyper-parameter, over all else. Repeatable.",
+        help="Set one hyper-parameter; overrides preset and file. Repeatable.",
     ),
 ]
 PresetOption = Annotated[
@@ -113,21 +119,23 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         callback=_checked_preset,
-        help="A preset of `betaedit models`, untuned, or a file of `betaedit calibrate`; the model's own by default.",
+        help="A preset of `betaedit models`, untuned, or a file of `betaedit calibrate`; default: the model's own.",
     ),
 ]
 StatisticsOption = Annotated[
     Path | None, typer.Option("--statistics", help="Second moments from a file of `betaedit statistics --save`.")
 ]
 FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on; - for a pipe.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first facts of the file.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N facts of the file.")]
 ZsreTargetOption = Annotated[
     Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")]
-EvaluateAtOption = Annotated[str, typer.Option("--evaluate-at", help="Measure after so many edits too: 30,300,1000.")]
+EvaluateAtOption = Annotated[
+    str, typer.Option("--evaluate-at", help="Also measure after these numbers of edits: 30,300,1000.")
+]
 TextOption = Annotated[
-    Path | None, typer.Option("--text", help="Held-out text for the perplexity; the package's own by default.")
+    Path | None, typer.Option("--text", help="Held-out text for the perplexity; default: the package's own.")
 ]
 AlsoOption = Annotated[
     str,
@@ -138,26 +146,35 @@ TasksOption = Annotated[
 ]
 TestsOption = Annotated[int, typer.Option("--tests", min=1, help="Items per ability task.")]
 JudgeOption = Annotated[
-    str | None, typer.Option("--judge", help="An OpenAI-compatible address that judges answers; words by default.")
+    str | None,
+    typer.Option(
+        "--judge",
+        help="URL of an OpenAI-compatible server that judges answers; default: answers are compared word by word.",
+    ),
 ]
-JudgeModelOption = Annotated[str | None, typer.Option("--judge-model", help="The judging model's name there.")]
+JudgeModelOption = Annotated[
+    str | None, typer.Option("--judge-model", help="Name of the judge's model on that server.")
+]
 FormOption = Annotated[
     Literal["completion", "chat", "both"] | None,
-    typer.Option("--form", help="Write for the plain prompt, for the chat template, or both; the preset's by default."),
+    typer.Option("--form", help="Write for the plain prompt, for the chat template, or both; default: the preset's."),
 ]
 ParaphrasesOption = Annotated[
     Literal["written", "unseen"] | None,
-    typer.Option("--paraphrases", help="written: a record's own take part in writing; unseen: measured only."),
+    typer.Option(
+        "--paraphrases", help="written: a record's paraphrases are used in writing; unseen: they are only measured."
+    ),
 ]
 FailUnderOption = Annotated[
     float | None,
-    typer.Option("--fail-under", min=0.0, max=1.0, help="Leave with 10 when a smaller share of the facts is held."),
+    typer.Option("--fail-under", min=0.0, max=1.0, help="Exit with code 10 if a smaller share of the facts is held."),
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="Show every fact, also where there are hundreds.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Show every fact, even if there are hundreds.")]
 WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="A workspace; the one the current folder lies in, by default.")
+    Path | None,
+    typer.Option("--workspace", "-w", help="A workspace; default: the one that contains the current folder."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 
 
 def overrides(config: Path | None, settings: list[str] | None, seed: int | None) -> dict[str, Any]:
@@ -187,7 +204,7 @@ def variants(text: str) -> list[Variant]:
     for part in _split(text):
         match = re.fullmatch(r"([^\[\]]+)(?:\[(.*)\])?", part)
         if match is None:
-            raise ConfigError(f"--methods: {part!r} is no method with settings in brackets.", hint=hint)
+            raise ConfigError(f"--methods: {part!r} is not a method with settings in brackets.", hint=hint)
         settings: dict[str, Any] = {}
         for setting in _split(match[2] or ""):
             settings |= _setting(setting, "--methods:", hint)
@@ -203,7 +220,7 @@ def _setting(text: str, option: str, hint: str) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between those commas that stand in no bracket."""
+    """The parts between the commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "[") - (letter == "]")
@@ -215,7 +232,7 @@ def _split(text: str) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """A list, number or truth value where the text is one (YAML), else the text itself."""
+    """A list, number or truth value if the text is one in YAML, else the text itself."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -258,7 +275,7 @@ def load_editor(
     )
     if runner == "auto" and editor.language_model.device.type == "cpu" and isinstance(find_kernels(), NoCompilerError):
         logger.warning(
-            "there is no C compiler here: with one (gcc or clang, or what CC names) searches take half of the time."
+            "no C compiler was found; with one (gcc, clang, or the one that CC names) searches take half of the time."
         )
     return editor
 
@@ -274,12 +291,12 @@ def measures(
     by_harness: bool = False,
     quick: bool = False,
 ) -> Measures:
-    """What a checkpoint shall measure; ``by_harness`` says that lm-evaluation-harness reads the tasks, too.
+    """What a checkpoint measures.
 
-    ``quick`` leaves drift out.
+    ``by_harness`` says that lm-evaluation-harness reads the tasks, too; ``quick`` leaves drift out.
 
     Raises:
-        ConfigError: A figure is unknown, abilities have no folder, or an option needs another that is not there.
+        ConfigError: A figure is unknown, abilities have no folder, or an option needs another that is missing.
     """
     from betaedit.experiments.record import EXTRAS
 
@@ -288,15 +305,17 @@ def measures(
     if unknown:
         raise ConfigError(f"--also: there is no figure {unknown[0]!r}.", hint=f"Choose from {', '.join(EXTRAS)}.")
     if "abilities" in extras and tasks is None:
-        raise ConfigError("abilities need the tasks' files.", hint="Name their folder with --tasks FOLDER.")
+        raise ConfigError(
+            "--also abilities needs the files of its tasks.", hint="Name their folder with --tasks FOLDER."
+        )
     if (judge is None) != (judge_model is None):
-        raise ConfigError("a judge needs an address and a model.", hint="Give --judge URL and --judge-model NAME.")
+        raise ConfigError("--judge and --judge-model belong together.", hint="Give --judge URL and --judge-model NAME.")
     if judge is not None and "questions" not in extras:
-        raise ConfigError("a judge judges the answers to questions.", hint="Add --also questions.")
+        raise ConfigError("--judge needs --also questions.", hint="Add --also questions.")
     if tasks is not None and "abilities" not in extras and not by_harness:
-        raise ConfigError("--tasks is for abilities.", hint="Add --also abilities.")
+        raise ConfigError("--tasks needs --also abilities.", hint="Add --also abilities.")
     if quick and text is not None:
-        raise ConfigError("--text is for drift, which --quick leaves out.", hint="Give one of them.")
+        raise ConfigError("--text and --quick cannot be combined.", hint="Give one of them.")
     from betaedit.evaluation.judge import EndpointJudge, MatchJudge
     from betaedit.experiments.figures import Measures
     from betaedit.statistics.corpus import TextFiles
@@ -317,12 +336,12 @@ def numbers(option: str, text: str) -> list[int]:
     """A list of whole numbers with commas between them.
 
     Raises:
-        ConfigError: Something is no number.
+        ConfigError: A part is not a number.
     """
     try:
         return [int(part) for part in names(text)]
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is no list of numbers.", hint=f"Write {option} 30,300.") from error
+        raise ConfigError(f"{option} {text!r} is not a list of numbers.", hint=f"Write {option} 30,300.") from error
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -331,10 +350,10 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def check_new(option: str, path: Path | None) -> None:
-    """Refuse to write over anything but an empty folder, and where nothing can be written.
+    """Refuse to overwrite anything but an empty folder, and a place that is not writable.
 
     Raises:
-        ConfigError: There is something, or it cannot be made.
+        ConfigError: The path exists and is not empty, or cannot be made.
     """
     if path is None:
         return
@@ -345,12 +364,12 @@ def check_new(option: str, path: Path | None) -> None:
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ConfigError(
-            f"{option} {path}: {place} takes no files.", hint="Name another place, or change its permissions."
+            f"{option} {path}: cannot write to {place}.", hint="Name another place, or change its permissions."
         )
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars, notices and retries off the terminal; ours say what is going on."""
+    """Turn off the libraries' own progress bars and notices; ours show the progress."""
     import huggingface_hub
     import transformers
 

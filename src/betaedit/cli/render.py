@@ -1,4 +1,4 @@
-"""What people see: progress bars, tables, highlighted tokens."""
+"""Terminal output: progress bars, tables, highlighted tokens."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class _Bar:
 
 
 class Bars:
-    """Progress bars on stderr, with a rate and an estimate; quiet when stderr is no terminal."""
+    """Progress bars on stderr, with a rate and an estimate; silent when stderr is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """One bar; none if there is nothing to do."""
+        """A progress bar; none if there is nothing to do."""
         if total == 0:
             with SilentProgress().task(description, total, unit) as silent:
                 yield silent
@@ -89,7 +89,7 @@ class Bars:
 def highlighted(plan: PlannedEdit) -> Text:
     """The prompt as tokens, its lookup token between ``>`` and ``<``, and the new target after an arrow.
 
-    Signs say which token it is, so that a pipe, a log and a screen reader do; colors only help to find it.
+    Signs mark the token, so that it is also found in a pipe, a log and a screen reader; colors are an addition.
     """
     text = Text()
     for index, token in enumerate(plan.tokens):
@@ -106,17 +106,17 @@ def highlighted(plan: PlannedEdit) -> Text:
 
 
 def _on_one_line(token: str) -> str:
-    """A token with its line ends and tabs as one types them."""
+    """A token with its line ends and tabs escaped."""
     return token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def told(version: FactVersion) -> str:
+def describe(version: FactVersion) -> str:
     """A fact of a workspace in one line."""
     return f"#{version.number}: {one_line(version.fact.text)} -> {one_line(version.fact.target_new)}"
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print ``text`` as it stands: brackets and colons of facts and folders are no markup, and no line is broken."""
+    """Print ``text`` unchanged: brackets and colons are not markup, and no line is broken."""
     console.print(Text(text, style), soft_wrap=True)
 
 
@@ -126,18 +126,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def corrected_facts(number: int) -> str:
-    """How many facts do not count, and why."""
+    """How many facts are left out of the means, and why."""
     verb = "is" if number == 1 else "are"
     return f"{counted(number, 'fact')} that a later line corrects {verb} left out of efficacy and generality"
 
 
 def day_and_time(at: str) -> str:
-    """A time of the ledger in few letters, UTC: ``2026-11-21 19:53``."""
+    """A time of the ledger, shortened, UTC: ``2026-11-21 19:53``."""
     return at[:16].replace("T", " ")
 
 
 def health_table(health: Health, when: str) -> Table:
-    """Which facts hold, and what they cost."""
+    """The facts that the model answers, and the drift."""
     table = Table("figure", when, "what it says")
     drift, holding = health.drift, health.holding
     change = drift.perplexity / drift.unedited_perplexity - 1
@@ -147,7 +147,7 @@ def health_table(health: Health, when: str) -> Table:
     table.add_row("perplexity", f"{drift.perplexity:.2f}", f"{change:+.2%} on text that no edit saw")
     table.add_row("agreement", f"{drift.agreement.mean:.2%}", "of that text's next tokens are the unedited model's")
     for fact in health.slipped:
-        table.add_row("[red]slipped[/]", "", Text(told(fact)))
+        table.add_row("[red]slipped[/]", "", Text(describe(fact)))
     return table
 
 
@@ -164,19 +164,19 @@ def summary_table(report: RunReport) -> Table:
     table.add_column("after", justify="right")
     table.add_column("what it says", style="dim")
     rows: tuple[tuple[str, EditFigure, EditFigure, str], ...] = (
-        ("efficacy", report.before.efficacy, report.after.efficacy, "the prompt says the new answer"),
-        ("generality", report.before.generality, report.after.generality, "other wordings say it too"),
+        ("efficacy", report.before.efficacy, report.after.efficacy, "the model gives the new answer"),
+        ("generality", report.before.generality, report.after.generality, "and after other wordings"),
         ("specificity", report.before.specificity, report.after.specificity, "neighbors keep their own answer"),
     )
     for name, was, now, meaning in rows:
         _add_figure(table, name, was, now, meaning)
     if (kept := report.after.neighbors_kept) is not None:
-        table.add_row("neighbors kept", "100%", _share(kept), "neighbors go on as before, answer known or not")
+        table.add_row("neighbors kept", "100%", _share(kept), "neighbors whose answer is unchanged")
     if corrected := report.after.corrected:
         table.caption = corrected_facts(corrected)
     _add_drift(table, report)
     for name, value in report.after.measures.items():
-        table.add_row(name, _further(report.before.measures.get(name)), _further(value), "")
+        table.add_row(name, _value(report.before.measures.get(name)), _value(value), "")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
 
@@ -196,7 +196,7 @@ def _add_drift(table: Table, report: RunReport) -> None:
 
 
 def short_columns(first: str, *names: str) -> Table:
-    """A plain table whose names and figures stay whole in a narrow terminal: only its first column folds."""
+    """A plain table whose names and figures are not cut in a narrow terminal: only its first column folds."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold")
     for name in names:
@@ -205,11 +205,11 @@ def short_columns(first: str, *names: str) -> Table:
 
 
 def held_table(facts: Sequence[HeldFact], edits: int, all_: bool) -> Table:
-    """Which runs hold each fact; without ``all_`` only the first of them, those on which runs differ before others."""
+    """Which runs hold each fact; without ``all_`` only the first, those on which runs differ before the others."""
     shown, runs = facts if all_ else facts[:_FACTS_SHOWN], list(facts[0].held)
     title = f"facts held after {counted(edits, 'edit')}"
     table = Table("fact", "wanted", box=SIMPLE, padding=(0, 1, 0, 0), title=title)
-    # Names that would leave no room for the facts stand below the table, under a letter each.
+    # Long names would leave no room for the facts: they are replaced by letters, explained below the table.
     lettered = sum(map(len, runs)) > _LONGEST_NAMES
     heads = [_letter(place) for place in range(len(runs))] if lettered else runs
     for head in heads:
@@ -218,12 +218,14 @@ def held_table(facts: Sequence[HeldFact], edits: int, all_: bool) -> Table:
         marks = ("-" if held is None else "held" if held else "no" for held in fact.held.values())
         corrected = " (corrected later)" if fact.corrected else ""
         table.add_row(Text(one_line(fact.prompt) + corrected), Text(one_line(fact.wanted)), *marks)
-    told = [f"{head}: {name}" for head, name in zip(heads, runs, strict=True)] if lettered else []
+    notes = [f"{head}: {name}" for head, name in zip(heads, runs, strict=True)] if lettered else []
     if len(runs) > 1:
-        told.append(f"{counted(sum(fact.rank == 0 for fact in facts), 'fact')} of {len(facts):,} told apart")
+        notes.append(
+            f"{counted(sum(fact.rank == 0 for fact in facts), 'fact')} of {len(facts):,} on which the runs differ"
+        )
     if len(shown) < len(facts):
-        told.append(f"{len(facts) - len(shown):,} more with --all")
-    table.caption = Text("; ".join(told))
+        notes.append(f"{len(facts) - len(shown):,} more with --all")
+    table.caption = Text("; ".join(notes))
     return table
 
 
@@ -233,14 +235,14 @@ def _letter(place: int) -> str:
 
 
 def comparison_lines(comparisons: Sequence[Comparison], all_: bool) -> list[str]:
-    """Verdicts on pairs of runs; without ``all_`` those of earlier checkpoints only where they are decided."""
+    """Verdicts on pairs of runs; without ``all_``, earlier checkpoints only if they are decided."""
     last = max((each.edits for each in comparisons), default=0)
     shown = [each for each in comparisons if all_ or each.decided or each.edits == last]
     lines = []
     for edits in dict.fromkeys(each.edits for each in shown):
         lines += [f"after {counted(edits, 'edit')}:", *(f"  {each.verdict}" for each in shown if each.edits == edits)]
     if left := len(comparisons) - len(shown):
-        lines.append(f"{left:,} more at earlier checkpoints could not be told apart: --all lists them")
+        lines.append(f"{counted(left, 'undecided comparison')} at earlier checkpoints: --all lists them")
     return lines
 
 
@@ -263,7 +265,7 @@ def _forms(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def both_forms(figure: EditFigure) -> str:
-    """An edit metric in few letters: probability / argmax."""
+    """An edit metric as probability / argmax."""
     return " / ".join("-" if mean is None else f"{mean.mean:.2f}" for mean in (figure.probability, figure.argmax))
 
 
@@ -276,7 +278,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def _further(value: Mean | float | None) -> str:
+def _value(value: Mean | float | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _share(value)
 
 

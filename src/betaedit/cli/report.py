@@ -12,13 +12,13 @@ from betaedit.cli import options
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Write one HTML file about one or several runs: verdict, curves, worst prompts, settings.
 
-    The file needs no network and no other file.
+    The file works without a network and without other files.
     """
     from rich.console import Console
     from rich.markup import escape

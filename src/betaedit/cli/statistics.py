@@ -1,4 +1,4 @@
-"""``betaedit statistics``: second moments of the keys, collected, shown and kept."""
+"""``betaedit statistics``: second moments of the keys: collect, show and save them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ def statistics(
     model: options.ModelOption = "smollm2",
     corpus: Annotated[
         str | None,
-        typer.Option("--corpus", help="self (sampled from the model), a text or JSONL file, dataset:owner/name."),
+        typer.Option(
+            "--corpus", help="self (text sampled from the model), a text or JSONL file, or dataset:owner/name."
+        ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Token budget.")] = None,
-    layers: Annotated[str | None, typer.Option("--layers", help="Such as 4,5,6,7,8; the preset's by default.")] = None,
-    file: Annotated[Path | None, typer.Option("--from", help="Show this file instead of collecting.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Number of tokens to collect.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers, e.g. 4,5,6,7,8; default: those of the preset.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--from", help="Show this file of statistics instead of collecting.")
+    ] = None,
     anchor: Annotated[
-        Path | None, typer.Option("--norm-anchor", help="Facts from which to measure value_norm_anchor.")
+        Path | None, typer.Option("--norm-anchor", help="Measure value_norm_anchor on these facts.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of them.")] = 1000,
-    save: Annotated[Path | None, typer.Option("--save", help="Keep the matrices in this safetensors file.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of facts for --norm-anchor.")] = 1000,
+    save: Annotated[Path | None, typer.Option("--save", help="Save the matrices to this safetensors file.")] = None,
     seed: options.SeedOption = None,
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
@@ -50,7 +56,7 @@ def statistics(
     values = options.overrides(config, set_, seed)
     chosen = None if layers is None else options.numbers("--layers", layers.strip("[] "))
     if file is not None and (corpus is not None or tokens is not None):
-        raise ConfigError("--from reads statistics that are there.", hint="Leave out --corpus and --tokens.")
+        raise ConfigError("--from cannot be combined with --corpus and --tokens.", hint="Leave out one of them.")
     given = {"statistics_corpus": corpus, "statistics_tokens": tokens, "layers": chosen}
     values = {**values, **{key: value for key, value in given.items() if value is not None}}
     console = Console(stderr=json_)
@@ -82,7 +88,7 @@ def statistics(
 
 
 def spectrum(editing: ClosedForm, progress: Progress) -> dict[str, Any]:
-    """Per layer: trace, share of the largest direction, and the null space under the threshold."""
+    """Per layer: trace, share of the largest eigenvalue, and the null space below the threshold."""
     from betaedit.editors.closed_form.spectra import spectra
 
     threshold = editing.config.nullspace_threshold

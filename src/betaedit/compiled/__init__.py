@@ -1,4 +1,4 @@
-"""Code in C for CPUs, compiled for the processor at hand; without a compiler torch does the work.
+"""C code for CPUs, compiled for the local processor; torch is used without a compiler.
 
 This room knows compilers and threads; models/runners and memory say what is computed.
 """

@@ -1,4 +1,4 @@
-"""A C source as a library of this process, compiled once for the processor and kept in the cache."""
+"""Compiles a C source for this processor, caches the library and loads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from betaedit.files import atomic_write
 from betaedit.paths import cache_folder
 
 SWITCH = "BETAEDIT_NATIVE"
-"""An environment variable: at 0 the kernels are left alone."""
+"""An environment variable; 0 disables the kernels."""
 
 _SHARED = Path(__file__).with_name("team.h")
 _COMPILERS = ("cc", "gcc", "clang")
@@ -37,29 +37,29 @@ _Bound = TypeVar("_Bound")
 
 
 class NoKernelsError(Exception):
-    """Why there are no kernels here, in a few words."""
+    """The reason why there are no kernels."""
 
 
 class NoCompilerError(NoKernelsError):
-    """Because nothing compiles them."""
+    """There is no C compiler."""
 
 
 def find_bound(
     source: Path, bind: Callable[[ctypes.CDLL], _Bound], agrees: Callable[[_Bound], bool]
 ) -> _Bound | NoKernelsError:
-    """What ``bind`` makes of the library of ``source``, or why there is none that ``agrees`` with torch."""
+    """The result of ``bind`` on the library of ``source``, or the reason why none ``agrees`` with torch."""
     try:
         bound = bind(load_library(source))
     except NoKernelsError as error:
         return error
-    return bound if agrees(bound) else NoKernelsError("what was compiled computes something else")
+    return bound if agrees(bound) else NoKernelsError("the compiled code does not agree with torch")
 
 
 def load_library(source: Path) -> ctypes.CDLL:
     """The library of ``source``, which includes ``team.h``; its threads are those of torch.
 
     Raises:
-        NoKernelsError: There is no compiler, it fails, or torch's threads are not of a kind that can be used.
+        NoKernelsError: There is no compiler, it fails, or torch's thread library cannot be used.
     """
     if os.environ.get(SWITCH) == "0":
         raise NoKernelsError(f"{SWITCH}=0")
@@ -77,7 +77,7 @@ def _team() -> ctypes.CDLL:
         raise NoKernelsError(f"not tried on {platform.system()}")
     lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     mapped = [Path(path) for path in dict.fromkeys(line[line.find("/") :] for line in lines if "/" in line)]
-    mapped.sort(key=lambda path: not {"torch", "torch.libs"} & set(path.parts[-3:]))  # other packages bring their own
+    mapped.sort(key=lambda path: not {"torch", "torch.libs"} & set(path.parts[-3:]))  # other packages have their own
     for path in mapped:
         if path.name.startswith(("libgomp", "libiomp5", "libomp")):
             with suppress(OSError):
@@ -88,25 +88,25 @@ def _team() -> ctypes.CDLL:
 
 
 def describe_library(source: Path) -> str:
-    """Whether there is a library of ``source`` here, in a few words; nothing is compiled or loaded for it."""
+    """The state of the library of ``source``, in a few words; nothing is compiled or loaded."""
     try:
         if os.environ.get(SWITCH) == "0":
             raise NoKernelsError(f"{SWITCH}=0")
         compiler = _compiler()
         made = (cache_folder("kernels") / _name(source, compiler)).is_file()
     except (NoKernelsError, OSError) as error:
-        return f"none, so searches for values on a CPU take longer ({error})"
+        return f"none, so value searches on a CPU take longer ({error})"
     return "compiled for this processor" if made else f"compiled when they are first needed, by {compiler[0]}"
 
 
 def _loaded(source: Path) -> ctypes.CDLL:
-    """That of the cache; one compiled now, where there is none or it cannot be loaded."""
+    """The cached library, or a new one if there is none or it cannot be loaded."""
     compiler = _compiler()
     name = _name(source, compiler)
     kept: Path | None = None
     with suppress(OSError):
         kept = cache_folder("kernels") / name
-        if kept.stat().st_uid in (0, os.getuid()):  # code that somebody else put there is not run
+        if kept.stat().st_uid in (0, os.getuid()):  # do not run code of another user
             return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="betaedit-") as folder:
         made = Path(folder) / name
@@ -126,7 +126,7 @@ def _compiler() -> list[str]:
 
 
 def _name(source: Path, compiler: list[str]) -> str:
-    """The file's, by all that decides what is in it."""
+    """The file name, from a hash of everything that affects its content."""
     texts = [file.read_text(encoding="utf-8") for file in (_SHARED, source)]
     made_of = "\n".join([*compiler, *_OPTIONS, _run([*compiler, "--version"]), _processor(), *texts])
     return f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
@@ -143,8 +143,8 @@ def _run(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What the compiler looks at: a home may be shared by machines of several kinds."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.exists() else []
+    """The processor as the compiler sees it: a home may be shared by several kinds of machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     kinds = ("model name", "flags", "Features", "CPU part")
     return "\n".join([platform.machine(), *dict.fromkeys(line for line in lines if line.startswith(kinds))])

@@ -1,4 +1,4 @@
-"""What every family does alike: plan a fact from its tokens, and ask the model about facts that were just written."""
+"""What every family shares: plan a fact from its tokens, and measure facts that were just written."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
     if ids and max(ids) >= known:
         raise ModelError(
             f"the token {model.tokenizer.decode([max(ids)])!r} has the id {max(ids)}, and the model has embeddings for "
-            f"{known} tokens: its tokenizer is another model's, or was added to.",
+            f"{known} tokens: the tokenizer belongs to another model, or has added tokens.",
             hint="Give the model its own tokenizer, or resize it first: model.resize_token_embeddings(len(tokenizer)).",
         )
 
 
 def check_length(model: LanguageModel, fact: Fact, n_tokens: int) -> None:
-    """Refuse a fact of which a prompt with its target has ``n_tokens``, more than the model has positions.
+    """Refuse a fact whose longest prompt with its target has more than the model's positions: ``n_tokens``.
 
     Raises:
         FactError: It has more.
@@ -64,7 +64,7 @@ def check_length(model: LanguageModel, fact: Fact, n_tokens: int) -> None:
 
 
 def with_status(model: LanguageModel, results: Sequence[EditResult]) -> tuple[EditResult, ...]:
-    """``results`` with how the model holds their facts now, on their own prompts."""
+    """``results`` with the present status of their facts, measured on their own prompts."""
     found = measure_holding(model, [result.fact for result in results])
     return tuple(
         replace(result, status=held.status, measured_probability=held.probability, said=held.said)

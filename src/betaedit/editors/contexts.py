@@ -1,4 +1,4 @@
-"""Contexts in which a prompt is shown while its value is sought, so that the edit holds in any surroundings."""
+"""Contexts of a prompt during the search for its value, so that the edit holds after other text, too."""
 
 from __future__ import annotations
 

@@ -49,8 +49,7 @@ class Editor:
     """Writes facts into a language model, by any method.
 
     ``editing`` is what the method built: ask it for what only some methods can do (``EditsMatrices``, ``Forgets``).
-    Statistics, contexts and the like are made from the unedited model when they are first needed; ``prepare`` does that
-    ahead of time.
+    Statistics, contexts and the like are made from the unedited model on first use, or by ``prepare``.
 
     Args:
         model: The model to change.
@@ -58,13 +57,13 @@ class Editor:
         config: Hyper-parameters, of the method's own type; those of the preset when not given.
         preset: A preset, the name of one, or a file that ``betaedit calibrate`` wrote; the model's own when not given.
         statistics: Second moments, or a file of them; collected when not given.
-        progress: Where long work shows how far it is.
+        progress: Shows the progress of long work.
         value_cache: Values found under the same unedited model, shared with other editors of it.
 
     Raises:
         MethodError: The method is unknown.
-        ModelError: The model's layers cannot be run on a part of the positions, or it holds edits of another editor
-            that is still there.
+        ModelError: The model's layers cannot be run on a subset of the positions, or it holds edits of another living
+            editor.
         AnatomyError: A layer to be edited does not exist.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
         StatisticsError: The statistics do not fit the model.
@@ -118,17 +117,17 @@ class Editor:
         own_facts: bool = False,
         **overrides: Any,
     ) -> Editor:
-        """An editor for a model by name or folder, or for a live model with its tokenizer.
+        """An editor for a model by name or folder, or for a loaded model with its tokenizer.
 
         ``overrides`` are hyper-parameters by name, on top of ``config`` or the preset. With ``own_facts`` and without
-        ``preset``, the model's preset for facts of people's own is taken, where it has one (``docs/user-facts.md``).
-        ``runner`` chooses what runs the model's layers: ``auto``, ``modules``, ``fused`` or ``kernels``.
+        ``preset``, the model's preset for user facts is used, if it has one (``docs/user-facts.md``).
+        ``runner`` chooses how the model's layers are computed: ``auto``, ``modules``, ``fused`` or ``kernels``.
 
         Raises:
             MethodError: The method is unknown; no model is loaded then.
-            ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is none; no model
-                is loaded then. Or the runner cannot be used for this model.
-            StatisticsError: The file of statistics cannot be read, or is none; no model is loaded then.
+            ConfigError: An override is unknown or impossible, there is no such preset, or ``config`` is not one;
+                no model is loaded then. Or the runner cannot be used for this model.
+            StatisticsError: The file of statistics cannot be read; no model is loaded then.
             ModelError: The model cannot be loaded (see ``load_language_model``).
         """
         check_names(method, preset, overrides)
@@ -137,9 +136,11 @@ class Editor:
         if isinstance(name, str | Path):
             model = load_language_model(str(name), dtype=dtype, device=device, device_map=device_map, runner=runner)
         elif tokenizer is None:
-            raise ConfigError("a live model needs its tokenizer.", hint="Pass tokenizer=...")
+            raise ConfigError("a loaded model needs its tokenizer.", hint="Pass tokenizer=...")
         elif device is not None or device_map is not None:
-            raise ConfigError("a live model stays where it is.", hint="Move it before, without device or device_map.")
+            raise ConfigError(
+                "device and device_map are not for a loaded model.", hint="Move the model yourself, and leave them out."
+            )
         else:
             model = LanguageModel.wrap(name, tokenizer, runner=runner)
         chosen = choose_preset(preset, model.place, model.anatomy.n_layers)
@@ -152,12 +153,12 @@ class Editor:
 
     @property
     def language_model(self) -> LanguageModel:
-        """The model as served: what is asked of it is answered with all edits."""
+        """The model as served, with all edits."""
         return self.editing.model
 
     @property
     def model(self) -> PreTrainedModel:
-        """The transformers model; of editors that change no weights, it is unedited."""
+        """The transformers model; unedited if the method changes no weights."""
         return self.language_model.model
 
     @property
@@ -171,18 +172,18 @@ class Editor:
         return list(self.editing.results)
 
     def unedited(self) -> AbstractContextManager[None]:
-        """A context in which the model answers as before the first edit."""
+        """A context in which the model is unedited."""
         return self.editing.unedited()
 
     def prepare(self) -> None:
-        """Make what takes long (statistics, projectors, ...) now, so that the first edit does not wait for it."""
+        """Make statistics, projectors and the like now, so that the first edit does not wait for them."""
         self.editing.prepare()
 
     def plan(self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) -> list[PlannedEdit]:
         """What ``edit`` would write, with lookup and target tokens; changes nothing.
 
         Raises:
-            FactError: Something is no fact, two facts share an id, or one is longer than the model's positions.
+            FactError: An item is not a fact, two facts share an id, or one is longer than the model's positions.
             LookupTokenError: A subject or target has no tokens.
             ModelError: The model has no embedding for a token.
         """
@@ -195,16 +196,16 @@ class Editor:
         batch_size: int = 1,
         on_edit: Callable[[EditResult], None] | None = None,
     ) -> list[EditResult]:
-        """Write facts into the model, ``batch_size`` at a time, in order; ``on_edit`` hears of each.
+        """Write facts into the model, ``batch_size`` at a time, in order; ``on_edit`` is called with each result.
 
         All facts are checked before the first weight changes.
 
         Raises:
-            FactError: Something is no fact, two facts share an id, or one is longer than the model's positions.
+            FactError: An item is not a fact, two facts share an id, or one is longer than the model's positions.
             LookupTokenError: A subject or target has no tokens.
             ModelError: The model has no embedding for a token, or is in training mode.
-            WeightsChangedError: It has not the weights that were written last.
-            NumericalError: An update is not finite or too long; facts before it stay written, its batch is undone.
+            WeightsChangedError: It does not have the weights written last.
+            NumericalError: An update is not finite or too long; its batch is undone, earlier batches stay.
         """
         written: list[EditResult] = []
         chosen = self._checked(facts, batch_size)
@@ -220,7 +221,10 @@ class Editor:
     def write(
         self, facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase], *, batch_size: int = 1
     ) -> Iterator[WrittenBatch]:
-        """``edit``, one batch at a time: each is written when it is asked for. Refuses what ``edit`` does, at once."""
+        """``edit`` as an iterator: each batch is written when the iterator reaches it.
+
+        Facts that ``edit`` refuses are refused before the first batch.
+        """
         return self.editing.write(self._checked(facts, batch_size), batch_size=batch_size)
 
     def replay(self, batch: WrittenBatch) -> None:
@@ -228,26 +232,26 @@ class Editor:
         self.editing.replay(batch)
 
     def forget(self, name: str | Fact, *, all_matching: bool = False) -> list[EditResult]:
-        """Take back a fact: itself, by its id, or by its subject; returns what it was.
+        """Forget a fact, given as itself, by its id, or by its subject; returns its results.
 
-        The weights become what the other facts, with their keys and values, make of the original ones. Later facts
-        about the same subject, whose values hold a trace of it, get new ones by a search each. Values of other facts
-        stay as they were sought: it is not the model that was never told the fact (``docs/forgetting.md`` has figures).
+        The weights become those with only the other facts written, with their keys and values. The values of later
+        facts about the same subject depend on it and are searched again. Values of other facts stay: the result is not
+        exactly the model without the fact (``docs/forgetting.md`` has figures).
 
         Args:
             name: A fact, an id, or a subject.
-            all_matching: Take all facts of a subject, or of an id, that several have.
+            all_matching: Forget all facts of a subject or id that several facts have.
 
         Raises:
             FactError: There is none, and the nearest names are suggested; or several, and ``all_matching`` is not set.
-            WeightsChangedError: The model has not the weights that were written last.
-            NumericalError: The other facts cannot be written again; nothing has changed then.
+            WeightsChangedError: The model does not have the weights written last.
+            NumericalError: The other facts cannot be written again; nothing has changed.
         """
         can_forget = require(
             self.editing,
             Forgets,  # type: ignore[type-abstract]
             self.method,
-            "forget: what it wrote does not come apart into single facts",
+            "forget: its edits cannot be separated into single facts",
             "Edit with memit-h, alphaedit or betaedit.",
         )
         chosen = find_results(self.results, name, all_matching=all_matching)
@@ -255,27 +259,26 @@ class Editor:
         return chosen
 
     def reset(self) -> None:
-        """The model as it was before the first edit, bit for bit, with nothing remembered.
+        """Restore the unedited model, bit for bit, and forget all facts.
 
         Raises:
-            WeightsChangedError: The model has neither the weights of then nor those that were written last.
+            WeightsChangedError: The model has neither the original weights nor those written last.
         """
         self.editing.reset()
 
     def complete(self, prompt: str, n_tokens: int = 8) -> str:
-        """What the model says next, greedily."""
+        """The model's greedy continuation of ``prompt``."""
         return complete(self.language_model, prompt, n_tokens)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """The edited model as a Hugging Face folder, with ``betaedit.json`` saying what was written and how.
 
-        The folder appears whole or not at all, once the edited weights in its files are those in memory. Files of other
-        names in a folder that is there already stay.
+        The folder appears complete or not at all, after its edited weights were compared with those in memory. Files of
+        other names in an existing folder stay.
 
         Raises:
-            ModelError: An adapter or the like is attached to the model, or lies in the folder: a reload would give
-                another model.
-            WeightsChangedError: The model has not the weights that were written last.
+            ModelError: An adapter is attached to the model, or lies in the folder: a reload would give another model.
+            WeightsChangedError: The model does not have the weights written last.
             OutputError: The folder cannot be written.
         """
         folder = Path(folder)
@@ -284,7 +287,7 @@ class Editor:
 
     @contextmanager
     def saved_into(self, folder: Path) -> Iterator[Path]:
-        """``save_pretrained`` with other files: a context for putting them beside the model's before all appear."""
+        """``save_pretrained`` as a context, for adding files to the folder before it appears."""
         weights = self.weights("be saved as a model: it changes no weights")
         check_can_be_saved(self.language_model, folder)
         for matrix in weights.values():
@@ -298,13 +301,13 @@ class Editor:
             (scratch / EDITS_FILE).write_text(f"{plain}\n", encoding="utf-8")
             yield scratch
 
-    def matrices(self, what: str = "say which matrices it edits") -> Mapping[int, EditedMatrix]:
-        """The edited matrices by layer; ``what`` they are needed for, in words that follow "cannot".
+    def matrices(self, what: str = "give edited matrices") -> Mapping[int, EditedMatrix]:
+        """The edited matrices by layer; ``what`` completes the error message "METHOD cannot ...".
 
         Raises:
             MethodError: The method edits none.
         """
-        hint = "Keep its run with --out, or use a method that edits MLP output matrices."
+        hint = "Store its run with --out, or use a method that edits MLP output matrices."
         editing = require(self.editing, EditsMatrices, self.method, what, hint)  # type: ignore[type-abstract]
         return editing.matrices
 
@@ -330,7 +333,7 @@ class Editor:
         }
 
     def _record(self, folder: Path) -> dict[str, Any]:
-        """What a saved folder tells beside ``to_dict``, so that it can be used as a model again."""
+        """What a saved folder records in addition to ``to_dict``, so that it can be used as a model again."""
         anatomy, saved = self.language_model.anatomy, self.resources.saved
         tails = tuple(f"{path.removeprefix(anatomy.layers_path)}.weight" for path in self.weights())
         return {
@@ -369,7 +372,7 @@ def _as_config(config: MethodConfig | None) -> MethodConfig | None:
     if config is not None and not isinstance(config, MethodConfig):
         raise ConfigError(
             f"config is of the type {type(config).__name__}.",
-            hint="Give an EditConfig; single settings go beside it by name, as in "
+            hint="Give an EditConfig; pass single settings by name, as in "
             "Editor.from_pretrained(..., value_clamp=1.0).",
         )
     return config
@@ -382,7 +385,7 @@ def _as_facts(facts: Fact | EvaluationCase | Iterable[Fact | EvaluationCase]) ->
     for fact in chosen:
         if not isinstance(fact, Fact):
             raise FactError(
-                f"{fact!r} is no fact.",
+                f"{fact!r} is not a Fact.",
                 hint='Write Fact("The mother tongue of {} is", "Danielle Darrieux", "English").',
             )
         if fact.id is not None and fact.id in seen:

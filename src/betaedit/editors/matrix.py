@@ -1,4 +1,4 @@
-"""One matrix under edit: updates go in, the original and the change come out."""
+"""One edited matrix: it takes updates and gives the original, the change and the current weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from betaedit.models.anatomy import Anatomy, is_transposed
 from betaedit.models.prompt_hook import check_no_hook
 
 _NARROWER = (torch.float32, torch.bfloat16, torch.float16)
-"""Types through which a weight may have come to the one it has."""
+"""Types to which a weight may have been cast in between."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Changes:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An edited matrix at one time.
+    """The state of an edited matrix at one time.
 
     Args:
         change: A copy of the change, (d_out, d_in).
-        noted: ``Changes.restarted`` and ``Changes.updates`` of then, within ``recording``.
+        noted: ``Changes.restarted`` and ``Changes.updates`` at that time, within ``recording``.
     """
 
     change: Tensor
@@ -48,14 +48,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True, eq=False)
-class _Mark:
-    """What a weight is known by, without reading it.
+class _WeightState:
+    """Cheap state by which a change of a weight is noticed.
 
     Args:
-        weight: The very tensor.
-        state: Where its data lie, how, and how often torch saw them written to.
-        sample: The bytes of one entry of each row and column: torch does not see what is written through ``.data``, and
-            gives out again memory that was given back.
+        weight: The tensor itself.
+        state: Address, layout and version counter of its data.
+        sample: The bytes of one entry of each row and column: the version counter misses writes through ``.data``, and
+            freed memory is used again.
     """
 
     weight: Tensor
@@ -63,12 +63,12 @@ class _Mark:
     sample: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor) -> _Mark:
+    def of(cls, weight: Tensor) -> _WeightState:
         """As it is now."""
         return cls(weight, weight_state(weight), _sample(weight))
 
-    def fits(self, weight: Tensor) -> bool:
-        """Whether ``weight`` is the same, and was not written to since."""
+    def matches(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is the same tensor, not written to since."""
         return (
             weight is self.weight and weight_state(weight) == self.state and torch.equal(_sample(weight), self.sample)
         )
@@ -80,32 +80,32 @@ def _sample(weight: Tensor) -> Tensor:
 
 @cache
 def _places(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A diagonal, which begins again until every row and column was passed."""
+    """A wrapped diagonal that passes every row and column."""
     at = torch.arange(max(rows, columns), device=device)
     return at % rows, at % columns
 
 
 def weight_state(weight: Tensor) -> tuple[object, ...]:
-    """Where its data lie, how, and how often torch saw them written to; another one when it was changed."""
+    """Address, version counter, type, device and layout of its data; differs after a change."""
     version = None if weight.is_inference() else weight._version
     return weight.data_ptr(), version, weight.dtype, weight.device, weight.shape, weight.stride()
 
 
 class EditedMatrix:
-    """The weight of an MLP output projection, whichever way round its module stores it: the original and a change.
+    """The weight of an MLP output projection, transposed or not: the original and a change.
 
     The sum of all updates is kept beside the original, in float32 unless the model is in float64; the model's weight is
     the rounded sum of both. Added to the weight itself, thousands of small updates would be rounded away in bfloat16,
-    and in float32 would leave too much rounding for facts to be taken out exactly.
+    and in float32 would leave too much rounding to remove facts exactly.
 
-    It is the weight that the model has at the time: each change first looks whether that is what was written last
-    (``check``), and raises ``WeightsChangedError`` where it is not.
+    Each change first checks that the model's weight is the one written last (``check``), and raises
+    ``WeightsChangedError`` if it is not.
 
-    Bytes: ``4 d_in d_out`` for the change, and the original once more.
+    Bytes: ``4 d_in d_out`` for the change, and a copy of the original.
 
     Args:
-        module: The projection, whose weight is changed in place, or what it is part of.
-        path: Its place there.
+        module: The projection, whose weight is changed in place, or a module that contains it.
+        path: Path of the projection in ``module``.
     """
 
     def __init__(self, module: nn.Module, path: str = "") -> None:
@@ -117,11 +117,11 @@ class EditedMatrix:
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self._change = torch.zeros_like(self._original, dtype=exact)
         self._changes: Changes | None = None
-        self._mark = _Mark.of(weight)
+        self._state = _WeightState.of(weight)
         _matrices.setdefault(self._projection, WeakSet()).add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, and what comes out of a pickle, is that of another module."""
+        """A copy or an unpickled matrix belongs to another module."""
         self.__dict__.update(state)
         _matrices.setdefault(self._projection, WeakSet()).add(self)
 
@@ -138,30 +138,30 @@ class EditedMatrix:
 
     @property
     def device(self) -> torch.device:
-        """Where the change is; so was the weight when the matrix was taken up."""
+        """Device of the change: that of the weight when this object was made."""
         return self._change.device
 
     def check(self, *, or_original: bool = False) -> Tensor:
-        """The model's weight, which holds what was written here last: microseconds, unless something happened to it.
+        """The model's weight, checked to hold what was written last; microseconds if nothing touched it.
 
-        A weight that is another tensor, of another type, or was written to, is read whole; it is taken up if it holds
-        what was written, if only as rounded to a type that the model has or had, ``or_original``. Not noticed: what was
-        changed through ``.data`` at none of the entries looked at, one in each row and column.
+        A weight that is another tensor, of another type, or was written to, is compared entry by entry. It is accepted
+        if it holds what was written, also rounded to a type that the model has or had, or with ``or_original`` the
+        original. Not noticed: changes through ``.data`` that miss the entries sampled, one in each row and column.
 
         Raises:
-            WeightsChangedError: It holds something else, or its module is not the model's.
+            WeightsChangedError: It holds something else, or its module is no longer the model's.
         """
         weight = self._current_weight()
-        if not self._mark.fits(weight):
+        if not self._state.matches(weight):
             known = _holds(weight, self._original + self._change) or (or_original and _holds(weight, self._original))
             if not known:
                 raise WeightsChangedError(
-                    f"{self._name} is not what this editor left there: training, load_state_dict, another editor or "
-                    "other code changed it, and with it the edits.",
-                    hint="Put back what it was after the last edit; or what it was before the first, and call reset(); "
-                    "or make a new Editor for the model as it is.",
+                    f"{self._name} was changed since the last edit: by training, load_state_dict, another editor or "
+                    "other code.",
+                    hint="Restore the weight of the last edit, or the original weight and call reset(), or make "
+                    "a new Editor for the present model.",
                 )
-            self._mark = _Mark.of(weight)
+            self._state = _WeightState.of(weight)
         return weight
 
     @property
@@ -170,7 +170,7 @@ class EditedMatrix:
         return bool(self._change.any())
 
     def is_in_place(self) -> bool:
-        """Whether the model computes with it, on any device."""
+        """Whether the model's weight holds what was written last, on any device."""
         try:
             self.check()
         except WeightsChangedError:
@@ -181,28 +181,28 @@ class EditedMatrix:
     def add(self, update: Update) -> None:
         """``W <- W + left right^T``."""
         self.check()
-        # Row by row in memory whoever made them: the same sums when they are read back from a file.
+        # Always row-major: the same sums when the factors are read back from a file.
         left, right = (factor.to(self._change).contiguous() for factor in (update.left, update.right))
         if self._changes is not None:
             self._changes.updates.append(Update(left, right))
         if self._transposed:
             left, right = right, left
         self._change.addmm_(left, right.T)
-        self._settle()
+        self._write_weight()
 
     @torch.no_grad()
     def add_dense(self, change: Tensor) -> None:
         """``W <- W + change`` for a full (d_out, d_in) matrix."""
         self.check()
         self._change.add_(self._oriented(change).to(self._change))
-        self._settle()
+        self._write_weight()
 
     def current(self) -> Tensor:
         """``W_t`` (d_out, d_in) before it is rounded to the model's type, on its device."""
         return self._oriented(self._original + self._change)
 
     def change(self) -> Tensor:
-        """``W_t - W_0`` (d_out, d_in), float32 or float64, on its device: the very tensor that updates are added to."""
+        """``W_t - W_0`` (d_out, d_in), float32 or float64, on its device: the tensor to which updates are added."""
         return self._oriented(self._change)
 
     def original(self) -> Tensor:
@@ -210,7 +210,7 @@ class EditedMatrix:
         return self._oriented(self._original.to(self._change))
 
     def snapshot(self) -> Snapshot:
-        """All that it holds, to go back to with ``restore``."""
+        """The present state, for ``restore``."""
         noted = self._changes
         return Snapshot(self.change().clone(), None if noted is None else (noted.restarted, list(noted.updates)))
 
@@ -218,12 +218,12 @@ class EditedMatrix:
     def restore(self, snapshot: Snapshot | None = None) -> None:
         """Back to ``snapshot``, bit for bit; to the original weight without one, wherever the model was moved.
 
-        What ``recording`` noted since the snapshot is taken out of its notes.
+        What ``recording`` noted since the snapshot is removed from its notes.
         """
         if snapshot is not None:
             self.check()
             self._change.copy_(self._oriented(snapshot.change))
-            self._settle()
+            self._write_weight()
             if self._changes is not None and snapshot.noted is not None:
                 self._changes.restarted, self._changes.updates[:] = snapshot.noted
             return
@@ -232,16 +232,16 @@ class EditedMatrix:
             self._changes.restarted = True
             self._changes.updates.clear()
         self._change.zero_()
-        self._give(self._original)
+        self._copy_into_weight(self._original)
 
-    def _settle(self) -> None:
-        """Let the model see the change."""
-        self._give(self._original + self._change)
+    def _write_weight(self) -> None:
+        """Write the sum into the model's weight."""
+        self._copy_into_weight(self._original + self._change)
 
-    def _give(self, stored: Tensor) -> None:
-        """Put ``stored`` into the model's weight, which is the one that was looked at last."""
-        self._mark.weight.copy_(stored)
-        self._mark = _Mark.of(self._mark.weight)
+    def _copy_into_weight(self, stored: Tensor) -> None:
+        """Copy ``stored`` into the model's weight, the one checked last."""
+        self._state.weight.copy_(stored)
+        self._state = _WeightState.of(self._state.weight)
 
     def _current_weight(self) -> nn.Parameter:
         """The parameter that the model has now."""
@@ -252,8 +252,8 @@ class EditedMatrix:
         weight = self._projection._parameters.get("weight")
         if projection is not self._projection or weight is None:
             raise WeightsChangedError(
-                f"{self._name} is not the model's any more: a module there was replaced or wrapped.",
-                hint="Put the module back as it was, or make a new Editor for the model as it is.",
+                f"{self._name} no longer belongs to the model: its module was replaced or wrapped.",
+                hint="Restore the module, or make a new Editor for the present model.",
             )
         return weight
 
@@ -266,11 +266,11 @@ class EditedMatrix:
 
 
 _matrices: WeakKeyDictionary[nn.Module, WeakSet[EditedMatrix]] = WeakKeyDictionary()
-"""All that there are, by their projections."""
+"""All living matrices, by their projections."""
 
 
 def _holds(weight: Tensor, written: Tensor) -> bool:
-    """Whether ``weight`` is ``written`` as its type rounds that, or as a narrower one did on the way."""
+    """Whether ``weight`` is ``written``, rounded to its type or through a narrower one."""
     if weight.is_meta or weight.shape != written.shape:
         return False
     found = weight.detach().to(written.device)
@@ -293,19 +293,19 @@ def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
 
 
 def check_modules_unedited(modules: Iterable[nn.Module]) -> None:
-    """Refuse to begin where another editor's edits are: they would pass for the original, and each undo the other's.
+    """Refuse modules that hold the edits of another editor: they would be taken for the original weights.
 
-    An editor some of whose matrices were changed by others cannot go on, so it is in nobody's way.
+    An editor whose matrices were changed by other code cannot continue, so it does not block another editor.
 
     Raises:
-        ModelError: These modules hold edits of an editor, a workspace or a replica that is still there.
+        ModelError: These modules hold edits of a living editor, workspace or replica.
     """
     by_module = [[matrix for matrix in _matrices.get(module, ()) if matrix.is_edited] for module in modules]
     held = [any(matrix.is_in_place() for matrix in edited) for edited in by_module if edited]
     if held and all(held):
         raise ModelError(
             "the model holds the edits of another editor or workspace in the layers to be edited.",
-            hint="Go on with that one, call its reset() first, or load the model once more.",
+            hint="Use the first editor, call its reset(), or load the model again.",
         )
 
 
@@ -325,7 +325,7 @@ _Key = TypeVar("_Key")
 
 @contextmanager
 def set_aside(matrices: Mapping[_Key, EditedMatrix]) -> Iterator[None]:
-    """A context in which ``matrices`` are as they were before the first edit."""
+    """A context in which ``matrices`` have their original weights."""
     kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
     try:
         for matrix in matrices.values():

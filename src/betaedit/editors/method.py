@@ -1,9 +1,9 @@
-"""What an editor of any family is: a row of ``METHODS``, its configuration, and what it does once it is built.
+"""The protocol of editors: a row of ``METHODS``, its configuration, and the editor that it builds.
 
 A family (closed form, fine-tuning, retrieval, ...) is a package beside this module. It subclasses ``Method`` for its
 rows and ``MethodConfig`` for its hyper-parameters, and builds objects that satisfy ``EditingMethod``. Nothing here
-imports a family, and nothing outside a family asks which one a method belongs to: what only some editors can do is
-asked for as a protocol (``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``).
+imports a family, and no code outside a family checks for one: what only some editors can do is a protocol of its own
+(``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``).
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class Method(ABC):
     """A row of ``METHODS``: one editing method as data. Command line, runs, reports and tests derive from it.
 
     Args:
-        name: What to call it on the command line.
+        name: Its name on the command line.
         title: One line on its idea.
         paper: Where it was published.
         equation: Its rule there.
-        notes: Where paper and code differ, and which of the two is the default here.
-        aliases: Other names it answers to.
+        notes: Differences between paper and official code, and which is the default here.
+        aliases: Other names.
     """
 
     family: ClassVar[str]
@@ -121,12 +121,12 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
-        """The editor of one model, quickly: what takes long is left to ``prepare``.
+        """The editor of one model; must be quick, long work belongs in ``prepare``.
 
         Args:
             model: Unedited.
             config: An instance of ``self.config``, as ``resolve_config`` returns it.
-            resources: Statistics, contexts and the like, which are made when they are asked for.
+            resources: Statistics, contexts and the like, made on first use.
 
         Raises:
             AnatomyError: The model has no such layer.
@@ -154,7 +154,7 @@ class Method(ABC):
             )
         return config
 
-    def check(self, config: MethodConfig, batch_size: int = 1) -> None:  # noqa: B027 - most can write anything
+    def check(self, config: MethodConfig, batch_size: int = 1) -> None:  # noqa: B027 - most methods have no limits
         """Raises: ConfigError when this method cannot write ``batch_size`` facts together with these settings."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class TrainableMethod(Method):
 
 @dataclass(frozen=True)
 class PlannedEdit:
-    """What an edit would do, before anything is done.
+    """What an edit would do.
 
     Args:
         fact: The fact.
@@ -255,17 +255,17 @@ _EARLIER_NAMES = {"target_probability": "sought_probability", "n_evaluations": "
 
 @dataclass(frozen=True)
 class EditResult:
-    """What writing one fact took, and whether the model says it.
+    """The figures of writing one fact, and whether the model gives its answer.
 
     Args:
         fact: The fact.
-        seconds: Wall-clock time, its share of the batch.
-        status: How the model held it on its own prompt once its batch was written (``evaluation.holding``); ``None``
-            where that was not measured.
+        seconds: Wall-clock time: that of the batch divided by its facts.
+        status: Whether the model gave the answer on the fact's own prompt after its batch was written
+            (``evaluation.holding``); ``None`` if not measured.
         measured_probability: Mean probability of the target's tokens there.
-        said: The model's text there, where it is not the answer.
-        tries: How often writing it was tried.
-        kept: Whether it is in the model: an editor may take back what is missed.
+        said: The model's text there, if it is not the answer.
+        tries: Number of tries.
+        kept: Whether it is in the model: an editor may remove facts that the model does not answer.
         figures: The editor's own figures by name, as plain data.
     """
 
@@ -310,7 +310,7 @@ class EditResult:
 
     @property
     def is_held(self) -> bool:
-        """Whether a reader of the model's text would call the answer right."""
+        """Whether the fact is in the model and its text is the answer."""
         return self.kept and self.status == "held"
 
 
@@ -322,9 +322,9 @@ class WrittenBatch:
     """One batch of facts as it was written: enough to write it again without searching or training.
 
     Args:
-        results: One per fact, those that were not kept among them.
-        tensors: What writing it again needs, by name: keys and factors, changes of weights, codebook entries, or none.
-        again: One per earlier fact that was taken out and written again with these.
+        results: One per fact, including those that were not kept.
+        tensors: The tensors needed to write it again, by name: keys and factors, codebook entries, or none.
+        again: One per earlier fact that was removed and written again with these.
     """
 
     results: tuple[EditResult, ...]
@@ -341,14 +341,14 @@ class EditingMethod(Protocol):
 
     @property
     def model(self) -> LanguageModel:
-        """The model as served: with edited weights, with hooks, or one that frames its prompts."""
+        """The model as served: with edited weights, with hooks, or with framed prompts."""
 
     @property
     def results(self) -> Sequence[EditResult]:
         """One per fact that the model holds, in the order in which they were written."""
 
     def prepare(self) -> None:
-        """Make what takes long before the first edit."""
+        """Do long work before the first edit."""
 
     def plan(self, fact: Fact) -> PlannedEdit:
         """What writing ``fact`` would do; changes nothing.
@@ -360,53 +360,53 @@ class EditingMethod(Protocol):
         """
 
     def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Refuse or warn before any of ``facts`` is written; each was planned already.
+        """Refuse or warn before any of ``facts`` is written; each has been planned.
 
         Raises:
-            ConfigError: So many facts cannot be written together.
+            ConfigError: That many facts cannot be written together.
         """
 
     def stride(self, batch_size: int) -> int:
-        """How many facts are worked on together when ``batch_size`` are written together."""
+        """How many facts are processed together when ``batch_size`` are written together."""
 
     def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
         """Write facts in order, one batch each time the iterator is advanced.
 
-        Whatever ends a batch early, an interrupt too: the model is as it was before that batch.
+        If a batch ends early, by an error or an interrupt, the model is as before that batch.
 
         Raises:
-            WeightsChangedError: The model has not the weights that were written last.
+            WeightsChangedError: The model does not have the weights written last.
             NumericalError: A result is not finite.
         """
 
     def replay(self, batch: WrittenBatch) -> None:
-        """Write a batch of an earlier ``write``, in its place in the same sequence: the same model, bit for bit."""
+        """Write a batch of an earlier ``write`` again, at its place in the same sequence; bit for bit."""
 
     def unedited(self) -> AbstractContextManager[None]:
-        """A context in which ``model`` answers as before the first edit."""
+        """A context in which ``model`` is unedited."""
 
     def reset(self) -> None:
-        """The model as before the first edit, bit for bit, with nothing remembered."""
+        """Restore the unedited model, bit for bit, and forget all facts."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides, beside configuration and batch size, how facts are written; plain data, for the record."""
+        """What determines the edits besides configuration and batch size; plain data, for the record."""
 
 
 @runtime_checkable
 class Forgets(Protocol):
-    """An editor that can take single facts back."""
+    """An editor that can forget single facts."""
 
     def forget(self, results: Sequence[EditResult]) -> None:
-        """Take out facts, given as the entries of ``results`` that stand for them.
+        """Forget facts, given as their entries of ``results``.
 
         Raises:
-            NumericalError: The other facts cannot be written again; everything is as it was then.
+            NumericalError: The other facts cannot be written again; nothing has changed.
         """
 
 
 @runtime_checkable
 class EditsMatrices(Protocol):
-    """An editor whose edits are changes of weight matrices: leakage, change of weights, adapters and factors."""
+    """An editor whose edits change weight matrices, as needed for leakage, weight change, adapters and factors."""
 
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
@@ -434,17 +434,17 @@ Capability = TypeVar("Capability")
 
 
 def require(editing: EditingMethod, capability: type[Capability], method: Method, what: str, hint: str) -> Capability:
-    """``editing`` as one that has ``capability``.
+    """``editing``, typed as ``capability``.
 
     Args:
         editing: What ``method`` built.
         capability: One of the protocols of this module or of a family.
         method: Its row.
-        what: What it is asked to do, as in "be exported as an adapter".
-        hint: What to do where it cannot.
+        what: What the caller needs, as in "be exported as an adapter".
+        hint: What to do instead.
 
     Raises:
-        MethodError: It has not.
+        MethodError: It lacks the capability.
     """
     if isinstance(editing, capability):
         return editing

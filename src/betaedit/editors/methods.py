@@ -1,4 +1,4 @@
-"""``METHODS``: every editing method by name, whichever family it belongs to. No torch is needed."""
+"""``METHODS``: every editing method by name, of all families. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from betaedit.editors.method import Method
 from betaedit.errors import ConfigError, MethodError, did_you_mean
 
 ENTRY_POINTS = "betaedit.methods"
-"""Group of entry points under which an installed package offers rows: each names an iterable of ``Method``."""
+"""Entry point group by which installed packages add rows: each entry is an iterable of ``Method``."""
 
 
 class MethodTable(Mapping[str, Method]):
-    """Rows by name, in the order of their families; aliases are found, too, but not listed.
+    """Rows by name, in the order of their families; aliases can be looked up but are not listed.
 
     Args:
         families: Modules with a tuple ``METHODS``, imported when the table is first read.
@@ -31,7 +31,7 @@ class MethodTable(Mapping[str, Method]):
         """Add rows.
 
         Raises:
-            MethodError: A name or alias is taken already; none is added then.
+            MethodError: A name or alias is already taken; no row is added.
         """
         names = [name for row in rows for name in (row.name, *row.aliases)]
         taken = [name for name in names if name in self._rows or name in self._aliases or names.count(name) > 1]
@@ -42,7 +42,7 @@ class MethodTable(Mapping[str, Method]):
             self._aliases.update(dict.fromkeys(row.aliases, row.name))
 
     def unregister(self, name: str) -> None:
-        """Take a row out.
+        """Remove a row.
 
         Raises:
             KeyError: There is none of that name.
@@ -114,7 +114,7 @@ def find_method(name: str) -> Method:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that no method could take, before it is known which method is meant.
+    """Refuse settings that no method accepts.
 
     Raises:
         ConfigError: A name is unknown to all methods (with the nearest known one), or its value is impossible in all.

@@ -1,4 +1,4 @@
-"""Facts that a model holds, by name: the fact itself, its id, or its subject."""
+"""Find facts that a model holds: by the fact itself, its id, or its subject."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from betaedit.facts.fact import Fact
 
 
 def find_results(held: Sequence[EditResult], name: str | Fact, *, all_matching: bool = False) -> list[EditResult]:
-    """The result whose fact is ``name`` or has it for its id; without one, that about the subject ``name``.
+    """The results whose fact is ``name`` or has that id; if there is none, those of the subject ``name``.
 
     Args:
         held: One per fact that the model holds.
         name: A fact, an id, or a subject.
-        all_matching: Whether an id or subject may mean several facts.
+        all_matching: Whether an id or subject may match several facts.
 
     Raises:
         FactError: There is none, and the nearest names are suggested; or there are several, and they are listed.
@@ -28,13 +28,13 @@ def find_results(held: Sequence[EditResult], name: str | Fact, *, all_matching: 
         if len(found) > 1 and not all_matching:
             listed = "; ".join(f"{one.fact.text} -> {one.fact.target_new}" for one in found)
             raise FactError(
-                f"{name!r} means {len(found)} facts: {listed}.",
-                hint="Give the Fact itself (results lists them), or all_matching=True to take all of them.",
+                f"{name!r} matches {len(found)} facts: {listed}.",
+                hint="Give the Fact itself (see results), or all_matching=True for all of them.",
             )
     if found:
         return found
     if not held:
-        raise FactError(f"there is no fact {name!r} to forget.", hint="Nothing is written in this model.")
+        raise FactError(f"there is no fact {name!r} to forget.", hint="No facts are written into this model.")
     names = {one.fact.subject for one in held} | {one.fact.id for one in held if one.fact.id is not None}
     hint = did_you_mean(name, names, "Name the subject or the id of a fact that was written.", n=3)
     raise FactError(f"there is no fact {name!r} to forget.", hint=hint)

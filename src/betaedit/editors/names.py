@@ -1,4 +1,4 @@
-"""Slips in what an editor is given, found without a model and without torch."""
+"""Checks of an editor's arguments that need neither a model nor torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from betaedit.editors.presets import UNTUNED, Preset
 
 
 def check_names(method: str, preset: Preset | str | Path | None, overrides: dict[str, Any]) -> None:
-    """Refuse a slip in what ``Editor`` is given before minutes are spent on loading a model.
+    """Refuse wrong arguments of ``Editor`` before a model is loaded.
 
     Raises:
         MethodError: The method is unknown.

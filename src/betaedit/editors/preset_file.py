@@ -23,18 +23,18 @@ _HINT = "Write the file again with `betaedit calibrate`."
 
 
 class PresetFile(BaseModel):
-    """A preset with where it comes from.
+    """A preset with its origin.
 
     Args:
         format: Version of the file's format.
         name: What to call it.
         model: The model it was made for.
-        source: How.
+        source: How it was made.
         values: What differs from ``EditConfig``'s defaults.
-        by_method: What differs further for one recipe.
-        measured: The figures that speak for it.
-        versions: Of the libraries it was made with.
-        seed: That of the search.
+        by_method: Further differences for one recipe.
+        measured: The figures measured with it.
+        versions: Versions of the libraries it was made with.
+        seed: Seed of the search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,7 +72,7 @@ def read_preset(path: Path) -> PresetFile:
     """A preset file, every setting in it checked.
 
     Raises:
-        ConfigError: The file is missing, no YAML, JSON or TOML, or a key or value in it is not possible; it is named.
+        ConfigError: The file is missing, is not YAML, JSON or TOML, or has an impossible key or value, which is named.
     """
     values = read_settings(path, _HINT)
     try:
@@ -85,9 +85,9 @@ def read_preset(path: Path) -> PresetFile:
 
 
 def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers: int) -> Preset:
-    """The preset of that name or file, or itself; the model's own when none is wanted.
+    """The preset of that name or file, or itself; the model's own without ``wanted``.
 
-    A folder with edits has the preset they were made with; else the model's name decides.
+    For a folder with edits it is the preset they were made with; otherwise the model's name decides.
 
     Raises:
         ConfigError: As ``named_preset``.
@@ -102,11 +102,11 @@ def choose_preset(wanted: Preset | str | Path | None, model_name: str, n_layers:
 
 
 def warn_untuned(preset: Preset, method: Method, model_name: str) -> None:
-    """Warn of a preset that was not measured, which nobody asked for, where ``method`` takes settings from it."""
+    """Warn if a preset that was not measured is used by default and ``method`` takes settings from it."""
     if preset.name == UNTUNED and preset.settings(method):
         logger.warning(
-            "no settings were measured for %s, so facts may not be written or may harm it: "
-            "`betaedit calibrate --model %s --out settings.yaml` finds some, --preset settings.yaml (in Python "
+            "there is no preset for %s: edits may fail or damage the model. "
+            "`betaedit calibrate --model %s --out settings.yaml` finds settings; --preset settings.yaml (in Python "
             "preset=) uses them.",
             model_name or "this model",
             model_name or "FOLDER",
@@ -114,7 +114,7 @@ def warn_untuned(preset: Preset, method: Method, model_name: str) -> None:
 
 
 def named_preset(wanted: Preset | str | Path) -> Preset:
-    """The preset of that name or file, or itself; no model is needed to find it, but for the untuned one.
+    """The preset of that name or file, or itself; needs no model, except for the untuned preset.
 
     Raises:
         ConfigError: There is no preset of that name and no such file, or the file is broken.
@@ -124,7 +124,7 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
     if not isinstance(wanted, str | Path):
         raise ConfigError(
             f"preset is of the type {type(wanted).__name__}.",
-            hint="Give a name or a file; single settings go beside it by name, as in "
+            hint="Give a name or a file; pass single settings by name, as in "
             "Editor.from_pretrained(..., value_clamp=1.0).",
         )
     known = find_preset(str(wanted))
@@ -137,7 +137,7 @@ def named_preset(wanted: Preset | str | Path) -> Preset:
 
 
 def _check(path: Path, found: PresetFile) -> None:
-    """Refuse settings that no editor could use, under the key at which they stand."""
+    """Refuse settings that no editor could use; the error names their key."""
     try:
         check_settings(found.values)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What editors of a model need beside it, made when it is first asked for: only who asks for ``C0`` pays for it."""
+"""Statistics, contexts and shared values of a model, made on first use."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Resources:
 
     Args:
         model: The model, before the first edit.
-        saved: The record beside it, where it was saved with edits.
-        moments: Statistics that were given; read or collected when not.
+        saved: Its record, if it was saved with edits.
+        moments: Given statistics; otherwise read or collected.
         value_cache: Values that several editors of this model share.
-        progress: Where long work shows how far it is.
+        progress: Shows the progress of long work.
 
-    ``moments`` is ``None`` until statistics are given or asked for.
+    ``moments`` is ``None`` until statistics are given or needed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Resources:
         self.progress: Progress = progress or SilentProgress()
 
     def check(self, config: StatisticsConfig) -> None:
-        """Refuse statistics that were given and do not fit; warn where they are of other weights.
+        """Refuse given statistics that do not fit; warn if they are of other weights.
 
         Raises:
             StatisticsError: They lack a layer or have another width.
@@ -84,27 +84,29 @@ class Resources:
         return kept or context_templates(self.model, config)
 
     def warn_of_earlier_edits(self, config: StatisticsConfig) -> None:
-        """Say what it means to edit a model that holds edits already."""
+        """Warn about editing a model that already holds edits."""
         if self.saved is None or not (count := len(self.saved.edits)):
             return
         are_kept = BEFORE_EDITS in self.statistics(config).origin
         logger.warning(
-            "%s holds %d edit%s already, which further ones do not protect (those of a workspace, `betaedit init`, are "
+            "%s already holds %d edit%s, which new edits do not protect (edits in a workspace, `betaedit init`, are "
             "protected). The statistics are those of %s.",
             self.saved.folder,
             count,
             "" if count == 1 else "s",
-            "the model without them, which differ a little from its own now" if are_kept else "the model with them",
+            "the model without them, which differ slightly from those of the edited model"
+            if are_kept
+            else "the model with them",
         )
 
     def _saved_statistics(self, config: StatisticsConfig) -> Moments | None:
-        """Those beside a model that holds edits, which are of the unedited one; ``None`` where none fit."""
+        """The statistics saved with a model that holds edits, taken from the unedited one; ``None`` if none fit."""
         file = None if self.saved is None else self.saved.statistics(config)
         if self.saved is None or file is None:
             return None
         moments = Moments.load(file)
         if moments.fingerprint != self.saved.record["statistics"]["fingerprint"]:
-            raise StatisticsError(f"{file} is not what was saved there.", hint="Save or export the model again.")
+            raise StatisticsError(f"{file} has changed since it was saved.", hint="Save or export the model again.")
         moments = replace(moments, origin={**moments.origin, BEFORE_EDITS: str(len(self.saved.edits))})
         self._check(moments, config)
         return moments

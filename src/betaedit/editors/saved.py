@@ -1,4 +1,4 @@
-"""What a folder of ``Editor.save_pretrained`` tells of itself when it is used as a model again; no torch is needed."""
+"""The record of a folder of ``Editor.save_pretrained``, read when it is used as a model again; needs no torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 EDITS_FILE = "betaedit.json"
 STATISTICS_FILE = Path("betaedit", "statistics.safetensors")
-"""In a folder of its own: servers read every safetensors file that lies beside a model's as part of it."""
+"""In its own folder: servers read every safetensors file beside those of a model as part of it."""
 
 BEFORE_EDITS = "before_edits"
-"""Under this name statistics taken from such a folder say how many edits were written after they were collected."""
+"""Key of the number of edits written after the statistics of such a folder were collected."""
 
 _STATISTICS_SETTINGS = ("statistics_corpus", "statistics_tokens", "statistics_skip_first_token", "seed")
 _CONTEXT_SETTINGS = ("context_templates", "context_openings", "context_length", "context_top_k", "seed")
@@ -48,7 +48,7 @@ class SavedModel:
 
     @property
     def base(self) -> str:
-        """The model that was there before the first of them."""
+        """The model before the first of them."""
         return str(self.record.get("base") or self.record.get("model"))
 
     def preset(self, n_layers: int) -> Preset:
@@ -63,14 +63,16 @@ class SavedModel:
         return preset_for(self.base, n_layers)  # a folder of an older version
 
     def contexts(self, config: ContextConfig) -> tuple[str, ...] | None:
-        """Those sampled from the unedited model, where ``config`` asks for the same."""
+        """Contexts sampled from the unedited model, if ``config`` asks for the same."""
         kept = self.record.get("contexts")
         return tuple(kept) if kept and self._has_settings(config, _CONTEXT_SETTINGS) else None
 
     def statistics(self, config: StatisticsConfig) -> Path | None:
-        """The file of those of the unedited model, where ``config`` asks for the same, or for some of their layers."""
-        told, file = self.record.get("statistics") or {}, self.folder / STATISTICS_FILE
-        fits = set(config.layers) <= set(told.get("layers", [])) and self._has_settings(config, _STATISTICS_SETTINGS)
+        """The file of the unedited model's statistics, if ``config`` asks for the same, or for some of its layers."""
+        recorded, file = self.record.get("statistics") or {}, self.folder / STATISTICS_FILE
+        fits = set(config.layers) <= set(recorded.get("layers", [])) and self._has_settings(
+            config, _STATISTICS_SETTINGS
+        )
         return file if fits and file.is_file() else None
 
     def _has_settings(self, config: MethodConfig, names: tuple[str, ...]) -> bool:
@@ -81,7 +83,7 @@ class SavedModel:
 def find_saved(place: str) -> SavedModel | None:
     """The saved model at ``LanguageModel.place``; ``None`` where there is none.
 
-    A record that other weights lie beside now, as after training, is not used, and that is said.
+    A record is not used, with a warning, if the weights beside it have changed, as after training.
 
     Raises:
         ModelError: The record is damaged.
@@ -95,7 +97,7 @@ def find_saved(place: str) -> SavedModel | None:
 
 @lru_cache(maxsize=8)
 def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | None:
-    """The saved model, read once as long as its files stay what they are."""
+    """The saved model, read once as long as its files do not change."""
     file = folder / EDITS_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -103,12 +105,11 @@ def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | Non
         found = hash_weights(folder, known.__contains__)
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise ModelError(
-            f"{file} is damaged: {error}", hint="Save or export the edited model again, or take this file away."
+            f"{file} is damaged: {error}", hint="Save or export the edited model again, or delete this file."
         ) from error
     if found != known:
         logger.warning(
-            "the weights in %s are not those that its %s tells of, so preset, statistics and contexts there are not "
-            "used.",
+            "the weights in %s are not those recorded in its %s, so its preset, statistics and contexts are not used.",
             folder,
             EDITS_FILE,
         )
@@ -117,7 +118,7 @@ def _read(folder: Path, _: tuple[tuple[str, int, int], ...]) -> SavedModel | Non
 
 
 def hash_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """``sha256:...`` of the tensors of ``wanted`` names in a model's files, by name, whatever type they are read as."""
+    """``sha256:...`` of the tensors of ``wanted`` names in a model's files, by name, as stored."""
     return {
         name: f"sha256:{hashlib.sha256(held).hexdigest()}"
         for file in sorted(folder.glob("model*.safetensors"))
@@ -126,7 +127,7 @@ def hash_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
 
 
 def _tensors(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes: the file begins with the length of a header, which tells where each tensor lies."""
+    """Names and bytes; the file begins with the length of a header that has the offsets of each tensor."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))

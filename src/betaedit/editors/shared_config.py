@@ -23,9 +23,9 @@ class StatisticsConfig(MethodConfig):
     )
     statistics_corpus: str = Field("self", description="self, a text or JSONL file, or dataset:owner/name.")
     statistics_tokens: int | None = Field(
-        None, ge=1, description="Tokens averaged for C0; ten per dimension of the keys if not given."
+        None, ge=1, description="Number of tokens averaged for C0; default: ten per dimension of the keys."
     )
-    statistics_skip_first_token: bool = Field(False, description="Leave each row's first token out of C0.")
+    statistics_skip_first_token: bool = Field(False, description="Leave the first token of each row out of C0.")
 
     @field_validator("layers")
     @classmethod
@@ -34,18 +34,18 @@ class StatisticsConfig(MethodConfig):
 
 
 class ContextConfig(MethodConfig):
-    """In which contexts a prompt is shown while its value is sought."""
+    """The contexts of a prompt during the search for its value."""
 
     context_templates: tuple[str, ...] | None = Field(
         None,
-        description="Texts with one {} in which prompts are embedded, '{}' first; sampled from the model if not given.",
+        description="Texts with one {} for the prompt, '{}' first; default: sampled from the model.",
     )
     context_openings: tuple[str, ...] = Field(
         ("The", "Therefore", "Because", "I", "You"),
         description="Words that open the sampled contexts, one context each.",
     )
     context_length: int = Field(10, ge=2, description="Tokens of a sampled context, its opening included.")
-    context_top_k: int = Field(5, ge=1, description="Sampling of contexts: choices per token.")
+    context_top_k: int = Field(5, ge=1, description="Sampling of contexts: number of candidates per token.")
 
     @field_validator("context_templates")
     @classmethod

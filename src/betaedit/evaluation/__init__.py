@@ -2,7 +2,6 @@
 
 from betaedit.evaluation.abilities import AbilityResult, Classification, measure_abilities
 from betaedit.evaluation.answers import CHAT, PLAIN, REASONING, AnswerStyle, greedy_answers
-from betaedit.evaluation.asking import Answer, Likely, ask
 from betaedit.evaluation.drift import (
     Drift,
     Leakage,
@@ -14,6 +13,7 @@ from betaedit.evaluation.drift import (
     perplexity,
 )
 from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency, n_gram_entropy, sample_texts
+from betaedit.evaluation.free_text import Answer, Likely, ask
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
 from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak

@@ -223,7 +223,7 @@ def read_ability_items(task: AbilityTask, folder: str | Path, n_tests: int) -> l
         FactError: A line is broken, lacks a field or has an unknown label, or no item is left.
     """
     if n_tests < 1:
-        raise ConfigError(f"n_tests is {n_tests}.", hint="Ask for at least one item.")
+        raise ConfigError(f"n_tests is {n_tests}.", hint="Give at least 1.")
     path = task_file(task, folder)
     items: list[AbilityItem] = []
     for number, (line, record) in enumerate(iter_records(path)):
@@ -236,7 +236,7 @@ def read_ability_items(task: AbilityTask, folder: str | Path, n_tests: int) -> l
             break
     if not items:
         raise FactError(
-            f"the file has no item after the first {_FIRST_TEST}, which are kept for examples.",
+            f"the file has no item after the first {_FIRST_TEST}, which are reserved for examples.",
             hint="Add items.",
             path=path,
         )
@@ -250,12 +250,12 @@ def _item(task: AbilityTask, record: Mapping[str, Any]) -> AbilityItem:
         hint = f"Items of {task.name} need it."
         raise FactError("the field is missing.", hint=hint, field=str(error.args[0])) from error
     except (TypeError, ValueError) as error:
-        raise FactError(f"this is no item of {task.name}: {error}.", hint="Compare it with other lines.") from error
+        raise FactError(f"this is not an item of {task.name}: {error}.", hint="Compare it with other lines.") from error
     for known, label in task.labels.items():
         if known == answer:
             return AbilityItem(prompt, label)
     hint = f"Use one of {', '.join(map(repr, task.labels))}."
-    raise FactError(f"{answer!r} is no label of {task.name}.", hint=hint, field=task.label_field)
+    raise FactError(f"{answer!r} is not a label of {task.name}.", hint=hint, field=task.label_field)
 
 
 def measure_abilities(
@@ -301,7 +301,7 @@ def _check_lengths(model: LanguageModel, task: AbilityTask, items: Sequence[Abil
     if longest > model.max_length:
         raise ConfigError(
             f"an item of {task.name} needs {longest} positions and the model has {model.max_length}.",
-            hint="Leave the task out, or take fewer items.",
+            hint="Leave the task out, or use fewer items.",
         )
 
 

@@ -16,7 +16,7 @@ _THOUGHT_ENDS = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class AnswerStyle:
-    """How a model is asked, and how an answer is cut out of what it says.
+    """How a model is asked, and how its answer is cut from its text.
 
     Args:
         max_tokens: The most new tokens.
@@ -38,7 +38,7 @@ class AnswerStyle:
         return self._until_stop(text).strip().partition("\n")[0].rstrip()
 
     def is_complete(self, text: str) -> bool:
-        """Whether nothing that may follow ``text`` changes its answer."""
+        """Whether the answer of ``text`` is complete."""
         return self._until_stop(text) != text or (not self.reasoning and "\n" in text.lstrip())
 
     def _until_stop(self, text: str) -> str:
@@ -51,7 +51,7 @@ CHAT = AnswerStyle(stops=_TEXT_ENDS, reasoning=True, chat=True)
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last ``</think>`` of a reasoning model's text; all of it where there is none."""
+    """The text after the last ``</think>`` of a reasoning model; all of it without one."""
     return text.rpartition(_THOUGHT_ENDS)[2]
 
 

@@ -1,4 +1,4 @@
-"""Many prompts continued in batches, in the order they were asked."""
+"""Continues many prompts in batches; results are in the order of the prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What editing did to the rest of the model: knowledge leakage, perplexity and agreement with the unedited model."""
+"""Drift of an edited model: knowledge leakage, perplexity and agreement with the unedited model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from betaedit.progress import Progress, SilentProgress
 _MAX_LENGTH = 512
 _TOKENS_PER_FORWARD = 1024
 _LOGS_AT_ONCE = 2**23
-"""Log-probabilities have a column per entry of the vocabulary: of more tokens they leave the processor's cache."""
+"""Limit of log-probabilities at once (tokens times vocabulary), so that they fit the processor's cache."""
 
 _KEPT_BYTES = 2**28
 
@@ -33,9 +33,9 @@ class Drift:
     """How far a model is from the unedited one on ordinary text (metrics.md G.6).
 
     Args:
-        perplexity: Of the model as it is.
-        unedited_perplexity: Of the unedited model on the same tokens.
-        agreement: Share of the tokens at which both find the same token most probable.
+        perplexity: Perplexity of the model.
+        unedited_perplexity: That of the unedited model on the same tokens.
+        agreement: Share of the tokens at which both have the same most probable token.
         kl: ``KL(unedited || edited)`` of the next token, mean per token, in nats.
     """
 
@@ -50,7 +50,7 @@ class Drift:
 
 
 def held_out_prose() -> list[str]:
-    """The package's own passages of plain English, which no edit and no statistics ever see."""
+    """The package's own passages of plain English, which are used for no edit and no statistics."""
     text = resources.files("betaedit.evaluation").joinpath("data/prose.txt").read_text(encoding="utf-8")
     return [passage for passage in text.split("\n\n") if passage.strip()]
 
@@ -69,16 +69,16 @@ def leakage(change: Tensor, moment: Tensor) -> float:
 
 
 class UneditedStates:
-    """States of the unedited model at the tokens of some texts, kept from one measurement to the next.
+    """States of the unedited model at the tokens of some texts, cached between measurements.
 
-    For one model, one function and the same texts each time. What goes beyond ``_KEPT_BYTES`` is computed again.
+    For one model, one function and the same texts. Beyond ``_KEPT_BYTES`` states are computed again.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, Tensor] = {}
 
     def of(self, batch: int, run: Callable[[], Tensor]) -> Tensor:
-        """Those of a batch, by its number; ``run`` computes them."""
+        """The states of a batch by its number; ``run`` computes them."""
         if batch in self._held:
             return self._held[batch]
         states = run()
@@ -119,18 +119,18 @@ def leakage_on(
     keys: UneditedStates | None = None,
     progress: Progress | None = None,
 ) -> dict[int, Leakage]:
-    """How far the outputs of edited layers moved, with the unedited model's keys ``k`` at the tokens of ``perplexity``.
+    """Leakage of the edited layers at the unedited model's keys ``k`` of the tokens of ``perplexity``.
 
     Cost: a pass through the unedited model up to the last edited layer the first time, and two products of
     (n_tokens, d_in) with (d_in, d_out) per layer.
 
     Args:
         model: The edited model.
-        texts: Text that neither the edits nor their statistics saw.
+        texts: Text not used by the edits or their statistics.
         matrices: The edited matrices by layer.
-        unedited: As for ``compare``.
-        keys: What is kept of the unedited model's keys from earlier measurements on these texts, and for later ones.
-        progress: Hears of every text.
+        unedited: See ``compare``.
+        keys: Cache of the unedited model's keys on these texts.
+        progress: Shows the progress.
 
     Raises:
         ConfigError: No text has two tokens.
@@ -166,14 +166,14 @@ def perplexity(
 ) -> float:
     """``exp`` of the mean negative log-likelihood per token over all texts, token-weighted (metrics.md G.6).
 
-    A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens. Infinite where a float64 cannot
-    hold it.
+    A text's first token is not predicted; texts are cut at ``_MAX_LENGTH`` tokens. Infinite beyond
+    float64.
 
     Args:
         model: The model.
         texts: Text.
-        states: If the model is unedited, where its states are kept for ``compare``.
-        progress: Hears of every text.
+        states: If the model is unedited, the cache of its states for ``compare``.
+        progress: Shows the progress.
 
     Raises:
         ConfigError: No text has two tokens.
@@ -195,15 +195,15 @@ def compare(
     states: UneditedStates | None = None,
     progress: Progress | None = None,
 ) -> Drift:
-    """How far ``model`` as it is has moved from itself with its original weights, on the tokens of ``perplexity``.
+    """Drift of ``model`` from its unedited state, on the tokens of ``perplexity``.
 
     Args:
         model: The edited model.
         texts: Held-out text.
         unedited: Makes a context in which the model's layers have their original weights; entered at most once per
             batch.
-        states: What is kept of the unedited model from earlier measurements on these texts, and for later ones.
-        progress: Hears of every text.
+        states: Cache of the unedited model's states on these texts.
+        progress: Shows the progress.
 
     Raises:
         ConfigError: No text has two tokens.
@@ -229,7 +229,7 @@ def compare(
         perplexity=_exp_mean(torch.cat(edited_losses)),
         unedited_perplexity=_exp_mean(torch.cat(original_losses)),
         agreement=agreement,
-        kl=max(divergence / len(same), 0.0),  # rounding can leave a hair below zero
+        kl=max(divergence / len(same), 0.0),  # rounding may make it slightly negative
     )
 
 
@@ -273,7 +273,7 @@ def _batches(
 
 @torch.inference_mode()
 def _states(model: LanguageModel, batch: _Batch) -> Tensor:
-    """``(n_tokens, d)`` what enters the head at every position that predicts a token of its text."""
+    """``(n_tokens, d)`` inputs of the head at every position that predicts a token of its text."""
     hidden = model.anatomy.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
     states: Tensor = hidden[:, :-1][batch.predicted.to(hidden.device)]
     return states
@@ -281,10 +281,10 @@ def _states(model: LanguageModel, batch: _Batch) -> Tensor:
 
 @torch.inference_mode()
 def _keys(model: LanguageModel, batch: _Batch, layers: Sequence[int]) -> Tensor:
-    """``(n_tokens, sum of d_in)`` what enters the MLP projections of ``layers``, side by side, at each predicted token.
+    """``(n_tokens, sum of d_in)`` inputs of the MLP projections of ``layers``, concatenated, at each predicted token.
 
-    A text's first token is left out: in many models its keys are far longer than all others, and texts of another
-    length would give another figure.
+    A text's first token is left out: in many models its keys are far longer than all others, so the
+    figure would depend on the length of the texts.
     """
     counted = batch.mask.bool()
     counted[:, 0] = False
@@ -312,7 +312,7 @@ def _next_token_logs(model: LanguageModel, states: Tensor) -> Tensor:
 
 
 def _parts(model: LanguageModel, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """``columns`` of ``n_tokens`` rows each, cut into parts of so many rows that their log-probabilities are few."""
+    """``columns`` of ``n_tokens`` rows each, cut into parts with a limited number of log-probabilities."""
     rows = max(_LOGS_AT_ONCE // int(model.model.config.get_text_config().vocab_size), 1)
     return zip(*(torch.split(column, rows) for column in columns), strict=True)
 

@@ -34,7 +34,7 @@ def run_harness(
     include_path: str | Path | None = None,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """What lm-evaluation-harness measures on ``model`` as it is now.
+    """The results of lm-evaluation-harness on ``model``.
 
     Its tokenizer is copied, since the harness gives it a padding token. The harness seeds the global random generators.
 
@@ -64,7 +64,7 @@ def run_harness(
         included = [place] if include_path is None else [place, str(include_path)]
         known = manager(include_path=included, include_defaults=False)
         if not set(tasks) <= set(known.all_tasks):
-            known = manager(include_path=included)  # the harness's own thousands of files take their time
+            known = manager(include_path=included)  # slow: the harness has thousands of task files
         _check_names(tasks, known.all_tasks)
         wrapped = _framing(wrapper, model)(
             pretrained=model.model,
@@ -81,7 +81,7 @@ def run_harness(
 
 
 def _framing(wrapper: type[Any], model: LanguageModel) -> type[Any]:
-    """``wrapper`` whose contexts are put before the model as ``model`` frames them."""
+    """A subclass of ``wrapper`` whose contexts are framed by ``model``."""
 
     def framed(requests: Sequence[Any]) -> list[Any]:
         texts = model.framed([request.args[0] for request in requests])
@@ -108,7 +108,7 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def _bounded_length(model: LanguageModel) -> int:
-    return min(model.max_length, 2**20)  # models without a bound say sys.maxsize
+    return min(model.max_length, 2**20)  # models without a limit have sys.maxsize
 
 
 def _own_folder(name: str, folder: str | Path | None) -> Path:
@@ -118,7 +118,7 @@ def _own_folder(name: str, folder: str | Path | None) -> Path:
 
 
 def _write_task(name: str, folder: Path, n_tests: int, place: Path) -> None:
-    """The task as the harness wants it: its items as filled prompts, and a YAML file that says how to read them."""
+    """Write the task for the harness: its items as filled prompts, and a YAML file that describes them."""
     task = find_task(name.removeprefix(_PREFIX))
     items = place / f"{name}.jsonl"
     items.write_text("".join(_line(item) for item in read_ability_items(task, folder, n_tests)), encoding="utf-8")

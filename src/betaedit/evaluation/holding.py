@@ -1,4 +1,4 @@
-"""Whether a model gives an answer that was written into it, as a reader of its free text would judge."""
+"""Whether a model holds a written fact, judged by its free text."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _BEYOND = 4
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a model makes of one fact's own prompt.
+    """How a model holds one fact, measured on its own prompt.
 
     Args:
         status: ``held``: its greedy text begins with the whole answer and then ends it: no letter or digit follows.
-            ``runs on``: it begins with the answer, which goes on within the word or number. ``by probability``: it says
-            something else, but finds the new target more probable per token than the true one. ``missed``: none of it.
-        probability: Mean probability of the target's tokens, those before them given.
-        said: The greedy text, as long as the answer and a little more; empty where the answer is held.
+            ``runs on``: it begins with the answer, but the last word or number continues. ``by probability``: it says
+            something else, but gives the new target a higher probability per token than the true one. ``missed``: none
+            of these.
+        probability: Mean probability of the target's tokens, under teacher forcing.
+        said: The greedy text, a little longer than the answer; empty if the answer is held.
     """
 
     status: Status
@@ -40,7 +41,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Of one target under teacher forcing: mean probability, whether it is the greedy text, and what follows then."""
+    """One target under teacher forcing: mean probability, whether it is the greedy text, and the next token."""
 
     probability: float
     greedy: bool
@@ -48,10 +49,10 @@ class _Reading:
 
 
 def measure_holding(model: LanguageModel, facts: Sequence[Fact]) -> list[Holding]:
-    """How ``model`` holds ``facts`` now, in order: one pass over all, and greedy text for those it does not say."""
+    """How ``model`` holds ``facts``, in order: one pass over all, and greedy text for facts that are not held."""
     tokenizer = model.tokenizer
     asked = Continuation.encode(model, [(fact.text, fact.target_new, fact.joint) for fact in facts])
-    # One more place, whose token is not read: what follows the answer.
+    # One more position, for the token after the answer; its own token is not used.
     longer = [Continuation(one.prompt, (*one.target, pad_token_id(tokenizer))) for one in asked]
     readings = read_targets(model, longer, _read)
     found = [Holding("held", reading.probability) for reading in readings]
@@ -69,7 +70,7 @@ def measure_holding(model: LanguageModel, facts: Sequence[Fact]) -> list[Holding
 
 
 def says(text: str, answer: str) -> Literal["held", "runs on"] | None:
-    """Whether ``text`` begins with ``answer``, white space before it apart, and whether the answer ends there."""
+    """Whether ``text`` begins with ``answer`` (leading white space is ignored), and whether the answer ends there."""
     text, answer = text.lstrip(), answer.strip()
     if not text.startswith(answer):
         return None
@@ -94,7 +95,7 @@ def _read(logs: Tensor, target: tuple[int, ...]) -> _Reading:
 
 
 def _goes_on(tokenizer: PreTrainedTokenizerBase, target: Sequence[int], following: int) -> bool:
-    """Whether the token ``following`` goes on within the last word or number of ``target``."""
+    """Whether the token ``following`` continues the last word or number of ``target``."""
     if following in tokenizer.all_special_ids:
         return False
     before = str(tokenizer.decode(list(target)))

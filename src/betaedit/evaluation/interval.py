@@ -1,4 +1,4 @@
-"""A mean with how sure it is."""
+"""A mean with its confidence interval."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean, z2 = math.fsum(values) / count, _NORMAL_95**2
     middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
     spread = _NORMAL_95 / (1 + z2 / count) * math.sqrt(mean * (1 - mean) / count + z2 / (4 * count**2))
-    # The interval of a share of 0 or 1 ends there; rounding would leave a hair.
+    # The interval of a share of 0 or 1 ends there; rounding would miss it slightly.
     low, high = (0.0 if mean == 0 else middle - spread), (1.0 if mean == 1 else middle + spread)
     return Estimate(mean, count, low, high)

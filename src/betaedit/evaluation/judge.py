@@ -1,4 +1,4 @@
-"""Who decides whether an answer is right: a plain comparison of words, or a language model asked for its opinion."""
+"""Judges of answers: a comparison of words, or a language model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _ARTICLES_BETWEEN = " (?:(?:a|an|the) )*"
 _SHARP = re.compile(r"[^\W\d_]#(?!#)")
 _VERDICT = re.compile(r"\W*([AB])\W*")
-_GIVES_UP_ON = range(400, 500)  # the request is wrong, and sending it again changes nothing ...
+_GIVES_UP_ON = range(400, 500)  # the request is wrong: it is not sent again ...
 _EXCEPT = frozenset({408, 409, 425, 429})  # ... unless the server is only busy
 
 
@@ -68,7 +68,7 @@ class Judge(Protocol):
 
 
 class Answered(NamedTuple):
-    """A question, its gold answers (at least one), and the answer somebody gave."""
+    """A question, its gold answers (at least one), and the answer to judge."""
 
     question: str
     golds: tuple[str, ...]
@@ -76,11 +76,11 @@ class Answered(NamedTuple):
 
 
 def normalize(text: str) -> str:
-    """``text`` as it is compared: compatibility forms (NFKC), lower-case, without punctuation, without articles.
+    """``text`` for comparison: compatibility forms (NFKC), lower-case, without punctuation, without articles.
 
-    Dashes and slashes part words; other punctuation disappears (``U.S.`` is ``us``), except for a single ``#`` right
-    after a letter (``C#``). ``a``, ``an`` and ``the`` go where a word follows; the last word stays (``Serie A``). White
-    space is one space.
+    Dashes and slashes separate words; other punctuation disappears (``U.S.`` is ``us``), except for a single ``#``
+    right after a letter (``C#``). ``a``, ``an`` and ``the`` are removed if a word follows; the last word stays
+    (``Serie A``). White space is one space.
     """
     words = _words(text)
     return " ".join([word for word in words[:-1] if word not in _ARTICLES] + words[-1:])
@@ -101,12 +101,11 @@ def _words(text: str) -> list[str]:
 
 
 class MatchJudge:
-    """Right when a gold answer stands in the answer word for word, both as ``normalize`` compares them.
+    """Right if a gold answer occurs in the answer word for word, after ``normalize``.
 
-    The gold's words must follow each other in the answer as whole words, with nothing but articles between them;
-    equality is the case where nothing else is there. A gold answer that looks like an article (the ``A`` of a multiple
-    choice) must be the answer's last word, and one without words is never found. It cannot see meaning: ``not Paris``
-    counts as ``Paris``, and ``United States`` is not found in ``USA``.
+    The gold's words must follow each other in the answer as whole words, with only articles between them. A gold answer
+    that looks like an article (the ``A`` of a multiple choice) must be the answer's last word, and one without words is
+    never found. Meaning is ignored: ``not Paris`` counts as ``Paris``, and ``United States`` is not found in ``USA``.
     """
 
     def judge(self, question: str, golds: Sequence[str], answer: str) -> bool:
@@ -128,8 +127,8 @@ class EndpointJudge:
     """A language model behind an OpenAI-compatible chat endpoint, asked at temperature 0 for ``A`` or ``B``.
 
     Args:
-        base_url: Where ``/chat/completions`` is found, such as ``http://localhost:8000/v1``.
-        model: The name the server knows the model by.
+        base_url: The URL before ``/chat/completions``, such as ``http://localhost:8000/v1``.
+        model: Name of the model on the server.
         api_key: Sent as a bearer token when given.
         timeout_seconds: How long one request may take.
         tries: How often a request is sent before it counts as failed.
@@ -144,17 +143,15 @@ class EndpointJudge:
     wait_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse addresses that are not of the web: a judge reads no files.
+        """Refuse other URLs than http and https: a judge must not read files.
 
         Raises:
-            ConfigError: The address is none, or there is no try.
+            ConfigError: It is not a URL, or ``tries`` is below 1.
         """
         if not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"{self.base_url!r} is no address of a judge.", hint="Give one like http://localhost:8000/v1."
-            )
+            raise ConfigError(f"{self.base_url!r} is not a URL.", hint="Give a URL like http://localhost:8000/v1.")
         if self.tries < 1:
-            raise ConfigError(f"a judge cannot be asked {self.tries} times.", hint="Give tries of 1 or more.")
+            raise ConfigError(f"tries is {self.tries}, but must be at least 1.", hint="Give tries=1 or more.")
 
     def judge(self, question: str, golds: Sequence[str], answer: str) -> bool:
         """Whether the model replies ``A``.
@@ -176,7 +173,7 @@ class EndpointJudge:
             except (OSError, http.client.HTTPException) as error:
                 problem = f"it cannot be reached: {error}"
             except (ValueError, LookupError, TypeError) as error:
-                problem = f"its reply is no chat completion ({type(error).__name__}: {error})"
+                problem = f"its reply is not a chat completion ({type(error).__name__}: {error})"
             else:
                 if verdict := _VERDICT.fullmatch(after_thinking(reply)):
                     return verdict[1] == "A"
@@ -202,7 +199,7 @@ class EndpointJudge:
 
 
 def judge_message(question: str, golds: Sequence[str], answer: str) -> str:
-    """What an ``EndpointJudge`` asks; further gold answers are named as accepted too."""
+    """The message of an ``EndpointJudge``; further gold answers are listed as also accepted."""
     first, *others = golds
     gold = first + (f" (also accepted: {'; '.join(others)})" if others else "")
     return JUDGE_PROMPT.format(question=question, gold=gold, answer=answer)

@@ -1,4 +1,4 @@
-"""How long a query takes and how much memory was needed (metrics.md G.8)."""
+"""Latency and peak memory of queries (metrics.md G.8)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def measure_latency(
     """Seconds for exactly ``n_tokens`` greedy tokens after each prompt, one prompt at a time.
 
     A query's time begins with its text: framing it (retrieval, confirmation) is part of it where an editor does so.
-    End tokens do not end a text, so every query does the same work whatever the model says. The first prompt is run
+    End tokens do not end a text, so every query does the same work. The first prompt is run
     ``n_warm_up`` times before anything is timed, and the device is synchronized around each query.
 
     Raises:

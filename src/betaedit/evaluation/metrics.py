@@ -44,7 +44,7 @@ class CaseOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric in both forms, as shares from 0 to 1; ``None`` where no record has what it needs."""
+    """One metric in both forms, as shares from 0 to 1; ``None`` if no record has the prompts for it."""
 
     probability: float | None
     argmax: float | None
@@ -125,7 +125,7 @@ def summarize(outcomes: Iterable[CaseOutcome]) -> EditMeasures:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which ``(prompt, wanted, other)`` triples one record asks for, by kind."""
+    """The ``(prompt, wanted, other)`` triples of one record, by kind."""
 
     rewrite: tuple[tuple[str, str, str | None], ...]
     paraphrases: tuple[tuple[str, str, str | None], ...]

@@ -1,8 +1,7 @@
-"""Two methods on the same records: is one better, or is the difference within the noise? Needs no model.
+"""Paired test of two methods on the same records. Needs no model.
 
-Records on which both do equally well say nothing about which is better. Of the others, each is as likely to be won by
-either where the methods do not differ: how unlikely the numbers won are then is the exact sign test, which for records
-that are right or wrong is McNemar's exact test.
+Records on which both do equally well are ignored. If the methods do not differ, each other record is won by either with
+equal probability: this is the exact sign test, which for records that are right or wrong is McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 LEVEL = 0.05
-"""Below this probability a difference counts as more than noise."""
+"""Significance level."""
 _POWER = 0.8
 
 
@@ -33,20 +32,20 @@ class PairedTest:
 
     @property
     def p(self) -> float:
-        """Two-sided probability of a division at least this uneven if the methods do not differ; from above 0 to 1."""
+        """Two-sided p-value of the exact sign test, above 0 and at most 1."""
         unequal = self.first + self.second
         tail = sum(math.comb(unequal, won) for won in range(min(self.first, self.second) + 1))
-        # Whole numbers up to the one division, which rounds to 0 beyond a float's range; a probability is above it.
+        # Integers up to the division, whose result may underflow to 0; a p-value is above 0.
         return max(min(1.0, 2 * tail / (1 << unequal)), math.ulp(0.0))
 
     def records_needed(self, level: float = LEVEL) -> int | None:
-        """About how many records would tell the methods apart four times in five, were these typical of all.
+        """Approximate number of records for a significant difference with 80% power, if these records are typical.
 
         Args:
-            level: The probability that counts as more than noise.
+            level: The significance level.
 
         Returns:
-            More than ``count``; ``None`` where the methods have won equally often.
+            More than ``count``; ``None`` if the methods have won equally often.
         """
         unequal, most = self.first + self.second, max(self.first, self.second)
         if 2 * most == unequal:
@@ -62,7 +61,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     """The test of two methods on the same records.
 
     Args:
-        first: The first method's figure of each record, more is better; 0 and 1 where records are right or wrong.
+        first: The first method's figure of each record, more is better; 0 or 1 for records that are wrong or right.
         second: The second method's, in the same order.
     """
     pairs = list(zip(first, second, strict=True))
@@ -70,10 +69,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Probabilities of several tests by Holm's correction: any of them is below a level by chance no oftener than that.
-
-    Each grows, to 1 at most, and stays in its place.
-    """
+    """Holm-corrected p-values of several tests, in the same order."""
     order = sorted(range(len(probabilities)), key=probabilities.__getitem__)
     corrected, largest = [0.0] * len(order), 0.0
     for rank, index in enumerate(order):

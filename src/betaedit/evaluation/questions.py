@@ -1,4 +1,4 @@
-"""Reliability, generalization, portability and locality as a user would meet them: asked, answered, judged (G.4)."""
+"""Reliability, generalization, portability and locality from free-text questions, answers and a judge (G.4)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class QuestionOutcome:
 
 @dataclass(frozen=True)
 class QuestionMeasures:
-    """The figures over records; ``None`` or absent where no record has what they need.
+    """The figures over records; ``None`` or absent if no record has the prompts for them.
 
     Args:
         groups: Share judged right, by group.

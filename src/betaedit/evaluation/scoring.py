@@ -1,4 +1,4 @@
-"""How probable a model finds given continuations: one forward pass behind every teacher-forced metric."""
+"""Probabilities of given continuations: the forward pass behind every teacher-forced metric."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKENS_PER_FORWARD = 1024
 
 T = TypeVar("T")
 Pair = tuple[str, str] | tuple[str, str, str | None]
-"""A prompt and a target; and what stands between them, where that is not ``None``: as ``joint_between`` has it."""
+"""A prompt, a target, and the text between them; ``None`` for ``joint_between``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class _Row:
-    """Token ids to run, how many of them are the prompt, and the target ids that each continuation asks of it."""
+    """Token ids to run, how many of them are the prompt, and the target ids of each continuation."""
 
     ids: tuple[int, ...]
     n_prompt: int
@@ -83,7 +83,7 @@ def score_continuations(
     progress: Progress | None = None,
     label: str = "evaluating",
 ) -> list[Score]:
-    """``score_targets`` of what is given as token ids."""
+    """``score_targets`` for token ids."""
     return read_targets(model, continuations, _score, progress=progress, label=label)
 
 

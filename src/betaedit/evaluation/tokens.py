@@ -1,4 +1,4 @@
-"""Token for token: accuracy on ZsRE (metrics.md G.2), and whether an edit left other answers' tokens alone (G.4)."""
+"""Token accuracy on ZsRE (metrics.md G.2), and token-level locality of other answers (G.4)."""
 
 from __future__ import annotations
 

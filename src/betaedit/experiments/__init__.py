@@ -1,1 +1,1 @@
-"""Measured runs over lists of facts: ``run`` makes them, ``folder`` keeps them, ``verdict`` judges them."""
+"""Measured runs over lists of facts: ``run`` makes them, ``folder`` stores them, ``verdict`` judges them."""

@@ -1,8 +1,8 @@
-"""Whether what was written in sequence is what would have been written at once, layer by layer.
+"""How far a sequence of edits is from writing all facts at once, layer by layer.
 
-Alignment theory (methods.md D.1) says that a sequence with history ends where one update for all its facts does, **for
-given keys and values** and a projector that stays. Here these are the ones the editor wrote with, so what is left
-is the rule itself: what a missing history, a refreshed projector, an operator or the type of the weights does to it.
+Alignment theory (methods.md D.1): with history, **given keys and values** and a fixed projector, a sequence gives the
+same weights as one update for all its facts. The keys and values here are those of the editor, so the distance shows
+only the effect of missing history, a refreshed projector, post-processing, or the type of the weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from betaedit.memory.conflicts import Associations
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """Distances of one edited matrix from its one-time solution, in lengths of that solution's change.
+    """Distances of one edited matrix from its one-time solution, relative to the norm of its change.
 
     Args:
-        layer: Which one.
-        written: Of the weights the model has.
-        with_history: Of the same keys and values written in the same batches by the method's rule with history.
-        without_history: The same without.
-        one_time_change: Length of the one-time change, in norms of the original matrix.
+        layer: The layer.
+        written: Distance of the model's weights.
+        with_history: Distance with the same keys, values and batches, by the method's rule with history.
+        without_history: The same without history.
+        one_time_change: Norm of the one-time change, relative to the original matrix.
     """
 
     layer: int
@@ -49,8 +49,8 @@ class LayerAlignment:
 def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
     """How far the facts that the editor's model holds are from their one-time solution; changes nothing.
 
-    The one-time solution is that of the method's rule, by a memory in which nothing was written: operators on updates,
-    random keys and ROME's second key are no part of it.
+    The one-time solution is that of the method's rule, by a new memory, without post-processing,
+    random keys or ROME's second key.
     Cost per layer: three eigendecompositions of ``C0``, a solve for all facts and two for every batch.
 
     Raises:
@@ -59,7 +59,7 @@ def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
         NumericalError: The facts cannot be solved together.
     """
     if not editor.results:
-        raise ConfigError("there is no sequence to look at.", hint="Write facts first.")
+        raise ConfigError("no facts are written.", hint="Write facts first.")
     editing = require(
         editor.editing,
         Associative,  # type: ignore[type-abstract]
@@ -72,7 +72,7 @@ def measure_alignment(editor: Editor) -> tuple[LayerAlignment, ...]:
 
 def _align(editing: Associative, layer: int) -> LayerAlignment:
     matrix = editing.matrices[layer]
-    change = matrix.change().double()  # values are kept beyond the unedited matrix, so all starts from nothing
+    change = matrix.change().double()  # values are relative to the unedited matrix, so all starts from zero
     nothing = torch.zeros_like(change)
     new_memory = _memories(editing, layer)
     batches = [

@@ -1,4 +1,4 @@
-"""Questions put to whatever can be loaded: what it says, beside what it would say without its edits."""
+"""Questions to a model, a run or a workspace: its answers, beside those of the unedited model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from betaedit.editors.matrix import set_aside
 from betaedit.editors.saved import EDITS_FILE
 from betaedit.errors import ConfigError, ModelError
-from betaedit.evaluation.asking import Answer, ask
+from betaedit.evaluation.free_text import Answer, ask
 from betaedit.experiments.target import editor_of, load_target
 from betaedit.ledger.place import LEDGER
 from betaedit.ledger.workspace import Workspace
@@ -32,12 +32,12 @@ _NAMES_ITS_BASE = {EDITS_FILE: "model", "adapter_config.json": "base_model_name_
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what was said to it.
+    """A question and its answers.
 
     Args:
-        question: As it was typed.
-        answer: Of the model asked.
-        base: Of the same model without its edits; ``None`` where there is no such model.
+        question: The question as typed.
+        answer: The model's answer.
+        base: The answer of the unedited model; ``None`` if there is none.
     """
 
     question: str
@@ -57,14 +57,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A model that is loaded to be asked, and the way to the same model without its edits.
+    """A loaded model, and its unedited model.
 
     Args:
-        model: The model asked.
-        base: A context in which there is the model without edits; ``None`` where there are none, or no such model.
-        base_name: What the model without edits is called; empty where there are no edits.
-        why_no_base: Why the model without edits cannot be asked; empty where it can, or where there are no edits.
-        progress: Hears of every question.
+        model: The loaded model.
+        base: A context with the unedited model; ``None`` without edits, or if there is no such model.
+        base_name: Name of the unedited model; empty without edits.
+        why_no_base: Why the unedited model cannot be asked; empty if it can, or without edits.
+        progress: Shows the progress.
     """
 
     model: LanguageModel
@@ -82,18 +82,18 @@ class Conversation:
         n_tokens: int = 32,
         top: int = 3,
     ) -> list[Asked]:
-        """What the model says to each question, in order, and what it would say without its edits.
+        """The answers of the model and of the unedited model to each question, in order.
 
         Args:
-            questions: As they are typed.
-            chat: Whether each is a user's message in the model's chat template; else the model goes on with its text.
+            questions: The questions as typed.
+            chat: Whether each is a user's message in the model's chat template; otherwise the model continues its text.
             system: The system message before it, in chat.
-            n_tokens: The most new tokens of the greedy answer.
-            top: How many of the most probable answers.
+            n_tokens: Maximum number of new tokens of the greedy answer.
+            top: Number of most probable answers.
 
         Raises:
-            ConfigError: A question is blank, or there is a system message without chat.
-            ModelError: The model has no chat template, or no place for a system message or for an answer.
+            ConfigError: A question is empty, or there is a system message without chat.
+            ModelError: The model has no chat template or no system message, or no position is left for an answer.
         """
         check_questions(questions, chat=chat, system=system)
         prompts = [self._prompt(question, chat, system) for question in questions]
@@ -115,20 +115,20 @@ class Conversation:
         if system is None:
             return text
         if not takes_system_message(tokenizer):
-            raise ModelError("the model's chat template has no place for a system message.", hint="Leave it out.")
+            raise ModelError("the model's chat template has no system message.", hint="Leave it out.")
         return chat_text(tokenizer, [{"role": "system", "content": system}, user])
 
 
 def check_questions(questions: Sequence[str], *, chat: bool, system: str | None) -> None:
-    """Refuse what no model can be asked, before one is loaded.
+    """Refuse invalid questions before a model is loaded.
 
     Raises:
-        ConfigError: A question is blank, or there is a system message without chat.
+        ConfigError: A question is empty, or there is a system message without chat.
     """
     if any(not question.strip() for question in questions):
-        raise ConfigError("a question is blank.", hint="Ask something in words.")
+        raise ConfigError("the question is empty.", hint="Write a question.")
     if system is not None and not chat:
-        raise ConfigError("a system message belongs to a chat.", hint="Ask in chat (--chat), or leave it out.")
+        raise ConfigError("a system message needs --chat.", hint="Add --chat, or leave the system message out.")
 
 
 @contextmanager
@@ -140,33 +140,33 @@ def open_conversation(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Conversation]:
-    """The model behind ``name``, loaded once, and that without its edits.
+    """Load the model ``name``, and its unedited model.
 
-    The base of a workspace and of a run is the model they were made with. That of a saved model or an adapter is the
-    one it names; where that cannot be loaded, ``why_no_base`` says so. Any other model has none.
+    The base of a workspace or run is the model it was made with. The base of a saved model or an adapter is the one it
+    names; if that cannot be loaded, ``why_no_base`` is set. Any other model has none.
 
     Args:
-        name: As for ``load_target``.
-        statistics: As for ``load_target``.
-        dtype: As for ``load_target``.
-        device: Where the models go.
-        progress: Hears of every question.
+        name: See ``load_target``.
+        statistics: See ``load_target``.
+        dtype: See ``load_target``.
+        device: Device of the models.
+        progress: Shows the progress.
 
     Raises:
         BetaEditError: As ``load_target``.
     """
-    folder, told = Path(name), progress or SilentProgress()
+    folder, progress = Path(name), progress or SilentProgress()
     with ExitStack() as opened:
         if (folder / LEDGER).is_file() and statistics is None and dtype is None:
             workspace = opened.enter_context(Workspace.open(folder, device=device))
             model, matrices = workspace.language_model, workspace.matrices
-            yield _with_edits(model, lambda: set_aside(matrices), told)
+            yield _with_edits(model, lambda: set_aside(matrices), progress)
         elif (folder / LEDGER).is_file() or (folder / "run.json").is_file():
             editor = editor_of(name, statistics=statistics, dtype=dtype, device=device)
-            yield _with_edits(editor.language_model, editor.unedited, told)
+            yield _with_edits(editor.language_model, editor.unedited, progress)
         else:
             model = load_target(name, dtype=dtype, device=device)
-            yield _beside_its_base(folder, model, dtype, device, told)
+            yield _beside_its_base(folder, model, dtype, device, progress)
 
 
 def _with_edits(
@@ -185,7 +185,7 @@ def _with_edits(
 def _beside_its_base(
     folder: Path, model: LanguageModel, dtype: DtypeName | None, device: str | None, progress: Progress
 ) -> Conversation:
-    """A conversation with the model of a folder, and with the one that the folder says it was made from."""
+    """A conversation with the model of a folder, and with the base model that the folder names."""
     file = next((folder / file for file in _NAMES_ITS_BASE if (folder / file).is_file()), None)
     if file is None:
         return Conversation(model, progress=progress)
@@ -205,7 +205,7 @@ def _beside_its_base(
 
 
 def _check_related(model: LanguageModel, base: LanguageModel) -> None:
-    """Refuse a base that lies now where another one was: no edit changes embeddings, a narrower type rounds them."""
+    """Refuse a base with other embeddings: edits do not change them, and a narrower type only rounds them."""
     own, others = (each.model.get_input_embeddings().get_parameter("weight").float() for each in (model, base))
     if own.shape != others.shape or not torch.allclose(own, others, rtol=_ROUNDING):
-        raise ModelError(f"{base.name} is another model than the one that was edited: its embeddings differ.")
+        raise ModelError(f"{base.name} is not the model that was edited: its embeddings differ.")

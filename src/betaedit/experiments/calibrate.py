@@ -1,4 +1,4 @@
-"""Settings for a new model: layers by causal tracing, then a bounded search by trial edits on a few facts."""
+"""Settings for a new model: layers by causal tracing, then a bounded search with trial edits of a few facts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MOVES = (
     ("ridge", 4.0),
     ("nullspace_threshold", 3.0),
 )
-_NORMED_CLAMP = 0.2  # where a norm bounds what an MLP can add to the stream
+_NORMED_CLAMP = 0.2  # if a norm bounds the output of the MLP
 _FINEST = 0.25  # of the exponent of a step
 _WINDOWS = 3
 _TOKENS_PER_DIMENSION = 4
@@ -64,14 +64,14 @@ _NOTHING: Values = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """The result of a calibration.
 
     Args:
         setup: Model, facts, seed.
-        trace: Of the layers.
+        trace: Causal tracing of the layers.
         trials: The unedited model first.
         check: The unedited model and the best setting on facts that the search did not see; empty without such facts.
-        seconds: Of this call; what an earlier one had done is not in it.
+        seconds: Time of this call, without earlier ones.
     """
 
     setup: CalibrationSetup
@@ -82,15 +82,15 @@ class Calibration:
 
     @property
     def best(self) -> Trial:
-        """The trial of the highest score, the earlier where two are equal.
+        """The trial of the highest score; of equal ones the earlier.
 
         Raises:
-            ConfigError: No setting could be tried, or none could write.
+            ConfigError: No trial finished.
         """
         return best_of(self.trials)
 
     def scores(self) -> list[float]:
-        """The score of every trial but that of the unedited model."""
+        """The score of every trial except the unedited model."""
         return [score(self.trials[0], trial) for trial in self.trials[1:]]
 
     def preset_file(self, name: str) -> PresetFile:
@@ -115,7 +115,7 @@ class Calibration:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, as ``--json`` prints it."""
+        """The calibration as plain data, as ``--json`` prints it."""
         return {
             "setup": self.setup.model_dump(mode="json"),
             "trace": self.trace.model_dump(mode="json"),
@@ -143,52 +143,52 @@ def calibrate(
     progress: Progress | None = None,
     on_trial: Callable[[Trial, float], None] | None = None,
 ) -> Calibration:
-    """Seek settings for ``model``, trial by trial, each on the unedited model; it is unedited again at the end.
+    """Search settings for ``model`` with trials on the unedited model, which is unedited again at the end.
 
-    The same call continues a calibration that was interrupted, when it has a journal.
+    With a journal, the same call continues an interrupted calibration.
 
     Args:
         model: The unedited model.
         cases: The few facts that every trial writes in sequence.
         check: Other facts, which the best setting writes at the end.
         method: A closed-form method.
-        n_trials: Settings tried at most, those in the journal included.
-        minutes: No trial begins after which this would likely be too short for it and the check.
-        seed: Decides noise, contexts and sampled text.
-        journal: Where trials are kept.
+        n_trials: Maximum number of settings, including those in the journal.
+        minutes: Time limit; a trial starts only if it and the check are likely to finish in time.
+        seed: Seed of noise, contexts and sampled text.
+        journal: File of the trials.
         source: The file of the facts, for the record.
-        progress: Where to draw.
-        on_trial: Hears of every new trial and its score.
+        progress: Shows the progress.
+        on_trial: Called with every new trial and its score.
 
     Raises:
         MethodError: The method is unknown.
-        ConfigError: There is nothing to try, or no setting could write.
+        ConfigError: There are no facts or trials, or no trial finished.
         RunFolderError: The journal holds another calibration, or is damaged.
     """
     started = time.perf_counter()
     if not cases or n_trials < 1:
-        raise ConfigError("there is nothing to try.", hint="Give facts, and one trial or more.")
+        raise ConfigError("calibration needs facts and at least one trial.", hint="Give both.")
     recipe = find_recipe(method)
     setup = _setup(model, cases, check, recipe.name, seed, source)
     kept = Journal(setup, journal)
     if kept.trace is None:
         kept.keep_trace(trace_layers(model, [case.fact for case in cases], seed=seed, progress=progress))
     assert kept.trace is not None
-    bench = _Bench(model, recipe.name, seed, windows(kept.trace, recipe), progress or SilentProgress())
+    runner = _TrialRunner(model, recipe.name, seed, layer_windows(kept.trace, recipe), progress or SilentProgress())
     if not kept.trials:
-        kept.keep_trial(bench.unedited(cases))
+        kept.keep_trial(runner.unedited(cases))
     deadline = None if minutes is None else started + 60 * minutes
-    _search(bench, cases, kept, n_trials, deadline, 1 + len(check) / len(cases), on_trial)
+    _search(runner, cases, kept, n_trials, deadline, 1 + len(check) / len(cases), on_trial)
     if check:
-        _check(bench, check, kept)
+        _check(runner, check, kept)
     return Calibration(setup, kept.trace, tuple(kept.trials), tuple(kept.check[-2:]), time.perf_counter() - started)
 
 
-def windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
-    """Runs of layers to try: those of the highest mean effect, no two beside each other, and the untuned one.
+def layer_windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
+    """Windows of layers to try: those of the highest mean effect, no two adjacent, and the untuned one.
 
-    They are as wide as the recipe's published ones are for the depth, and lie in the first three quarters of it: what
-    is written later is hardly read.
+    They have the width of the recipe's published layers for this depth, and lie in the first three quarters of it:
+    later edits have little effect.
     """
     n_layers = len(trace.effects)
     plain = EditConfig.of(untuned(n_layers).settings(recipe)).layers
@@ -203,10 +203,10 @@ def windows(trace: Trace, recipe: Recipe) -> list[tuple[int, ...]]:
 
 
 def proposals(starts: Sequence[Values]) -> Generator[Values, float, None]:
-    """Settings to try, one after another; each is answered with its score.
+    """A generator of settings to try, which is sent the score of each.
 
-    First every start, then one value of the best so far is moved at a time, up or else down; when no move has helped,
-    the steps are halved. Ends when they are too fine to matter.
+    It yields every start, then the best so far with one value moved, up or down; if no move has helped, the steps are
+    halved. It ends when they are too small to matter.
     """
     best: Values = {}
     record = float("-inf")
@@ -234,16 +234,16 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial of the highest score.
 
     Raises:
-        ConfigError: None of them has one.
+        ConfigError: No trial finished.
     """
     ranked = sorted(trials[1:], key=lambda trial: -score(trials[0], trial))
     if not ranked or score(trials[0], ranked[0]) == float("-inf"):
-        raise ConfigError("no setting could be tried to its end.", hint="Allow more trials or minutes, or other facts.")
+        raise ConfigError("no trial finished.", hint="Allow more trials or minutes, or use other facts.")
     return ranked[0]
 
 
 def _search(
-    bench: _Bench,
+    runner: _TrialRunner,
     cases: Sequence[EvaluationCase],
     kept: Journal,
     n_trials: int,
@@ -251,14 +251,14 @@ def _search(
     reserve: float,
     on_trial: Callable[[Trial, float], None] | None,
 ) -> None:
-    """Trials until they, the time or the ideas run out; those kept answer for themselves.
+    """Run trials until the number, the time or the proposals run out; kept trials are not repeated.
 
-    ``reserve`` is the time to be left when a trial begins, in durations of the longest so far.
+    ``reserve`` is the time that must be left when a trial starts, in durations of the longest so far.
     """
     known = kept.trials[1:]
-    ideas = proposals(bench.starts())
-    values = next(ideas)
-    with bench.progress.task("calibrating", n_trials, "trials") as task:
+    settings = proposals(runner.starts())
+    values = next(settings)
+    with runner.progress.task("calibrating", n_trials, "trials") as task:
         for number in range(1, n_trials + 1):
             if number <= len(known):
                 trial = known[number - 1]
@@ -266,27 +266,27 @@ def _search(
                 longest = max(trial.seconds for trial in kept.trials)
                 if deadline is not None and time.perf_counter() + reserve * longest > deadline and number > 1:
                     return
-                trial = bench.run(number, values, cases)
+                trial = runner.run(number, values, cases)
                 kept.keep_trial(trial)
                 if on_trial is not None:
                     on_trial(trial, score(kept.trials[0], trial))
             task.advance()
             try:
-                values = ideas.send(score(kept.trials[0], trial))
+                values = settings.send(score(kept.trials[0], trial))
             except StopIteration:
                 return
 
 
-def _check(bench: _Bench, cases: Sequence[EvaluationCase], kept: Journal) -> None:
-    """Measure the best setting on facts that the search did not see, unless that was done."""
+def _check(runner: _TrialRunner, cases: Sequence[EvaluationCase], kept: Journal) -> None:
+    """Measure the best setting on facts that the search did not see, unless that is done."""
     best = best_of(kept.trials)
     if not kept.check or kept.check[-1].values != best.values:
-        for trial in (bench.unedited(cases), bench.run(best.number, best.values, cases, look_ahead=1)):
+        for trial in (runner.unedited(cases), runner.run(best.number, best.values, cases, look_ahead=1)):
             kept.keep_check(trial)
 
 
-class _Bench:
-    """The unedited model with what all trials share: statistics of all layers in question, and contexts."""
+class _TrialRunner:
+    """Runs trials on the unedited model, with shared statistics of all candidate layers and shared contexts."""
 
     def __init__(
         self, model: LanguageModel, method: str, seed: int, spans: list[tuple[int, ...]], progress: Progress
@@ -303,13 +303,13 @@ class _Bench:
         )
 
     def starts(self) -> list[Values]:
-        """A setting for every run of layers, its null space and ridge fitted to the statistics there."""
+        """A setting for every window of layers, with null space and ridge fitted to its statistics."""
         first = self._spans[0][0]
         clamp = {} if self._model.anatomy.norm_after_mlp(first) is None else {"value_clamp": _NORMED_CLAMP}
         return [{"layers": list(span), **_START, **clamp, **self._fitted(span)} for span in self._spans]
 
     def unedited(self, cases: Sequence[EvaluationCase]) -> Trial:
-        """The figures of the model as it is."""
+        """The figures of the unedited model."""
         started = time.perf_counter()
         figures = self._measured(cases)
         return Trial(number=0, values={}, seconds=time.perf_counter() - started, **figures)
@@ -317,7 +317,7 @@ class _Bench:
     def run(
         self, number: int, values: Values, cases: Sequence[EvaluationCase], *, look_ahead: int = _LOOK_AHEAD
     ) -> Trial:
-        """Write the cases with a setting, measure, and take them back."""
+        """Write the cases with a setting, measure, and undo them."""
         started = time.perf_counter()
         shared = {"seed": self._seed, "context_templates": self._contexts, "value_look_ahead": look_ahead}
         config = EditConfig.of({**values, **shared})
@@ -345,10 +345,10 @@ class _Bench:
         return {**found, "perplexity": perplexity(self._model, self._texts)}
 
     def _fitted(self, span: Sequence[int]) -> Values:
-        """Threshold and ridge by the eigenvalues of ``C0``, whose scale is another in every model.
+        """Threshold and ridge from the eigenvalues of ``C0``, whose scale differs between models.
 
-        The threshold is the one under which a fixed share of the directions lies; the ridge is in proportion to the
-        energy that an ordinary key has there.
+        The threshold gives the null space a fixed share of the directions; the ridge is proportional to the energy of
+        an ordinary key there.
         """
         thresholds, energies = [], []
         for _, spectrum in spectra({layer: self._moments.matrices[layer] for layer in span}, self.progress):

@@ -1,4 +1,4 @@
-"""Several methods, or one under several settings, on the same facts: a run each, from the same unedited model."""
+"""Several methods, or one with several settings, on the same facts: one run each, from the same unedited model."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def compare_methods(
     on_method: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, RunReport | BetaEditError]:
-    """A measured run of every method, kept under ``folder/NAME``; repeating the call continues where it was.
+    """A measured run of every method, stored in ``folder/NAME``; the same call continues an interrupted one.
 
     The model is unedited before each and at the end, and measured as such only once, in this call or an earlier one;
-    values sought under its unedited weights are shared by the methods of this call that seek them alike. A method that
-    fails leaves its error in place of a report, and the others go on.
+    values searched on its unedited weights are shared by the methods of this call with the same search. A method that
+    fails has its error instead of a report, and the others continue.
 
     Args:
         model: The unedited model.
         methods: Names of methods, or variants of them; the result and the folders have their names.
         cases: The facts with the prompts they are measured on.
-        folder: Where the runs are kept.
+        folder: Folder of the runs.
         preset: A preset, its name or file; the model's own when not given.
-        overrides: Hyper-parameters over what the preset has, for each method that has such a setting.
-        progress: Where to draw.
-        on_method: Hears of every method as it begins.
+        overrides: Hyper-parameters that override the preset, for each method that has them.
+        progress: Shows the progress.
+        on_method: Called with the name of every method when it starts.
         options: Passed on to ``run_edits``.
 
     Raises:
-        MethodError: A method is unknown; nothing has run then.
+        MethodError: A method is unknown; nothing has run.
         ConfigError: There is no such preset, a setting is unknown or impossible, or two variants have one name;
-            nothing has run then.
-        AnatomyError: The model has no such layer; nothing has run then.
+            nothing has run.
+        AnatomyError: The model has no such layer; nothing has run.
     """
     variants = [Variant(method) if isinstance(method, str) else method for method in methods]
     names = check_variants(variants, preset, overrides or {})

@@ -1,4 +1,4 @@
-"""One checkpoint of a run: every figure of the model as it is, beside the unedited one."""
+"""One checkpoint of a run: every figure of the present model, compared with the unedited one."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _SAID = 12
 
 
 class Evaluator:
-    """Measures one editor's model on one list of cases, again and again.
+    """Measures one editor's model on one list of cases, at every checkpoint.
 
     Args:
-        editor: Prepared; its original weights are put back for the figures that compare.
+        editor: Prepared; its original weights are restored for figures that compare.
         cases: The facts with the prompts they are measured on, in the order in which they are written.
         measures: What to measure.
     """
@@ -68,7 +68,7 @@ class Evaluator:
         Args:
             edits: How many facts are written.
             before: The outcomes of the unedited model, on all cases.
-            seconds_editing: What the edits took.
+            seconds_editing: Time of the edits.
         """
         started = time.perf_counter()
         model, progress = self._editor.language_model, self._editor.progress
@@ -101,14 +101,14 @@ class Evaluator:
         return checkpoint.model_copy(update={"seconds_evaluating": time.perf_counter() - started}), outcomes
 
     def taken_over(self, unedited: Checkpoint) -> Checkpoint:
-        """``unedited``, measured for another method on the same cases; only the edited layers are this editor's own."""
+        """The unedited checkpoint, reused from another method on the same cases; only edited layers are measured."""
         layers = layer_states(self._editor, self._measures.texts, self._unedited_keys)
         return unedited.model_copy(update={"layers": layers, "seconds_evaluating": 0.0})
 
     def _neighbors(
         self, edits: int, cases: Sequence[EvaluationCase], before: Sequence[Outcome]
     ) -> tuple[dict[str, Ids], dict[str, bool]]:
-        """What neighbors say unedited, found before the first edit only; and which of them still say it."""
+        """The unedited answers of neighbors, found only before the first edit; and which of them are unchanged."""
         model, progress = self._editor.language_model, self._editor.progress
         if edits == 0:
             said = first_tokens(model, followed_neighbors(cases), progress)
@@ -160,7 +160,7 @@ class Evaluator:
         ]
 
     def _says(self, lost: Sequence[tuple[float, float, Outcome]]) -> list[str]:
-        """What the model says after the prompts now."""
+        """The present continuations of the prompts."""
         model, prompts = self._editor.language_model, [outcome.prompt for *_, outcome in lost]
         return complete_greedily(model, prompts, _SAID, progress=self._editor.progress, label="worst prompts")
 
@@ -202,7 +202,7 @@ class Evaluator:
 def layer_states(
     editor: Editor, texts: Sequence[str], unedited_keys: UneditedStates | None = None
 ) -> dict[int, LayerState]:
-    """How far every edited layer has moved since the first edit, on ``texts`` and by itself (metrics.md G.5).
+    """Leakage on ``texts`` and weight change of every edited layer (metrics.md G.5).
 
     Empty for editors that change no matrices.
     """
@@ -292,7 +292,7 @@ def _principal(states: Tensor) -> tuple[Tensor, Tensor]:
     middle = states.mean(dim=0)
     axes = torch.linalg.svd(states - middle, full_matrices=False).Vh[:2].T
     largest = axes.abs().argmax(dim=0)
-    signs = axes[largest, torch.arange(axes.shape[1])].sign()  # a decomposition may turn an axis round
+    signs = axes[largest, torch.arange(axes.shape[1])].sign()  # a decomposition may flip an axis
     return middle, axes * signs
 
 

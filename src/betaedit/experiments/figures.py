@@ -1,4 +1,4 @@
-"""Figures of one model as it is, on one list of cases."""
+"""Figures of one model on one list of cases."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from betaedit.progress import Progress
 logger = logging.getLogger(__name__)
 
 _ASKED_AS: dict[str, AnswerStyle] = {"": PLAIN, "chat ": CHAT}
-"""How questions are asked, by what the names of their figures begin with."""
+"""Answer styles of questions, by the prefix of their figures' names."""
 _LATENCY_PROMPTS = 5
 _FLUENCY_PROMPTS = 100
 
 Figures = dict[str, Mean | float]
 FreeAnswers = Mapping[str, Sequence[Sequence[str]]]
-"""What a model said, by case and question, under the beginnings of ``_ASKED_AS``."""
+"""Answers of a model by case and question, under the prefixes of ``_ASKED_AS``."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Measures:
 
     Args:
         held_out: Texts for perplexity, agreement and divergence; the package's own prose by default.
-        drift: Whether to measure perplexity, agreement, divergence and leakage, and what reports draw beside them.
+        drift: Whether to measure perplexity, agreement, divergence, leakage, and the views of reports.
         extras: Slower figures, of ``record.EXTRAS``.
-        abilities_folder: Where the ability tasks' files are.
+        abilities_folder: Folder of the ability tasks' files.
         n_tests: Items per ability task.
         judge: Decides which answers to questions are right.
     """
@@ -69,7 +69,7 @@ class Measures:
         return held_out_prose() if self.held_out is None else list(self.held_out)
 
     def usable_on(self, model: LanguageModel) -> Measures:
-        """The same without what ``model`` has no place for, of which the user is told: chat needs a chat template."""
+        """The same without chat figures, with a warning, if ``model`` has no chat template."""
         if "chat" not in self.extras or has_chat(model.tokenizer):
             return self
         logger.warning("%s has no chat template: its chat figures are not measured.", model.name)
@@ -77,7 +77,7 @@ class Measures:
 
     @property
     def asked_as(self) -> dict[str, AnswerStyle]:
-        """How questions are asked, by what the names of their figures begin with."""
+        """Answer styles of questions, by the prefix of their figures' names."""
         return {name: style for name, style in _ASKED_AS.items() if not style.chat or "chat" in self.extras}
 
     def describe(self, cases: Sequence[EvaluationCase], *, followed: bool = True) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def _of_neighbors(cases: Sequence[EvaluationCase]) -> dict[str, int]:
 def measure_model(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
 ) -> dict[str, Any]:
-    """Everything that can be said of a model by itself, as ``betaedit eval --json`` prints it.
+    """All figures of one model, as ``betaedit eval --json`` prints them.
 
-    Of facts that correct each other the last one counts; ``corrected`` says how many are left out.
+    Of facts that correct each other only the last counts; ``corrected`` is the number left out.
     """
     measures = measures.usable_on(model)
     corrected = corrected_later([case.fact for case in cases])
@@ -153,7 +153,7 @@ def edit_figures(measured: EditMeasures) -> dict[str, EditFigure]:
 
 
 def measure_task_abilities(model: LanguageModel, measures: Measures, progress: Progress) -> dict[str, Ability]:
-    """The ability tasks by the most probable answer (metrics.md G.7), when they are asked for."""
+    """The ability tasks by the most probable answer (metrics.md G.7), if requested."""
     if "abilities" not in measures.extras or measures.abilities_folder is None:
         return {}
     found = measure_abilities(
@@ -173,19 +173,19 @@ def extra_figures(
     answers_before: FreeAnswers | None = None,
     corrected: Sequence[bool] | None = None,
 ) -> Figures:
-    """The slower figures that ``measures`` asks for, by name.
+    """The slower figures of ``measures``, by name.
 
     Args:
-        model: The model as it is now.
-        cases: What it is asked.
+        model: The model.
+        cases: The cases.
         measures: Which figures.
-        progress: Hears of long work.
-        answers_before: What the unedited model said: its ``free_answers``.
-        corrected: For each record, whether a later one corrects it: of its prompts, only those that should keep their
-            answer are asked then.
+        progress: Shows the progress.
+        answers_before: The ``free_answers`` of the unedited model.
+        corrected: For each record, whether a later one corrects it: then only prompts that should keep
+            their answer are asked.
 
     Raises:
-        ModelError: Chat figures are asked for and the model has no chat template, or it refuses a request.
+        ModelError: Chat figures are requested and the model has no chat template, or it refuses a request.
     """
     marks = [False] * len(cases) if corrected is None else corrected
     found: dict[str, Mean | float | None] = {}
@@ -208,7 +208,7 @@ def extra_figures(
 
 
 def asked_of(case: EvaluationCase) -> list[tuple[str, tuple[str, ...], str]]:
-    """Prompt, right answers and group of everything a case is asked in free text (metrics.md G.4)."""
+    """Prompt, right answers and group of every free-text question of a case (metrics.md G.4)."""
     wanted = (case.fact.target_new,)
     return [
         (case.fact.text, wanted, "reliability"),
@@ -220,7 +220,7 @@ def asked_of(case: EvaluationCase) -> list[tuple[str, tuple[str, ...], str]]:
 def free_answers(
     model: LanguageModel, cases: Sequence[EvaluationCase], measures: Measures, progress: Progress
 ) -> FreeAnswers:
-    """What the model says to everything the cases are asked, in every way in which ``measures`` has it asked."""
+    """The model's answers to all free-text questions of the cases, in every answer style of ``measures``."""
     prompts = [row[0] for case in cases for row in asked_of(case)]
     found = {}
     for name, style in measures.asked_as.items():
@@ -303,7 +303,7 @@ def _questions(
 
 
 def _should_stay(group: str) -> bool:
-    """Whether questions of a group should keep their answer, whatever is written."""
+    """Whether questions of a group should keep their answer after any edit."""
     return group in LOCALITY or group.endswith("_locality")
 
 

@@ -1,7 +1,7 @@
-"""Reading and writing a run folder (``record.py`` says what is in it).
+"""Reading and writing a run folder (its types are in ``record.py``).
 
-Files appear whole or not at all (``files.py``). A line that an interrupted run left unfinished at the end of
-``edits.jsonl`` is not read, and is cut off by the next one.
+Files are written atomically (``files.py``). An unfinished last line of ``edits.jsonl``, left by an interrupted run, is
+not read, and is removed by the next write.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RunFolder:
         path: The folder.
 
     Raises:
-        RunFolderError: It is no run folder, or of a newer format.
+        RunFolderError: It is not a run folder, or has a newer format.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -38,7 +38,7 @@ class RunFolder:
         if not file.is_file():
             missing = "it has no run.json" if self.path.is_dir() else "there is no such folder"
             raise RunFolderError(
-                f"{self.path} is no run folder: {missing}.", hint="Give a folder that a measured run wrote."
+                f"{self.path} is not a run folder: {missing}.", hint="Give a folder that a measured run wrote."
             )
         self.setup = parse(RunSetup, _checked_format(file), str(file))
 
@@ -47,16 +47,16 @@ class RunFolder:
         """A new run folder.
 
         Raises:
-            RunFolderError: There is a run already.
+            RunFolderError: There is already a run.
         """
         file = Path(path) / "run.json"
         if file.exists():
-            raise RunFolderError(f"{path} holds a run already.", hint="Name a new folder.")
+            raise RunFolderError(f"{path} already holds a run.", hint="Name a new folder.")
         write_json(file, setup)
         return cls(path)
 
     def measured(self) -> list[int]:
-        """After how many edits there is a checkpoint, in order."""
+        """The numbers of edits with a checkpoint, in order."""
         return sorted(int(file.stem) for file in (self.path / "checkpoints").glob("[0-9]*.json"))
 
     def checkpoint(self, edits: int) -> Checkpoint:
@@ -77,7 +77,7 @@ class RunFolder:
         return [self.checkpoint(edits) for edits in self.measured()]
 
     def outcomes(self, edits: int) -> Iterator[Outcome]:
-        """The prompts measured after ``edits`` edits, one by one; none where there is no such file."""
+        """The prompts measured after ``edits`` edits, one by one; none without such a file."""
         for place, line in read_lines(self._outcomes_file(edits)):
             yield parse(Outcome, line, place)
 
@@ -85,17 +85,17 @@ class RunFolder:
         """Every edit made, one by one."""
         for place, line in read_lines(self.path / "edits.jsonl"):
             if not isinstance(line, dict):
-                raise RunFolderError(f"{place}: an edit is an object.", hint="Remove the line.")
+                raise RunFolderError(f"{place}: must be a JSON object.", hint="Remove the line.")
             yield line
 
     def write_checkpoint(self, checkpoint: Checkpoint, outcomes: Iterable[Outcome] = ()) -> None:
-        """Keep a checkpoint with its outcomes; the checkpoint comes last, so that one that is there is complete."""
+        """Store a checkpoint with its outcomes; the checkpoint is written last, so an existing one is complete."""
         lines = (json.dumps(outcome.model_dump(), ensure_ascii=False) for outcome in outcomes)
         write_text(self._outcomes_file(checkpoint.edits), "".join(f"{line}\n" for line in lines))
         write_json(self._checkpoint_file(checkpoint.edits), checkpoint)
 
     def remove_checkpoint(self, edits: int) -> None:
-        """Take a checkpoint away with its outcomes; nothing where there is none."""
+        """Delete a checkpoint with its outcomes, if it exists."""
         for file in (self._checkpoint_file(edits), self._outcomes_file(edits)):
             file.unlink(missing_ok=True)
 
@@ -111,7 +111,7 @@ class RunFolder:
 
 
 def write_json(path: Path, data: BaseModel | dict[str, Any]) -> None:
-    """Write ``data`` as JSON, folders made when absent; readers see the old file or the new one, never half of it.
+    """Write ``data`` as JSON, atomically; missing folders are made.
 
     Infinite figures of a collapsed model are written as Python writes them: ``Infinity``, ``NaN``.
     """
@@ -120,7 +120,7 @@ def write_json(path: Path, data: BaseModel | dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, folders made when absent.
+    """Write a file atomically; missing folders are made.
 
     Raises:
         RunFolderError: It cannot be written.
@@ -130,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Add ``data`` as a line of JSON, in place of one that was left unfinished.
+    """Add ``data`` as a line of JSON; an unfinished last line is removed.
 
     Raises:
         RunFolderError: It cannot be written.
@@ -151,7 +151,7 @@ def _cut_unfinished_line(file: Any) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of every finished line; nothing where there is no file."""
+    """Place and value of every finished line; nothing without a file."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -176,16 +176,16 @@ def _loaded(text: bytes, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = "" if text.count(b"\n") <= 1 else f" at line {error.lineno}"
-        raise RunFolderError(f"{place}: no JSON: {error.msg}{line}.", hint="Run it again.") from error
+        raise RunFolderError(f"{place}: is not valid JSON: {error.msg}{line}.", hint="Run it again.") from error
     except UnicodeDecodeError as error:
-        raise RunFolderError(f"{place}: no UTF-8.", hint="Run it again.") from error
+        raise RunFolderError(f"{place}: is not UTF-8.", hint="Run it again.") from error
 
 
 def parse(kind: type[Stored], values: Any, place: str) -> Stored:
-    """``values`` read at ``place`` as what they should be.
+    """``values`` read at ``place``, as an instance of ``kind``.
 
     Raises:
-        RunFolderError: They are not; the first wrong field is named.
+        RunFolderError: They do not fit; the first wrong field is named.
     """
     try:
         return kind.model_validate(values)

@@ -1,6 +1,6 @@
-"""The run folder: what a measured run leaves on disk, and the types of it.
+"""The types of the files in a run folder.
 
-``run.json`` says what was run (``RunSetup``); ``edits.jsonl`` has a line per edit; ``checkpoints/00000030.json`` is the
+``run.json`` has the setup (``RunSetup``); ``edits.jsonl`` has a line per edit; ``checkpoints/00000030.json`` is the
 model after 30 edits (``Checkpoint``), 0 being the unedited one; ``outcomes/00000030.jsonl`` has a line per prompt
 measured there (``Outcome``). docs/file-formats.md describes them.
 """
@@ -19,13 +19,13 @@ from betaedit.writing import joint_between
 
 Kind = Literal["rewrite", "paraphrase", "neighbor"]
 EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency", "retrieval")
-"""Slower figures, measured when they are asked for."""
+"""Slower figures, measured on request."""
 
 METRICS = ("efficacy", "generality", "specificity")
 
 
 class Record(BaseModel):
-    """Base of what is written to disk and read back: immutable, and unknown fields are refused."""
+    """Base of records on disk: immutable, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class Mean(Record):
 
 
 class EditFigure(Record):
-    """One edit metric in both forms (metrics.md G.1); ``None`` where no record has what it needs."""
+    """One edit metric in both forms (metrics.md G.1); ``None`` if no record has the prompts for it."""
 
     probability: Mean | None
     argmax: Mean | None
@@ -52,10 +52,10 @@ class LayerState(Record):
     Args:
         leakage: On the held-out texts; ``None`` in runs of older versions, which did not measure it.
         relative_leakage: The same as a share of the layer's output.
-        statistics_text_leakage: On the text of the statistics that the edits were made with; ``None`` where none were.
+        statistics_text_leakage: On the text of the statistics; ``None`` without statistics.
         relative_statistics_text_leakage: The same as a share.
-        weight_change: Length of the change.
-        relative_weight_change: The same as a share of the original matrix' length.
+        weight_change: Norm of the change.
+        relative_weight_change: The same relative to the original matrix.
     """
 
     leakage: float | None
@@ -68,7 +68,7 @@ class LayerState(Record):
     @model_validator(mode="before")
     @classmethod
     def _of_an_older_version(cls, values: Any) -> Any:
-        """Older runs called ``leakage`` what they measured on the text of the statistics."""
+        """In older runs ``leakage`` is measured on the text of the statistics."""
         if not isinstance(values, dict) or "statistics_text_leakage" in values:
             return values
         own = {f"{form}statistics_text_leakage": values.get(f"{form}leakage") for form in ("", "relative_")}
@@ -87,16 +87,16 @@ class Outcome(Record):
 
     Args:
         record: The fact's id, else its number.
-        kind: Which of the record's prompts.
-        prompt: As it is asked.
-        wanted: The target that counts as success; ``None`` for a neighbor whose answer nobody knows, as are the next
-            three then.
+        kind: Kind of the prompt.
+        prompt: The prompt.
+        wanted: The target that counts as success; ``None`` for a neighbor without a known answer, as are then the next
+            three.
         other: The target it is compared with, if any.
-        wanted_nll: Of the wanted target.
-        other_nll: Of the other one.
+        wanted_nll: NLL of the wanted target.
+        other_nll: NLL of the other one.
         argmax: Whether every token of the wanted target is the most probable one.
-        tokens: At the unedited checkpoint, the first greedy tokens after a neighbor; ``None`` where not asked for.
-        kept: Whether the model still says those tokens; ``None`` where they are not known.
+        tokens: At the unedited checkpoint, the first greedy tokens after a neighbor; ``None`` if not measured.
+        kept: Whether the model still gives those tokens; ``None`` if they are not known.
         corrected: Whether a fact written by then corrects this one.
     """
 
@@ -114,7 +114,7 @@ class Outcome(Record):
 
 
 class WorstPrompt(Record):
-    """A prompt that lost most since the unedited model, with what the model says there before and after.
+    """A prompt with one of the largest losses against the unedited model, with its continuation before and after.
 
     The margin is ``other_nll - wanted_nll``: positive where the wanted answer wins.
     """
@@ -133,7 +133,7 @@ class HiddenView(Record):
     """Hidden states in two dimensions: the first principal components of the unedited states of all groups.
 
     Args:
-        layer: Whose output, at the lookup token of facts and the last token of neighbors.
+        layer: Layer of the output, at the lookup token of facts and the last token of neighbors.
         before: Points of the unedited model by group.
         after: The same prompts now.
     """
@@ -144,26 +144,26 @@ class HiddenView(Record):
 
 
 class Checkpoint(Record):
-    """The model after so many edits.
+    """The figures of the model after a number of edits.
 
     Args:
-        edits: How many.
-        efficacy: The edit prompt says the new target.
-        generality: Paraphrases do.
+        edits: Number of edits.
+        efficacy: The edit prompt gives the new target.
+        generality: Paraphrases give it.
         specificity: Neighbors keep their own answer.
-        neighbors_kept: Neighbors, with a known answer or without, still say what the unedited model says; ``None``
-            without neighbors, and in runs that an older version began.
-        corrected: How many of the facts a later one corrects: they are left out of efficacy and generality.
-        perplexity: On held-out prose; ``None``, as the next two, where drift was left out; ``layers`` is empty then.
+        neighbors_kept: Neighbors, with or without a known answer, are answered as by the unedited model; ``None``
+            without neighbors, and in runs of older versions.
+        corrected: Number of facts corrected by a later one; they are left out of efficacy and generality.
+        perplexity: On held-out prose; without drift ``None``, as the next two, and ``layers`` is empty.
         agreement: Share of that prose's tokens at which the most probable next token is that of the unedited model.
         kl: Mean ``KL(unedited || edited)`` of the next token there, in nats.
         layers: Every edited layer.
         abilities: Tasks of the general suite, by name.
         measures: Further figures by name: fluency, portability, latency, ...
-        worst: The prompts that lost most.
+        worst: The prompts with the largest losses.
         hidden: Two-dimensional view of hidden states.
-        seconds_editing: Wall-clock of all edits so far.
-        seconds_evaluating: Of this checkpoint.
+        seconds_editing: Time of all edits so far.
+        seconds_evaluating: Time of this checkpoint.
     """
 
     edits: int
@@ -197,7 +197,7 @@ class RunSetup(Record):
         measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
         evaluate_at: Edit counts.
         versions: betaedit, torch, transformers, python.
-        machine: Where the run began: device, processor, threads; empty in older runs. Nothing is compared with it.
+        machine: Where the run began: device, processor, threads; empty in older runs. Not compared on resuming.
         details: Statistics, contexts, command line.
     """
 
@@ -222,18 +222,18 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def case_name(index: int, case: EvaluationCase) -> str:
-    """What a case is called in a run folder: its fact's id, else its number."""
+    """Name of a case in a run folder: its fact's id, else its number."""
     return case.fact.id or str(index + 1)
 
 
 def describe_cases(cases: Sequence[EvaluationCase], source: str | None) -> dict[str, Any]:
-    """Which facts were written, for the record: where they come from, how many, and a hash over them."""
+    """The facts of a run, for the record: source, number and hash."""
     facts = [[case_name(index, case), *_written(case.fact)] for index, case in enumerate(cases)]
     digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
     return {"source": source, "facts_sha256": digest, "records": len(cases)}
 
 
 def _written(fact: Fact) -> tuple[str, ...]:
-    """The text that a fact writes; what joins it is told where it is no space, which older versions always put."""
+    """The texts of a fact; the joint is included unless it is a space, for hashes of older versions."""
     joint = joint_between(fact.text, fact.target_new) if fact.joint is None else fact.joint
     return (fact.text, fact.target_new) if joint == EARLIER_JOINT else (fact.text, fact.target_new, joint)

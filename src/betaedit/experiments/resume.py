@@ -1,4 +1,4 @@
-"""Which kept run a call goes on with, and where the unedited model has been measured before."""
+"""Finds the stored run that a call continues, and earlier measurements of the unedited model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def open_run(
 ) -> RunFolder:
     """The run folder at ``path``: a new one, that of this same run, or that of a run on the first of its ``cases``.
 
-    A run on the first cases loses its measurement of the unedited model, which was on those alone; ``stride`` facts of
-    it are worked on together.
+    A run on the first cases loses its measurement of the unedited model, which was on those alone. ``stride`` facts of
+    it are processed together.
 
     Raises:
         RunFolderError: Something else is there.
@@ -29,23 +29,23 @@ def open_run(
     """
     if not (path / "run.json").exists():
         if path.is_dir() and any(path.iterdir()):
-            raise RunFolderError(f"{path} is not empty and holds no run.", hint="Name a new folder.")
+            raise RunFolderError(f"{path} is not empty and is not a run folder.", hint="Name a new folder.")
         return RunFolder.create(path, setup)
     found = RunFolder(path)
     if found.setup.model["weights"] != setup.model["weights"]:
-        raise _another_run(path, f"another model: {found.setup.model['name']}")
-    before, now = _deciding(found.setup), _deciding(setup)
+        raise _another_run(path, f"a different model: {found.setup.model['name']}")
+    before, now = _identifying_fields(found.setup), _identifying_fields(setup)
     for name, value in now.items():
         if before[name] != value:
-            raise _another_run(path, f"another {name.removesuffix('s')}")
+            raise _another_run(path, f"a different {name.removesuffix('s')}")
     if "statistics" in setup.details:
         check_statistics(path, found.setup.details["statistics"], setup.details["statistics"])
     if found.setup.data["facts_sha256"] != setup.data["facts_sha256"]:
         _check_extension(found, cases, stride)
-    # Runs of older versions say less of how they were measured, or nothing.
+    # Runs of older versions record less about their measurements, or nothing.
     measured = measures.describe(cases[: found.setup.data["records"]])
     if any(measured.get(name) != value for name, value in found.setup.measured.items()):
-        raise _another_run(path, "figures measured otherwise: other prompts, held-out texts or further figures")
+        raise _another_run(path, "other measurements: other prompts, held-out texts or further figures")
     if found.setup.data["records"] < len(cases):
         found.remove_checkpoint(0)
     changed = {name: getattr(setup, name) for name in ("evaluate_at", "data", "measured")}
@@ -55,11 +55,11 @@ def open_run(
 
 
 def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
-    """A run in the folder ``runs`` that has measured what one of ``setup`` measures before its first edit."""
+    """A run in the folder ``runs`` with the same measurement of the unedited model as ``setup``."""
     for file in sorted(runs.glob("*/run.json")):
         try:
             found = RunFolder(file.parent)
-        except RunFolderError:  # what is wrong with it is told to those who ask for it
+        except RunFolderError:  # reported when that folder itself is used
             continue
         same = found.setup.model["weights"] == setup.model["weights"] and all(
             getattr(found.setup, name) == getattr(setup, name) for name in ("measured", "versions")
@@ -69,8 +69,8 @@ def unedited_beside(runs: Path, setup: RunSetup) -> RunFolder | None:
     return None
 
 
-def _deciding(setup: RunSetup) -> dict[str, Any]:
-    """What decides, beside the statistics, how its facts are written: what preset and files are called does not."""
+def _identifying_fields(setup: RunSetup) -> dict[str, Any]:
+    """The fields that determine the edits, except statistics; names of preset and files are excluded."""
     current = with_current_names(setup.config)
     config = {name: value for name, value in current.items() if not name.startswith("statistics_")}
     return {
@@ -82,21 +82,21 @@ def _deciding(setup: RunSetup) -> dict[str, Any]:
 
 
 def check_statistics(path: Path, kept: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse statistics other than those that the run at ``path`` was made with, as ``Moments.to_dict`` tells of both.
+    """Refuse statistics other than those that the run at ``path`` was made with, given as ``Moments.to_dict``.
 
     Raises:
-        StatisticsError: They are others.
+        StatisticsError: They differ.
     """
     if not same_statistics(kept, found):
         raise StatisticsError(
             f"{path} was made with other statistics ({statistics_label(kept)}, not {statistics_label(found)}).",
-            hint="Give those it was made with: --statistics FILE, which `betaedit statistics --save FILE` writes where "
+            hint="Give the original ones with --statistics FILE; `betaedit statistics --save FILE` writes them where "
             "they were collected.",
         )
 
 
 def _check_extension(found: RunFolder, cases: Sequence[EvaluationCase], stride: int) -> None:
-    """Refuse ``cases`` unless they begin with those of the run, and go on after whole strides."""
+    """Refuse ``cases`` unless they begin with those of the run, and continue after whole strides."""
     n = found.setup.data["records"]
     if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
         raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")

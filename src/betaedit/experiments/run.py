@@ -1,4 +1,4 @@
-"""A measured run: measure, edit, measure at chosen counts, and keep all of it, so that it can be interrupted."""
+"""A measured run: measure, edit, measure at chosen counts, and store all of it, so that it can be interrupted."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ OnCollapse = Literal["ignore", "warn", "stop"]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did and what it cost the model.
+    """The edits and figures of a run.
 
     Args:
         setup: Model, method, hyper-parameters, statistics.
         results: Every edit.
         checkpoints: The unedited model first, the finished one last.
-        holdings: How the finished model holds each of them; ``None`` where a later one has another answer to the same.
-        folder: Where the run is kept, if it is.
+        holdings: How the finished model holds each fact; ``None`` if a later one corrects it.
+        folder: Folder of the run, if any.
     """
 
     setup: dict[str, Any]
@@ -112,7 +112,7 @@ class RunReport:
 
 
 def measure_held(editor: Editor, results: Sequence[EditResult]) -> list[Holding | None]:
-    """How the model holds the facts of ``results`` now; ``None`` where a later one has another answer to the same."""
+    """How the model holds the facts of ``results`` now; ``None`` if a later one corrects it."""
     facts = [result.fact for result in results]
     corrected = corrected_later(facts)
     asked = [fact for fact, mark in zip(facts, corrected, strict=True) if not mark]
@@ -121,7 +121,7 @@ def measure_held(editor: Editor, results: Sequence[EditResult]) -> list[Holding 
 
 
 def count_held(results: Sequence[EditResult], holdings: Sequence[Holding | None]) -> dict[str, int]:
-    """How many facts there are, by how they are held in the end, and how many were not kept."""
+    """The number of facts by status, and of those that were not kept."""
     known = [holding.status for holding in holdings if holding is not None]
     counts: dict[str, int] = {status: known.count(status) for status in STATUSES}
     return {"facts": len(known), **counts, "taken back": sum(not result.kept for result in results)}
@@ -129,7 +129,7 @@ def count_held(results: Sequence[EditResult], holdings: Sequence[Holding | None]
 
 @dataclass
 class _Done:
-    """How far a run is."""
+    """The progress of a run."""
 
     results: list[EditResult] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
@@ -157,8 +157,8 @@ def run_edits(
 
     Everything is checked before the first weight changes (see ``Editor.edit`` for what is refused). With a folder,
     every edit and every checkpoint is on disk as soon as it is made; the same call continues an interrupted run and
-    ends with the same weights and figures. A call with more cases after those of a kept run goes on from its end; only
-    the unedited model is measured again, on all of them.
+    ends with the same weights and figures. A call with more cases after those of a stored run continues from its end;
+    only the unedited model is measured again, on all of them.
 
     Args:
         editor: Holds the unedited model, which is changed.
@@ -166,25 +166,24 @@ def run_edits(
         batch_size: Facts solved together.
         evaluate_at: Numbers of edits after which to measure; the beginning and the end are always measured.
         measures: What to measure; the edit metrics and drift when not given.
-        folder: Where to keep the run.
+        folder: Folder to store the run in.
         source: The file of the facts, for the record.
         on_collapse: What to do when a checkpoint finds the model collapsed (``experiments.verdict``).
-        on_edit: Hears of every edit as it is made.
-        beside: A folder of runs. If one of them has measured the same unedited model in the same way, that is taken
-            over.
+        on_edit: Called with every result.
+        beside: A folder of runs. If one of them has measured the same unedited model in the same way, that is reused.
 
     Raises:
-        ConfigError: A count of ``evaluate_at`` does not lie between two batches, the model holds edits already, or a
-            kept run is to leave drift out.
+        ConfigError: A count of ``evaluate_at`` does not lie between two batches, the model already holds edits, or a
+            folder is given without drift.
         RunFolderError: The folder holds another run, or is damaged.
-        StatisticsError: The kept run was made with other statistics.
-        CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder keeps what was done.
+        StatisticsError: The stored run was made with other statistics.
+        CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder has the run so far.
     """
     if editor.results:
-        raise ConfigError("the model holds edits already.", hint="Call reset() first: a run starts unedited.")
+        raise ConfigError("the model already holds edits.", hint="Call reset() first: a run starts unedited.")
     measures = measures or Measures()
     if folder is not None and not measures.drift:
-        raise ConfigError("a run that is kept is measured whole.", hint="Leave out drift=False, or the folder.")
+        raise ConfigError("drift=False and a folder cannot be combined.", hint="Leave out one of them.")
     points = measuring_points(evaluate_at, len(cases), editor.editing.stride(batch_size))
     editor.plan(cases)
     editor.prepare()
@@ -224,7 +223,7 @@ def _edit_until(
 
 
 def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[int]:
-    """The counts at which a run of ``total`` edits is measured, ``step`` of them sought or written together.
+    """The counts at which a run of ``total`` edits is measured, ``step`` of them searched or written together.
 
     Raises:
         ConfigError: One of ``evaluate_at`` lies beyond the last edit or within a step.
@@ -239,7 +238,7 @@ def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[
 def _batches(
     editor: Editor, cases: Sequence[EvaluationCase], batch_size: int, kept: RunFolder | None
 ) -> Iterator[WrittenBatch]:
-    """Every batch of the run: those on disk first, written again without a search; then new ones, kept as they come."""
+    """Every batch of the run: those on disk first, written again without a search; then new ones, which are stored."""
     done = listed = 0
     if kept is not None:
         listed = sum(1 for _ in kept.edits())
@@ -257,13 +256,13 @@ def _batches(
 
 
 def _whole_windows(editor: Editor, kept: RunFolder, total: int, batch_size: int) -> int:
-    """How many kept edits can be used: values sought together under the same weights are sought again together."""
+    """How many stored edits can be used: values that are searched together must be searched together again."""
     count = count_edits(kept.path / "state")
     return count if count == total else count - count % editor.editing.stride(batch_size)
 
 
 def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: int) -> int:
-    """Put a batch's edits into ``edits.jsonl`` unless they are there; how many are there then."""
+    """Add a batch's edits to ``edits.jsonl`` unless they are there; returns the number of lines."""
     if kept is None or listed >= done:
         return listed
     for number, result in enumerate(batch.results, start=done - len(batch.results) + 1):
@@ -273,7 +272,7 @@ def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: 
 
 
 def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Done, unedited: RunFolder | None) -> None:
-    """The checkpoint at ``point``: from the folder when it is there, else measured and kept."""
+    """The checkpoint at ``point``: from the folder if it is there, else measured and stored."""
     if kept is not None and point in kept.measured():
         checkpoint, outcomes = kept.checkpoint(point), list(kept.outcomes(point)) if point == 0 else []
     else:
@@ -294,7 +293,7 @@ def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
         return
     if on_collapse == "stop" and len(checkpoints) > 1:
         raise CollapseError(
-            verdict.judgement, hint="Use the model as it was before, or another method; --on-collapse warn goes on."
+            verdict.judgement, hint="Use an earlier checkpoint or another method; --on-collapse warn continues."
         )
     logger.warning("%s", verdict.judgement)
 
@@ -328,7 +327,7 @@ def _setup(
 
 
 def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` as they are when read back: lists for tuples, text for keys."""
+    """``values`` as read back from JSON: lists for tuples, strings for keys."""
     stored: dict[str, Any] = json.loads(json.dumps(values))
     return stored
 

@@ -1,4 +1,4 @@
-"""Runs on the same facts: which facts each holds, and whether one is better or the difference is within the noise."""
+"""Comparison of runs on the same facts: the facts each holds, and which differences are significant."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SMALLEST_SHOWN = 0.001
 
 @dataclass(frozen=True)
 class FactFigures:
-    """One fact on one model; every share is that of its prompts, ``None`` where it has none.
+    """One fact on one model; every share is over its prompts, ``None`` without any.
 
     Args:
         held: Its own prompt gives the new answer (argmax).
-        wordings: Share of its paraphrases that do.
+        wordings: Share of its paraphrases that give it.
         answers: Share of its neighbors whose own answer beats the new one.
-        kept: Share of its neighbors that say what the unedited model says.
-        corrected: A fact written by then corrects it.
+        kept: Share of its neighbors answered as by the unedited model.
+        corrected: Whether a later written fact corrects it.
     """
 
     held: bool
@@ -37,7 +37,7 @@ class FactFigures:
 
 @dataclass(frozen=True)
 class _Figure:
-    """What is compared: its value of one fact, and how the better method is spoken of."""
+    """A compared figure: its value for one fact, and the sentence for the better method."""
 
     name: str
     value: Callable[[FactFigures], float | None]
@@ -58,17 +58,17 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs in one figure after so many edits.
+    """Two runs compared in one figure after a number of edits.
 
     Args:
         first: Name of one run.
         second: Name of the other.
-        edits: How many.
+        edits: Number of edits.
         figure: ``facts held``, ``other wordings``, ``neighbors' answers`` or ``neighbors kept``.
-        better: How the better run is spoken of, with a slot for the other's name.
-        test: On the facts that both have written and that have the figure.
-        p: Its probability by Holm's correction.
-        tests: How many pairs of runs were compared in this figure then.
+        better: Sentence for the better run, with a slot for the other's name.
+        test: Test on the facts that both have written and that have the figure.
+        p: Its Holm-corrected p-value.
+        tests: Number of pairs of runs compared in this figure.
     """
 
     first: str
@@ -82,12 +82,12 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """Whether the difference is more than noise."""
+        """Whether the difference is significant."""
         return self.p < LEVEL
 
     @property
     def verdict(self) -> str:
-        """Which run is better, or that there are too few facts to say."""
+        """A sentence: which run is better, or that there are too few facts."""
         names, won = (self.first, self.second), (self.test.first, self.test.second)
         if self.decided:
             better = won.index(max(won))
@@ -134,7 +134,7 @@ class HeldFact:
         prompt: Its own prompt.
         wanted: The new answer.
         held: By the name of the run.
-        corrected: A later fact corrects it.
+        corrected: Whether a later fact corrects it.
     """
 
     record: str
@@ -145,7 +145,7 @@ class HeldFact:
 
     @property
     def rank(self) -> int:
-        """0 where runs differ, 1 where none holds it, 2 where all do, 3 where it is corrected."""
+        """0 if runs differ, 1 if none holds it, 2 if all do, 3 if it is corrected."""
         known = {held for held in self.held.values() if held is not None}
         return 3 if self.corrected else 0 if len(known) > 1 else 2 if True in known else 1
 
@@ -166,8 +166,8 @@ def read_facts(folder: RunFolder, edits: int) -> dict[FactKey, FactFigures]:
 def compare_runs(runs: Mapping[str, RunFolder]) -> list[Comparison]:
     """Every pair of runs in every figure after every number of edits at which both were measured.
 
-    Runs are compared on the facts that both have written. Probabilities are corrected for the number of pairs by Holm's
-    method, within one figure and one number of edits.
+    Runs are compared on the facts that both have written. p-values are Holm-corrected for the number of pairs
+    within one figure and one number of edits.
     """
     points = {name: set(folder.measured()) - {0} for name, folder in runs.items()}
     found = []
@@ -179,10 +179,10 @@ def compare_runs(runs: Mapping[str, RunFolder]) -> list[Comparison]:
 
 
 def facts_by_run(runs: Mapping[str, RunFolder]) -> tuple[int, list[HeldFact]]:
-    """Which facts each run holds after the last number of edits at which all were measured, those they differ on first.
+    """The facts each run holds after the last number of edits at which all were measured, differing ones first.
 
     Returns:
-        The number of edits, 0 where there is none; and the facts, then, of each rank, in the order of the runs.
+        The number of edits, 0 if there is none; and the facts by rank, in the order of the runs.
     """
     common = set[int].intersection(*(set(folder.measured()) for folder in runs.values())) - {0} if runs else set()
     if not common:

@@ -1,4 +1,4 @@
-"""The batches of a run on disk, so that an interrupted one goes on from the same weights, bit for bit."""
+"""The batches of a run on disk, so that an interrupted run continues from the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from betaedit.files import atomic_write, file_errors
 
 
 def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
-    """Keep a batch whose first edit has the number ``first``; the file appears whole or not at all.
+    """Store a batch whose first edit has the number ``first``, atomically.
 
     Raises:
         RunFolderError: It cannot be written.
@@ -31,7 +31,7 @@ def save_batch(folder: Path, first: int, batch: WrittenBatch) -> None:
 
 
 def count_edits(folder: Path) -> int:
-    """How many edits are kept.
+    """The number of stored edits.
 
     Raises:
         RunFolderError: The last file is damaged.
@@ -41,7 +41,7 @@ def count_edits(folder: Path) -> int:
 
 
 def load_batches(folder: Path, limit: int) -> Iterator[WrittenBatch]:
-    """The batches of the first ``limit`` edits kept, in order.
+    """The batches of the first ``limit`` stored edits, in order.
 
     Raises:
         RunFolderError: A file is damaged, or one is missing between others.
@@ -79,6 +79,6 @@ def _plain(result: EditResult) -> dict[str, Any]:
 
 
 def _result(values: dict[str, Any]) -> EditResult:
-    prompt, subject, new, true, name, *further = values.pop("fact")  # older versions kept neither joint nor wordings
+    prompt, subject, new, true, name, *further = values.pop("fact")  # older versions have neither joint nor wordings
     joint, wordings = further or (EARLIER_JOINT, [])
     return EditResult.from_stored(Fact(prompt, subject, new, true, name, joint, tuple(wordings)), values)

@@ -1,4 +1,4 @@
-"""Whatever can be measured, as a model: a name, a folder, an adapter, a run, a workspace; the last two as editors."""
+"""Loads what can be measured: a model, a folder, an adapter, a run or a workspace; the last two as editors."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def load_target(
 ) -> LanguageModel:
     """The model behind ``name``, with its edits in its weights.
 
-    The edits of a run folder or workspace are put into the model it was made with; a PEFT adapter is merged into its
-    base model.
+    The edits of a run folder or workspace are written into the model it was made with; a PEFT adapter is merged into
+    its base model.
 
     Args:
-        name: Of a model, or a folder.
-        statistics: Those a run was made with, when they were given to it; else as its configuration says.
-        dtype: Type of the weights, float32 by default; runs and workspaces have their own.
-        device: Where the model goes.
+        name: Name of a model, or a folder.
+        statistics: The statistics of a run, if they were given to it; default: by its configuration.
+        dtype: Type of the weights, default float32; runs and workspaces have their own.
+        device: Device of the model.
 
     Raises:
-        ConfigError: Its own type of weights or statistics are others than those given.
+        ConfigError: The given type of weights or statistics are not those of the run or workspace.
         ModelError: There is no such model, or an adapter does not name its base.
         MissingExtraError: An adapter is given and peft is not installed.
-        StatisticsError: A run was made with statistics that its configuration does not give here.
+        StatisticsError: The statistics of a run cannot be reproduced here.
         RunFolderError: A run folder is damaged.
         LedgerError: A workspace is damaged, or belongs to another model.
     """
@@ -59,7 +59,7 @@ def load_target(
     try:
         return load_language_model(name, dtype=dtype or "float32", device=device)
     except ModelNotFoundError as error:
-        hint = f"{error.hint} A run, a workspace or an adapter is named by its folder."
+        hint = f"{error.hint} Runs, workspaces and adapters are named by their folder."
         raise ModelNotFoundError(error.message, hint=hint) from error
 
 
@@ -70,20 +70,18 @@ def editor_of(
     dtype: DtypeName | None = None,
     device: str | None = None,
 ) -> Editor:
-    """An editor that holds the edits kept under ``name``, in the model they were made with.
-
-    They are written again by their own engine: facts may have been replaced, and updates processed, on the way.
+    """An editor with the edits of ``name``, in the model they were made with; they are written again by its method.
 
     Args:
         name: A run folder or a workspace.
-        statistics: As for ``load_target``.
-        dtype: Type of the weights; it must be its own, but for a run of an older version, which does not tell it.
-        device: Where the model goes.
+        statistics: See ``load_target``.
+        dtype: Type of the weights; must be that of the run or workspace, unless an older version did not record it.
+        device: Device of the model.
 
     Raises:
-        ConfigError: Its own type of weights or statistics are others than those given.
-        RunFolderError: It is no run folder, or is damaged.
-        ModelError: The model is not there, or has other weights than the run's.
+        ConfigError: The given type of weights or statistics are not those of the run or workspace.
+        RunFolderError: It is not a run folder, or is damaged.
+        ModelError: The model is missing, or its weights differ from the run's.
         StatisticsError: The run was made with other statistics.
     """
     if (Path(name) / LEDGER).is_file():
@@ -104,16 +102,16 @@ def editor_of(
 
 
 def locate(name: str, place: str) -> str:
-    """From now on the model of a run or workspace is taken from ``place``, which is returned as it is kept.
+    """Set the place of the model of a run or workspace; returns it as stored.
 
     Args:
         name: A run folder or a workspace.
         place: Name or folder of its unedited model.
 
     Raises:
-        ModelError: There is no such model, or it has other weights than the run's.
-        IdentityError: It has other weights than the workspace's.
-        RunFolderError: It is no run folder, is damaged, or cannot be written.
+        ModelError: There is no such model, or its weights differ from the run's.
+        IdentityError: Its weights differ from the workspace's.
+        RunFolderError: It is not a run folder, is damaged, or cannot be written.
         LedgerError: The workspace is damaged, or cannot be written.
     """
     if (Path(name) / LEDGER).is_file():
@@ -131,13 +129,13 @@ def locate(name: str, place: str) -> str:
 
 
 def facts_of(name: str) -> list[Fact]:
-    """The facts that the model of a run or workspace holds, in the order they were written; no model is needed.
+    """The facts that the model of a run or workspace holds, in the order of writing; needs no model.
 
     Args:
         name: A run folder or a workspace.
 
     Raises:
-        RunFolderError: It is no run folder, or is damaged.
+        RunFolderError: It is not a run folder, or is damaged.
         LedgerError: The workspace is damaged.
     """
     if (Path(name) / LEDGER).is_file():
@@ -157,7 +155,7 @@ def facts_of(name: str) -> list[Fact]:
 
 
 def _preset(setup: RunSetup) -> Preset | str | None:
-    """The preset of a run, so that what is saved of it names the right one; one of a file has the run's settings."""
+    """The preset of a run, for the record of an export; a preset from a file has the run's settings."""
     name = setup.details.get("preset")
     if name is None or name == UNTUNED or find_preset(name):
         return name
@@ -169,7 +167,7 @@ def _check_weights(run: RunFolder, model: LanguageModel) -> None:
     if model.fingerprint() != run.setup.model["weights"]:
         raise ModelError(
             f"{run.path} was made with other weights than those of {model.place}.",
-            hint="Put the model's files back as they were then, or say where it is now: betaedit locate "
+            hint="Restore the model's files, or give its new place: betaedit locate "
             f"{run.path} PLACE. A run of an older version may need its --dtype.",
         )
 
@@ -181,7 +179,7 @@ def _check_statistics(run: RunFolder, editor: Editor) -> None:
     try:
         editor.prepare()
     except StatisticsError as error:
-        hint = f"{error.hint} Give those it was made with (--statistics)."
+        hint = f"{error.hint} Give the original ones with --statistics."
         raise StatisticsError(error.message, hint=hint) from error
     check_statistics(run.path, recorded, editor.editing.describe()["statistics"])
 
@@ -190,7 +188,7 @@ def _workspace_editor(
     name: str, statistics: Moments | Path | None, dtype: DtypeName | None, device: str | None
 ) -> Editor:
     if statistics is not None:
-        raise ConfigError(f"the workspace {name} has statistics of its own.", hint="Leave out --statistics.")
+        raise ConfigError(f"the workspace {name} has its own statistics.", hint="Leave out --statistics.")
     workspace = Workspace.open(name, device=device)
     _check_type(name, workspace.store.identity.dtype, dtype)
     return workspace.editor
@@ -202,13 +200,13 @@ def _check_type(name: str, own: str, asked: str | None) -> None:
 
 
 def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
-    """The main figures of what is kept under ``name``: of the unedited model and when last measured.
+    """The main figures of ``name``: of the unedited model and of the last checkpoint.
 
     Args:
         name: A run folder; nothing is measured in a workspace.
 
     Raises:
-        RunFolderError: It is no run folder, or is damaged.
+        RunFolderError: It is not a run folder, or is damaged.
     """
     if (Path(name) / LEDGER).is_file():
         return {}
@@ -228,9 +226,9 @@ def figures_of(name: str) -> dict[str, tuple[float | None, float | None]]:
 
 
 def _run(name: str) -> RunFolder:
-    """The run folder where a workspace would do as well, and is not there."""
+    """The run folder ``name``; the error also mentions workspaces."""
     if not (Path(name) / "run.json").is_file():
-        missing = "is neither a run folder nor a workspace" if Path(name).is_dir() else "is no folder here"
+        missing = "is neither a run folder nor a workspace" if Path(name).is_dir() else "is not a folder"
         raise RunFolderError(f"{name} {missing}.", hint="Give a run folder or a workspace.")
     return RunFolder(name)
 
@@ -247,7 +245,7 @@ def _adapted(folder: Path, dtype: DtypeName, device: str | None) -> LanguageMode
     try:
         model = load_language_model(base, dtype=dtype, device=device)
     except ModelNotFoundError as error:
-        hint = f"If it has moved, write where it is as base_model_name_or_path in {folder / 'adapter_config.json'}."
+        hint = f"If it has moved, set its new place as base_model_name_or_path in {folder / 'adapter_config.json'}."
         raise ModelNotFoundError(error.message, hint=f"{error.hint} {hint}") from error
     merged = peft.PeftModel.from_pretrained(model.model, folder).merge_and_unload()
     return LanguageModel.wrap(merged, model.tokenizer)

@@ -1,7 +1,7 @@
-"""Causal tracing: which layers' MLPs bring a subject back to mind (ROME: Meng et al., 2022).
+"""Causal tracing: the layers whose MLPs recall a subject (ROME: Meng et al., 2022).
 
-The subject's embeddings are blurred with noise until the model has lost its answer. Then the MLP output of one layer at
-the lookup token is put back as it was; what of the answer's probability returns is that layer's indirect effect.
+Noise is added to the subject's embeddings, so that the model loses its answer. Then the MLP output of one layer at the
+lookup token is restored; the gain in the answer's probability is that layer's indirect effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Traced:
     Args:
         prompts: ``n * samples`` rows.
         noise: ``(n * samples, length, hidden_size)`` added to the embeddings.
-        answers: ``(n * samples,)`` the unblurred model's own next token.
+        answers: ``(n * samples,)`` the next token of the model without noise.
         outputs: ``(n * samples, hidden_size)`` of every layer's MLP at the lookup token, without noise.
     """
 
@@ -48,14 +48,14 @@ def trace_layers(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Trace:
-    """The mean indirect effect of every layer on the answer that the model itself gives to the facts' prompts.
+    """The mean indirect effect of every layer on the model's own answers to the facts' prompts.
 
     Args:
         model: The unedited model.
-        facts: Only their prompts and subjects are used: what counts as the answer is the most probable next token.
-        samples: Draws of noise a prompt.
-        seed: Decides the noise.
-        progress: Hears of every layer.
+        facts: Only their prompts and subjects are used: the answer is the most probable next token.
+        samples: Draws of noise per prompt.
+        seed: Seed of the noise.
+        progress: Shows the progress.
 
     Raises:
         LookupTokenError: A subject covers no token.
@@ -114,7 +114,7 @@ def _blur(
 
 @torch.inference_mode()
 def _answer_probabilities(model: LanguageModel, traced: _Traced, restored: int | None = None) -> Tensor:
-    """``(n * samples,)`` probability of the answers under noise, one layer's MLP output put back."""
+    """``(n * samples,)`` probability of the answers with noise and one layer's MLP output restored."""
     rows = torch.arange(len(traced.answers))
 
     def blur(_: nn.Module, __: Any, output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a calibration leaves on disk: one JSONL file with its setup, the trace of the layers, and every trial."""
+"""The journal of a calibration: a JSONL file with its setup, the trace of the layers, and every trial."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Trace(Record):
     Args:
         effects: Mean indirect effect of each layer, in probability of the answer.
         intact: Mean probability of the answers without noise.
-        blurred: The same with the subject blurred.
-        prompts: How many.
-        samples: Draws of noise a prompt.
+        blurred: The same with noise on the subject.
+        prompts: Number of prompts.
+        samples: Draws of noise per prompt.
     """
 
     effects: list[float]
@@ -38,13 +38,13 @@ class Trial(Record):
     Args:
         number: 0 is the unedited model.
         values: The setting.
-        efficacy: The edit prompt says the new target.
-        generality: Paraphrases do.
+        efficacy: The edit prompt gives the new target.
+        generality: Paraphrases give it.
         specificity: Neighbors keep their own answer.
         perplexity: On the first passages of held-out prose.
-        seconds: Of the trial, its measurement included.
+        seconds: Time of the trial, measurement included.
         seconds_per_edit: Mean over its facts.
-        error: Why it wrote nothing, if it could not.
+        error: The error, if it failed.
     """
 
     number: int
@@ -59,14 +59,14 @@ class Trial(Record):
 
 
 class CalibrationSetup(Record):
-    """What is calibrated, on what; a calibration is continued only with the same.
+    """Model, method and data of a calibration; it is continued only with the same.
 
     Args:
-        method: Recipe.
+        method: The recipe.
         model: Name and fingerprint.
         data: The facts' file, hash and number.
-        seed: Of noise, contexts and sampled text.
-        versions: Of the libraries.
+        seed: Seed of noise, contexts and sampled text.
+        versions: Versions of the libraries.
     """
 
     method: str
@@ -75,18 +75,18 @@ class CalibrationSetup(Record):
     seed: int
     versions: dict[str, str]
 
-    def deciding(self) -> dict[str, Any]:
-        """What decides the figures: not what the model and the file of the facts are called."""
+    def identifying_fields(self) -> dict[str, Any]:
+        """The fields that determine the figures; names of the model and of the facts' file are excluded."""
         data = {name: value for name, value in self.data.items() if name != "source"}
         return self.model_dump() | {"model": self.model["weights"], "data": data}
 
 
 class Journal:
-    """The trials so far: in a file, where each is kept as it is made, or in memory alone.
+    """The trials so far, in a file where each is stored at once, or only in memory.
 
     Args:
-        setup: Of this calibration.
-        path: The file; it is continued when it holds the same calibration.
+        setup: Setup of this calibration.
+        path: The file; the same calibration is continued.
 
     Raises:
         RunFolderError: The file holds another calibration, or is damaged.
@@ -105,17 +105,17 @@ class Journal:
             append_line(path, {"setup": setup.model_dump()})
 
     def keep_trace(self, trace: Trace) -> None:
-        """Keep the trace."""
+        """Store the trace."""
         self.trace = trace
         self._append("trace", trace)
 
     def keep_trial(self, trial: Trial) -> None:
-        """Keep a trial of the search."""
+        """Store a trial of the search."""
         self.trials.append(trial)
         self._append("trial", trial)
 
     def keep_check(self, trial: Trial) -> None:
-        """Keep a measurement on the facts that the search did not see: the unedited model's, then the edited one's."""
+        """Store a measurement on facts that the search did not see: first of the unedited, then of the edited model."""
         self.check.append(trial)
         self._append("check", trial)
 
@@ -134,13 +134,13 @@ class Journal:
             elif kind in ("trial", "check"):
                 (self.trials if kind == "trial" else self.check).append(parse(Trial, values, place))
             else:
-                raise RunFolderError(f"{place}: there is no {kind!r} in a calibration.", hint=_HINT)
+                raise RunFolderError(f"{place}: unknown entry {kind!r}.", hint=_HINT)
 
     def _compare(self, setup: CalibrationSetup, found: CalibrationSetup) -> None:
-        before, now = found.deciding(), setup.deciding()
+        before, now = found.identifying_fields(), setup.identifying_fields()
         for name, value in now.items():
             if before[name] != value:
-                raise RunFolderError(f"{self._path} holds a calibration with another {name}.", hint=_HINT)
+                raise RunFolderError(f"{self._path} holds a calibration with a different {name}.", hint=_HINT)
 
 
 def score(before: Trial, trial: Trial) -> float:
@@ -148,7 +148,7 @@ def score(before: Trial, trial: Trial) -> float:
 
     ``0.5 efficacy + 0.3 generality + 0.2 min(1, specificity / specificity before) - 5 ln(perplexity / perplexity
     before)``. Efficacy and generality are the means of their forms; specificity is that by probability. Figures that
-    the facts do not have count as 1, and perplexity that falls as unchanged.
+    the facts do not have count as 1, and a lower perplexity counts as unchanged.
     """
     if trial.error is not None or not math.isfinite(trial.perplexity):
         return -math.inf

@@ -1,4 +1,4 @@
-"""Which methods are compared, under which settings: named and checked without a model and without torch."""
+"""The methods of a comparison with their settings; named and checked without a model and torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from betaedit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under settings of its own.
+    """A method with its own settings.
 
     Args:
         method: Its name or alias.
-        settings: Hyper-parameters over all others.
+        settings: Hyper-parameters that override all others.
     """
 
     method: str
@@ -28,13 +28,13 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What its run and folder are called: ``alphaedit-lookup-last``; letters, digits, dots and dashes."""
+        """The name of its run and folder: ``alphaedit-lookup-last``; letters, digits, dots and dashes."""
         parts = [part for setting in self.settings.items() for part in map(str, setting)]
         return "-".join([find_method(self.method).name, *(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)])
 
 
 def settings_of(variant: Variant, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the ``overrides`` of all methods that a variant's method has, and its own settings over them."""
+    """The ``overrides`` that a variant's method has, overridden by its own settings."""
     known = find_method(variant.method).config.model_fields
     return {**{name: value for name, value in overrides.items() if name in known}, **variant.settings}
 
@@ -42,7 +42,7 @@ def settings_of(variant: Variant, overrides: Mapping[str, Any]) -> dict[str, Any
 def check_variants(
     variants: Sequence[Variant], preset: Preset | str | Path | None, overrides: dict[str, Any]
 ) -> list[str]:
-    """The names of variants, once all is refused that can be refused without a model.
+    """The names of variants, after all checks that need no model.
 
     Raises:
         MethodError: A method is unknown.

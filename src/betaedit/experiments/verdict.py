@@ -1,4 +1,4 @@
-"""Is the edited model still a good one? A judgement by limits that the report states."""
+"""Verdict on an edited model, by the limits that the report shows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LONGEST_PERCENTAGE = 10.0
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure of damage, and from where on it counts.
+    """A figure of damage with its limits.
 
     Args:
-        name: What is counted.
+        name: Name of the figure.
         damage: The figure from the unedited checkpoint (if there is one) and a later one; more is worse, ``None``
-            where it cannot be known.
-        watch: From here on the model needs watching.
-        collapsed: From here on it has collapsed.
+            if unknown.
+        watch: From this value on the model shows damage.
+        collapsed: From this value on the model has collapsed.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one run.
+    """The verdict on one run.
 
     Args:
-        level: Of its last checkpoint; at least ``watch`` once the model had collapsed.
+        level: Level of its last checkpoint; at least ``watch`` after an earlier collapse.
         edits: Facts written by then.
         summary: The latest figures in one sentence.
-        judgement: The level in words, and why.
+        judgement: The level in words, with reasons.
         collapse: The first checkpoint found collapsed, if any.
         sound: The checkpoint before that one.
-        damage: What the last checkpoint's figures are by the names of the limits; those that are known.
+        damage: Known figures of the last checkpoint by the names of the limits.
     """
 
     level: Level
@@ -65,7 +65,7 @@ class Verdict:
 
 
 def judge(checkpoints: Sequence[Checkpoint]) -> Verdict:
-    """Judge a run by its checkpoints, given in order; the one of no edits is what the others are compared with."""
+    """Judge a run by its checkpoints, given in order; the others are compared with the one without edits."""
     base = next((checkpoint for checkpoint in checkpoints if checkpoint.edits == 0), None)
     edited = [checkpoint for checkpoint in checkpoints if checkpoint.edits > 0]
     if not edited:
@@ -98,7 +98,7 @@ def findings(base: Checkpoint | None, checkpoint: Checkpoint) -> list[tuple[Limi
 def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
     """The figures of a checkpoint in one sentence; before -> after where the unedited model is known."""
     said, rephrased = said_share(checkpoint.efficacy), said_share(checkpoint.generality)
-    told = [
+    parts_of_edits = [
         None if said is None else f"{percent(said)} said",
         None if rephrased is None else f"{percent(rephrased)} of paraphrases",
         _neighbors(base, checkpoint),
@@ -106,7 +106,7 @@ def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
     ]
     parts = [
         f"{checkpoint.edits:,} fact{'' if checkpoint.edits == 1 else 's'} written",
-        ", ".join(part for part in told if part),
+        ", ".join(part for part in parts_of_edits if part),
         _prose(base, checkpoint),
         "drift not measured"
         if checkpoint.agreement is None

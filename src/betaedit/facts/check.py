@@ -1,6 +1,6 @@
-"""What a file of facts holds and what is wrong with it, counted while it is read.
+"""Counts of a file of facts and its errors, made in one pass.
 
-Only hashes of the facts met are kept, so that a long file takes little memory.
+Only hashes of the facts seen are kept, so a long file takes little memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RejectedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A fact that was met before: the same subject, prompt and new target."""
+    """A fact that was seen before: the same subject, prompt and new target."""
 
     subject: str
     prompt: str
@@ -45,7 +45,7 @@ class Duplicate:
 
 @dataclass(slots=True)
 class Conflict:
-    """One subject and prompt that shall have different new targets; a line for each target."""
+    """One subject and prompt with different new targets; a line for each target."""
 
     subject: str
     prompt: str
@@ -56,24 +56,24 @@ class Conflict:
 class Check:
     """The figures of a file of facts.
 
-    Lists hold at most the first 1,000 entries; what has a number beside it is counted in full.
+    Lists hold at most the first 1,000 entries; the counts are complete.
 
     Args:
         path: The file.
-        format: Name of its format; ``None`` when no record is of a known one.
+        format: Name of its format; ``None`` if no record has a known format.
         records: Records read, usable or not.
         facts: Usable facts.
         prompts: Number of prompts by kind: paraphrases, neighbors, generation_prompts, questions.GROUP.
-        n_true_unknown: Facts whose true answer nobody knows, so that efficacy has no probability form.
+        n_true_unknown: Facts without a known true answer, for which efficacy has no probability form.
         subjects: Different subjects.
         repeated_subjects: Subjects of more than one fact.
         facts_of_repeated_subjects: Facts with such a subject.
-        worst_subjects: The subjects of most facts, with their number, when more than one.
-        n_duplicates: Facts met before.
+        worst_subjects: The subjects of the most facts, with the number of facts, if more than one.
+        n_duplicates: Facts seen before.
         duplicates: Where.
         n_conflicts: Pairs of subject and prompt with different new targets.
         conflicts: Where.
-        n_unchanged: Records, all of them rejected, of which a new target is a known answer already.
+        n_unchanged: Rejected records whose new target is already a known answer.
         unchanged_lines: Where.
         n_rejected: Records that cannot be used.
         rejected: Where and why.
@@ -112,7 +112,7 @@ def check_facts(path: str | Path, *, limit: int | None = None, zsre_target: Zsre
         zsre_target: As in ``read_cases``.
 
     Raises:
-        FactError: Nothing of the file can be read. Where it breaks off later, that counts as a rejected record.
+        FactError: Nothing of the file can be read. A later error of the file counts as a rejected record.
         MissingExtraError: As ``read_cases``.
     """
     check = Check(Path(source_name(path)))
@@ -160,7 +160,7 @@ def _reject(check: Check, error: FactError) -> None:
 
 
 class _Repeats:
-    """What was met before, by hash; texts are kept only of what comes again."""
+    """Facts seen before, by hash; texts are kept only of repeats."""
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -180,7 +180,7 @@ class _Repeats:
             self._look_for_conflict(fact, line)
 
     def conclude(self) -> None:
-        """Write the figures that need the whole file."""
+        """Fill in the figures that need the whole file."""
         check, repeated = self._check, {subject: self._subjects[subject] for subject in self._names}
         check.subjects = len(self._subjects)
         check.repeated_subjects = len(repeated)
@@ -189,7 +189,7 @@ class _Repeats:
         check.worst_subjects = [(self._names[subject], repeated[subject]) for subject in worst[:_WORST]]
 
     def _is_duplicate(self, fact: Fact, line: int) -> bool:
-        # Two facts of one record have one line, so the line met first does not tell whether this is the first.
+        # Two facts of one record have the same line, so the first line does not show whether this is the first.
         key, met = hash((fact.subject, fact.prompt, fact.target_new)), len(self._facts)
         first = self._facts.setdefault(key, line)
         if len(self._facts) > met:

@@ -1,4 +1,4 @@
-"""Which facts of a sequence a later one corrects."""
+"""Finds facts of a sequence that a later one corrects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from betaedit.facts.fact import Fact
 
 
 def corrected_later(facts: Sequence[Fact]) -> list[bool]:
-    """Whether the last fact of the same prompt and subject wants another answer, for each fact in order."""
+    """For each fact in order, whether the last fact of the same prompt and subject has another answer."""
     last = {(fact.prompt, fact.subject): fact.target_new for fact in facts}
     return [last[fact.prompt, fact.subject] != fact.target_new for fact in facts]

@@ -1,4 +1,4 @@
-"""What is to be written into a model, and what it is measured with: plain data, checked when made."""
+"""Facts to write into a model, and the prompts to measure them: plain data, checked when made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 PORTABILITY: tuple[Group, ...] = ("subject_aliasing", "reasoning", "logical_generalization", "multi_hop")
 LOCALITY: tuple[Group, ...] = ("relation_specificity", "forgetfulness")
 EARLIER_JOINT = " "
-"""What earlier versions put between every prompt and answer."""
+"""The text that earlier versions put between every prompt and answer."""
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -37,19 +37,19 @@ class Fact:
     """One thing a model should say: ``prompt`` with the subject in its slot continues with ``target_new``.
 
     Args:
-        prompt: Text with exactly one ``{}`` where the subject goes, taken as it is, white space at its end included.
+        prompt: Text with exactly one ``{}`` where the subject goes, used unchanged, white space at its end included.
         subject: What the fact is about, as it is written in running text.
         target_new: The continuation to write, without its leading space.
-        target_true: What the model is expected to say today; ``None`` when nobody knows.
+        target_true: The answer that the model is expected to give now; ``None`` if unknown.
         id: A name that is unique within a run; readers fill it from the file.
         joint: The text between a prompt and its answer, here and in the other prompts that the fact is measured on
             (paraphrases, neighbors). ``None``: a space or nothing, as the language has it
             (``betaedit.writing.joint_between``).
-        wordings: Other prompts, with the subject written out, that shall continue with the new target as well. They
-            take part in writing where the configuration says so (``paraphrases=written``).
+        wordings: Other prompts, with the subject written out, that should continue with the new target as well. They
+            are written too with ``paraphrases=written``.
 
     Raises:
-        FactError: A slot is missing or doubled, the subject or a target is empty, or a wording lacks the subject.
+        FactError: The slot is missing or repeated, the subject or a target is empty, or a wording lacks the subject.
         UnchangedError: Both targets are equal.
     """
 
@@ -62,7 +62,7 @@ class Fact:
     wordings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Take white space off subject, targets and id, then refuse what no method could write."""
+        """Strip subject, targets and id, then refuse what no method could write."""
         for name in ("prompt", "subject", "target_new", "target_true", "id", "joint"):
             value = getattr(self, name)
             if value is None and name in ("target_true", "id", "joint"):
@@ -93,9 +93,11 @@ class Fact:
         if SLOT in self.subject:
             raise FactError("the subject contains a slot {}.", hint="Write the subject itself.", field="subject")
         if not self.target_new:
-            raise FactError("the new target is empty.", hint="Say what the model should answer.", field="target_new")
+            raise FactError(
+                "the new target is empty.", hint="Give the answer that the model should give.", field="target_new"
+            )
         if self.target_true is not None and not self.target_true:
-            raise FactError("the true target is empty.", hint="Leave it out when it is not known.", field="target_true")
+            raise FactError("the true target is empty.", hint="Leave it out if it is not known.", field="target_true")
         if self.target_true is not None and self.target_new == self.target_true:
             raise UnchangedError(
                 f"old and new target are both {self.target_new!r}: the edit would change nothing.",
@@ -113,7 +115,7 @@ class Fact:
         """A fact from a prompt that holds either ``{}`` or the subject itself.
 
         Raises:
-            FactError: The prompt has no slot, and the subject stands in it at no place as a word, or at several.
+            FactError: The prompt has no slot, and the subject does not occur in it as a word, or occurs more than once.
         """
         return cls(slotted(prompt, subject), subject, target_new, target_true)
 
@@ -135,10 +137,10 @@ class Fact:
 
 
 def slotted(prompt: str, subject: str) -> str:
-    """``prompt`` with a slot for ``subject``: as it is when it has one, else where the subject stands as a word.
+    """``prompt`` with a slot for ``subject``: unchanged if it has one, else at the place of the subject.
 
     Raises:
-        FactError: There is neither a slot nor one place where the subject stands as a word.
+        FactError: There is no slot, and the subject does not occur exactly once as a word.
     """
     if SLOT in prompt:
         return prompt

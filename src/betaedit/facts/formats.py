@@ -187,7 +187,7 @@ def _fastedit(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
 
 
 def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    """A case for each edit of a MQuAKE record; the questions that need them all go with the last."""
+    """A case for each edit of a MQuAKE record; the questions about all of them belong to the last."""
     read = validated(schemas.Mquake, record, reading.format)
     name = reading.fact_id(read.case_id)
     facts = []
@@ -199,7 +199,7 @@ def _mquake(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
 
 
 def _elken(record: Record, reading: Reading) -> tuple[EvaluationCase, ...]:
-    """A case for each fact that an ELKEN event makes known; all its other questions go with the last.
+    """A case for each fact that an ELKEN event makes known; its other questions belong to the last.
 
     Raises:
         FactError: The event makes no fact known, so there is nothing to write.
@@ -234,7 +234,7 @@ def _elken_choices(asked: Iterable[schemas.ElkenChoice]) -> Iterator[tuple[str, 
 
 
 def _one_record(name: str, facts: list[Fact], questions: tuple[Question, ...]) -> tuple[EvaluationCase, ...]:
-    """The cases of facts that belong together; what is asked of them all goes with the last."""
+    """The cases of facts that belong together; questions about all of them belong to the last."""
     *first, last = facts
     return (
         *(EvaluationCase(fact, record=name) for fact in first),
@@ -262,7 +262,7 @@ def _grouped(groups: dict[str, tuple[schemas.Question, ...]]) -> tuple[Question,
 
 
 def _asked(questions: Iterable[tuple[str, tuple[str, ...]]], group: Group) -> tuple[Question, ...]:
-    """The questions of a group; what has no answer cannot be scored and is dropped."""
+    """The questions of a group; questions without an answer cannot be scored and are dropped."""
     return tuple(Question(prompt, answers, group) for prompt, answers in questions if prompt and answers)
 
 
@@ -276,7 +276,7 @@ def _rewritten(read: schemas.Rewrite, fact_id: str) -> Fact:
 
 
 def _fact(prompt: str, subject: str, target_new: str, answers: Sequence[str], fact_id: str) -> Fact:
-    """The fact, expected to be answered with the first of ``answers`` today.
+    """The fact, whose true target is the first of ``answers``.
 
     A new target that is among the answers becomes the true target as well, so that ``Fact`` refuses it: such an edit
     would change nothing.
@@ -309,7 +309,7 @@ def _neighbors(read: Iterable[schemas.OwnNeighbor | schemas.Neighbor], target_tr
 
 
 def _answered(questions: Iterable[tuple[str, Sequence[str]]]) -> tuple[Probe, ...]:
-    """A probe with the first answer of each question; what has no answer cannot be scored and is dropped."""
+    """A probe with the first answer of each question; questions without an answer cannot be scored and are dropped."""
     return tuple(Probe(prompt, answers[0]) for prompt, answers in questions if prompt and answers)
 
 
@@ -326,7 +326,7 @@ def _known_facts(record: Record, reading: Reading) -> NoReturn:
     )
 
 
-# Recognized only to say why they are not read.
+# Recognized only to explain why they are not read.
 _REFUSED: tuple[Format, ...] = (Format("known_facts", ("subject", "attribute", "template"), _known_facts),)
 
 # The first row that fits is taken, so a row stands above those whose keys are part of its own.

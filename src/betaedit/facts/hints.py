@@ -1,4 +1,4 @@
-"""What is said of a value that cannot be used: each kind of value has its own cause, and so its own hint."""
+"""Errors for values that cannot be used, with a hint for each kind of value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list", s
 _ABSENT = {"subject": "name the subject", "prompt": "write the prompt", "target_new": "say what to answer"}
 _TYPOGRAPHY = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2014", "''\"\"-----")
 
-# What two texts that look alike may differ in, and how to make them equal there.
+# Differences of texts that look alike, and functions that remove them.
 _FOLDS: tuple[tuple[str, Callable[[str], str]], ...] = (
     (
         "composed and decomposed letters (é as one character, or as e and an accent)",
@@ -32,23 +32,27 @@ _FOLDS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether ``text`` is nothing but special tokens, which other tools write where an answer is not known."""
+    """Whether ``text`` consists of special tokens, which other tools write for an unknown answer."""
     return _PLACEHOLDER.fullmatch(text.strip()) is not None
 
 
 def refuse_placeholder(answer: str, field: str) -> None:
-    """Refuse an ``answer`` that a user gave and that is none.
+    """Refuse an ``answer`` of a user that is a placeholder.
 
     Raises:
         FactError: It is a special token.
     """
     if is_placeholder(answer):
-        hint = "Say what the model should answer." if field == "target_new" else "Leave it out when it is not known."
-        raise FactError(f"{answer!r} is a special token, which is no answer.", hint=hint, field=field)
+        hint = (
+            "Give the answer that the model should give."
+            if field == "target_new"
+            else "Leave it out if it is not known."
+        )
+        raise FactError(f"{answer!r} is a special token, not an answer.", hint=hint, field=field)
 
 
 def kind_of(value: object) -> str:
-    """What kind of value it is, in words; NaN is what pandas writes for null."""
+    """The kind of a value in words; NaN, as pandas writes null, is null."""
     if value is None or (isinstance(value, float) and value != value):  # noqa: PLR0124 - only NaN differs from itself
         return "null"
     if type(value) in _KINDS:
@@ -57,13 +61,13 @@ def kind_of(value: object) -> str:
 
 
 def not_text(value: object, field: str) -> FactError:
-    """The error for a ``value`` that stands where a text is expected; ``field`` is its path in the record."""
+    """The error for a ``value`` where a text is expected; ``field`` is its path in the record."""
     kind, name = kind_of(value), field.rpartition(".")[2]
     hints = {
         "null": f"Leave the record out, or {_ABSENT.get(name, 'give a text here')}.",
         "a list": f"{'One answer is written: give' if name == 'target_new' else 'Give'} one text.",
         "an object": "Give the text alone, without an object around it.",
-        "a truth value": "Give the words that stand in the sentence, such as yes or no.",
+        "a truth value": "Give the words of the sentence, such as yes or no.",
         "a number": f'Give it as a text, as in "{value}".',
     }
     return FactError(
@@ -72,9 +76,9 @@ def not_text(value: object, field: str) -> FactError:
 
 
 def absent_subject(prompt: str, subject: str) -> FactError:
-    """The error for a subject that its prompt does not hold; it says so when a reader would see no difference."""
+    """The error for a subject that does not occur in its prompt; it names differences that are hard to see."""
     message = f"the subject {subject!r} does not occur in the prompt {prompt!r}"
-    hint = "Write the subject exactly as it stands in the prompt, or put {} in its place."
+    hint = "Write the subject exactly as in the prompt, or put {} in its place."
     found = _difference(prompt, subject)
     if not subject or found is None:
         return FactError(f"{message}.", hint=hint, field="subject")
@@ -82,7 +86,7 @@ def absent_subject(prompt: str, subject: str) -> FactError:
 
 
 def _difference(prompt: str, subject: str) -> str | None:
-    """The least that has to be looked over for ``prompt`` to hold ``subject``."""
+    """The fewest differences to ignore so that ``subject`` occurs in ``prompt``."""
     for number in range(1, len(_FOLDS) + 1):
         for chosen in combinations(_FOLDS, number):
             folded = [prompt, subject]

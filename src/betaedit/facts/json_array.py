@@ -1,4 +1,4 @@
-"""A long JSON array, parsed element by element, so that only one of them need be in memory."""
+"""A long JSON array, parsed element by element, so that only one is in memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _OF_NUMBERS = "0123456789+-.eE"
 def array_items(blocks: Iterator[str]) -> Iterator[Any]:
     """The elements of the one array that ``blocks`` of text (of any size) make up.
 
-    In place of an element in which a key comes twice there is the error: what follows it can still be read.
+    An element with a repeated key is replaced by its error, so that later elements can still be read.
 
     Raises:
-        FactError: The text is no JSON or no array; ``line`` counts within the text.
+        FactError: The text is not JSON or not an array; ``line`` counts within the text.
     """
     text = _Text(blocks)
     if text.peek() != "[":
@@ -28,7 +28,7 @@ def array_items(blocks: Iterator[str]) -> Iterator[Any]:
         text.expect_end()
         if isinstance(value, FactError):
             raise value
-        raise FactError(f"this is no array but {kind_of(value)}.", hint=SHAPES, line=1)
+        raise FactError(f"this is {kind_of(value)}, not an array.", hint=SHAPES, line=1)
     text.take()
     if text.peek() != "]":
         yield text.value()
@@ -42,7 +42,7 @@ def array_items(blocks: Iterator[str]) -> Iterator[Any]:
 
 
 class _Text:
-    """Text that is read as far as it is needed, and where in it one stands."""
+    """A text that is read as far as needed, with the present position."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks = blocks
@@ -52,7 +52,7 @@ class _Text:
         self._column = 1
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -66,7 +66,7 @@ class _Text:
         self._at += 1
 
     def value(self) -> Any:
-        """The JSON value that comes next, or the error that a key in it comes twice."""
+        """The JSON value that comes next, or the error for a repeated key in it."""
         self.peek()
         while True:
             watch = KeyWatch()
@@ -76,27 +76,27 @@ class _Text:
                 ahead = error.pos - self._at
                 if not self._read_on():
                     self.fail(error.msg, ahead)
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+            except (ValueError, RecursionError) as error:  # thousands of digits or nested brackets
                 raise FactError(f"this JSON cannot be read: {error}.", hint=SHAPES, line=self._line) from error
             else:
-                # A number may go on in the next block, after its last digit or after a "." or "e" that ends the text.
+                # A number may continue in the next block, after its last digit or after a final "." or "e".
                 length = end - self._at
                 if self._text[end:].strip(_OF_NUMBERS) or not self._read_on():
                     self._at += length
                     return watch.error() or value
 
     def expect_end(self) -> None:
-        """Refuse whatever follows."""
+        """Refuse further text."""
         if self.peek():
             self.fail("Extra data")
 
     def fail(self, message: str, ahead: int = 0) -> NoReturn:
-        """Refuse the text here, or some characters ahead."""
+        """Refuse the text here, or ``ahead`` characters further."""
         line, column = self._place(self._at + ahead)
-        raise FactError(f"this is no JSON: {message} at column {column}.", hint=SHAPES, line=line)
+        raise FactError(f"this is not JSON: {message} at column {column}.", hint=SHAPES, line=line)
 
     def _read_on(self) -> bool:
-        """Drop what has been passed and double what is held, so that a long value is parsed few times over."""
+        """Drop the text already read and double the rest, so that a long value is parsed only a few times."""
         self._line, self._column = self._place(self._at)
         rest = [self._text[self._at :]]
         wanted, held = len(rest[0]), 0

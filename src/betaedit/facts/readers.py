@@ -1,7 +1,7 @@
 """Files of facts: every format of the field, compressed or not, read into evaluation cases.
 
 The kind of file comes from its name (see ``sources``), the format of its records from their keys (see ``formats``).
-Whatever is wrong with a file is a ``FactError`` with the file, the line and what to do about it.
+Errors of a file are ``FactError``s with file, line and hint.
 
 Records are read and converted one by one, while the caller iterates.
 """
@@ -43,13 +43,13 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class FactFile:
-    """What a file holds.
+    """The contents of a file of facts.
 
     Args:
         path: The file; ``standard input`` or ``a pipe`` for what was piped in.
         format: Name of the format its records are in.
         cases: The usable records, in the order of the file.
-        rejected: The others; filled only when the caller asked to skip them.
+        rejected: The others; only with ``skip_invalid``.
     """
 
     path: Path
@@ -80,7 +80,7 @@ def read_cases(
             Or a Hugging Face dataset: ``dataset:owner/name``, ``dataset:owner/name:split`` (else ``train``) or
             ``dataset:owner/name:config:split``. Or a pipe, ``-`` being the standard input, read to its end; its
             content tells which kind it is.
-        limit: Stop after this many usable cases; what follows is then not read.
+        limit: Stop after this many usable cases; the rest is not read.
         skip_invalid: Collect unusable records in ``rejected`` instead of stopping at the first.
         zsre_target: What a zsRE record writes: ``alt``, a new answer, as EasyEdit does; or ``answers``, the true one,
             as MEMIT and AlphaEdit do.
@@ -123,7 +123,7 @@ def iter_cases(
 
 
 def iter_results(path: str | Path, *, zsre_target: ZsreTarget = "alt") -> Iterator[Converted | Rejected]:
-    """What became of each record, usable or not, read while you iterate.
+    """The result of each record, usable or not, read while you iterate.
 
     Raises:
         FactError: The file as a whole cannot be read (further), or holds no record.
@@ -175,7 +175,7 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     """The records of a file as they are written, each with its line (from 1), read while you iterate.
 
     Raises:
-        FactError: The file cannot be read, or a record is broken or no object; raised on reaching it.
+        FactError: The file cannot be read, or a record is broken or not an object; raised on reaching it.
     """
     source = find_source(path)
     for line, entry in _entries(source):
@@ -186,13 +186,13 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
 
 def _check_options(limit: int | None, zsre_target: str) -> None:
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}.", hint="Ask for at least one case, or leave it out to read all.")
+        raise ConfigError(f"limit is {limit}.", hint="Give at least 1, or leave it out to read all.")
     if zsre_target not in get_args(ZsreTarget):
         raise ConfigError(f"zsre_target is {zsre_target!r}.", hint=f"Choose from {', '.join(get_args(ZsreTarget))}.")
 
 
 class _Converter:
-    """Makes cases of one file's records; remembers the file's format and the ids it has met."""
+    """Makes cases of one file's records; remembers the file's format and the ids seen."""
 
     def __init__(self, zsre_target: ZsreTarget, unit: str) -> None:
         self.format: Format | None = None
@@ -224,7 +224,7 @@ class _Converter:
             )
 
 
-# A broken record is handed on as a value, since a generator that raises cannot go on; a broken file is raised.
+# A broken record is yielded as a value, because a generator cannot continue after an error; a broken file raises.
 _Entries = Iterator[tuple[int, Record | FactError]]
 
 

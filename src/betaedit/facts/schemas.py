@@ -1,6 +1,6 @@
-"""What the records of each format look like, and what is said of one that looks otherwise.
+"""The record schemas of each format, and the errors for other records.
 
-Foreign formats may have keys that are not read; the own format may not, since such a key is a slip.
+Other formats may have keys that are not read; in the package's own format an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from betaedit.facts.hints import is_placeholder, kind_of, not_text
 
 
 def _encodable(text: str) -> str:
-    text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, on which tokenizers crash much later
+    text.encode("utf-8")  # JSON may hold half a surrogate pair, on which tokenizers fail later
     return text
 
 
@@ -27,7 +27,7 @@ def _clean(text: str) -> str:
 
 
 def _as_typed(text: str) -> str:
-    """A prompt as it is: white space at its end is what the model is asked with."""
+    """An unchanged prompt: white space at its end is kept."""
     return text if _clean(text) else ""
 
 
@@ -36,7 +36,7 @@ def _clean_or_none(text: str | None) -> str | None:
 
 
 def _only_entry(value: object) -> object:
-    """A list of one as what it holds."""
+    """The entry of a list of one."""
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
@@ -74,7 +74,7 @@ def _known(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _open_neighbor(value: object) -> object:
-    """A plain string leaves its target open, to be filled; a record that gives none says that nobody knows it."""
+    """A plain string leaves its target to be filled; a record without a target has an unknown one."""
     if isinstance(value, str):
         return {"prompt": value}
     return {"target": None} | value if isinstance(value, dict) else value
@@ -149,7 +149,7 @@ class Target(_Schema):
 
 
 class TrueTarget(_Schema):
-    """An answer of today as ROME writes it."""
+    """The present answer as ROME writes it."""
 
     text: _MaybeAnswer = Field(validation_alias="str")
 
@@ -257,7 +257,7 @@ class Mquake(_Schema):
 class ElkenSubject(_Schema):
     """What a question about an event is about."""
 
-    # A slip in the published files: some subjects have their name under the other key.
+    # An error in the published files: some subjects have their name under the other key.
     name: _Text = Field(validation_alias=AliasChoices("name", "ent2name"))
 
 
@@ -314,7 +314,7 @@ def validated(schema: type[_S], record: dict[str, Any], format_name: str) -> _S:
     """``record`` in the shape of ``schema``.
 
     Raises:
-        FactError: It has another shape; the field is named with its path.
+        FactError: It does not fit; the field is named with its path.
     """
     try:
         return schema.model_validate(record)
@@ -348,7 +348,7 @@ def _schema_at(schema: type[BaseModel], loc: Sequence[int | str]) -> type[BaseMo
 
 
 def _unknown_key(key: str, schema: type[BaseModel]) -> tuple[str, str]:
-    """What to say of a key that ``schema`` does not have, and what to do about it."""
+    """Message and hint for a key that ``schema`` does not have."""
     if schema is Own and key == "target":
         return "'target' and 'target_new' mean the same and are both given.", "Keep one of them."
     known = list(schema.model_fields)

@@ -1,4 +1,4 @@
-"""Where records come from as bytes: a file, compressed or not, or a pipe, in whichever Unicode encoding.
+"""Sources of records as bytes: a file, compressed or not, or a pipe, in any Unicode encoding.
 
 A pipe can be read only once, so what it holds is kept in memory; the kind of its records comes from its content, where
 that of a file comes from its name.
@@ -76,7 +76,7 @@ class Source:
         """The text in blocks, which need not end where lines do.
 
         Raises:
-            FactError: The file cannot be opened or decompressed, or is no Unicode.
+            FactError: The file cannot be opened or decompressed, or is not Unicode.
         """
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         line = 1
@@ -87,7 +87,7 @@ class Source:
                     line += raw.count(b"\n")
                 decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            # What is decoded begins with the bytes of a character that the block before left open: no line breaks.
+            # The bytes left from the block before are part of a character: no line breaks.
             raise not_unicode(error, line + error.object.count(b"\n", 0, error.start), self.path) from error
         except _UNREADABLE as error:
             raise _file_error(error, self.path, line if line > 1 else None) from error
@@ -128,10 +128,10 @@ class _Recoded(io.RawIOBase):
 
 
 def find_source(path: str | Path) -> Source:
-    """What ``path`` names: a dataset, a file, a pipe, or ``-``, the standard input. Pipes are read to their end.
+    """The source at ``path``: a dataset, a file, a pipe, or ``-``, the standard input. Pipes are read to their end.
 
     Raises:
-        FactError: Nothing is piped in, or what is cannot be read.
+        FactError: Nothing is piped in, or the input cannot be read.
     """
     path, name = Path(path), Path(source_name(path))
     if path.as_posix().startswith(DATASET):
@@ -149,29 +149,29 @@ def find_source(path: str | Path) -> Source:
 
 
 def source_name(path: str | Path) -> str:
-    """What a record of the work calls the facts' source: the path as it was given, or that it was a pipe."""
+    """The name of the facts' source for records: the given path, or that it was a pipe."""
     if str(path) in _NAMES_OF_IT:
         return _STANDARD_INPUT
     return "a pipe" if _DESCRIPTOR.fullmatch(str(path)) else str(path)
 
 
 def not_unicode(error: UnicodeDecodeError, line: int, path: Path | None = None) -> FactError:
-    """The error for bytes that are no text; lines count from 1."""
+    """The error for bytes that are not text; lines count from 1."""
     name = "UTF-8" if error.encoding.startswith("utf-8") else error.encoding.upper()
-    return FactError(f"this is no {name}: {error.reason}.", hint="Save the file as UTF-8.", path=path, line=line)
+    return FactError(f"this is not {name}: {error.reason}.", hint="Save the file as UTF-8.", path=path, line=line)
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether the name says nothing of the content: what is no regular file, and an open one under a number."""
+    """Whether ``path`` is not a regular file, or is an open file under a number: then its name has no file type."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # told where the file is opened
+    except OSError:  # reported when the file is opened
         return False
     return not stat.S_ISDIR(mode) and (not stat.S_ISREG(mode) or _DESCRIPTOR.fullmatch(str(path)) is not None)
 
 
 def _of_pipe(name: Path, pipe: IO[bytes] | None) -> Source:
-    """All that ``pipe`` holds, with the kind that its first letter tells."""
+    """The content of ``pipe``, with the kind found from its first character."""
     if pipe is None or pipe.isatty():
         raise FactError("nothing is piped in.", hint=_PIPE_IN, path=name)
     content = pipe.read()

@@ -1,4 +1,4 @@
-"""Where the subject of a fact stands in a prompt that has no slot for it."""
+"""Finds the subject of a fact in a prompt without a slot."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SHOWN = 20
 
 
 def find_subject(prompt: str, subject: str, *, any_case: bool = False, last: bool = False) -> Span:
-    """The half-open span of characters at which ``subject`` stands in ``prompt`` as a word.
+    """The half-open span of characters of ``subject`` as a word in ``prompt``.
 
     Args:
         prompt: Without a slot.
         subject: Without white space around it.
-        any_case: Whether other capitals will do, where the subject as it is written is no word of the prompt.
-        last: Whether the last of several places is taken, and where there is none, the last inside another word: the
-            rule of the published data sets (methods.md A.1).
+        any_case: Whether case is ignored if the exact subject is not a word of the prompt.
+        last: Whether to take the last of several places, or if there is none, the last inside another word: the rule
+            of the published data sets (methods.md A.1).
 
     Raises:
-        FactError: The subject does not occur, or its place would be a guess; the places are named.
+        FactError: The subject does not occur, or is ambiguous; the places are named.
     """
     spellings = [_spans(prompt, subject, flags) for flags in ((0, re.IGNORECASE) if any_case else (0,))]
     words = next(filter(None, ([span for span in spans if stands_as_word(prompt, *span)] for spans in spellings)), [])
@@ -36,7 +36,7 @@ def find_subject(prompt: str, subject: str, *, any_case: bool = False, last: boo
 
 
 def names_subject(text: str, subject: str) -> bool:
-    """Whether ``subject`` stands in ``text`` as a word, in whatever capitals."""
+    """Whether ``subject`` occurs in ``text`` as a word; case is ignored."""
     return any(stands_as_word(text, *span) for span in _spans(text, subject, re.IGNORECASE))
 
 
@@ -48,11 +48,11 @@ def _spans(prompt: str, subject: str, flags: int) -> list[Span]:
 
 def _no_place(prompt: str, subject: str, words: list[Span], parts: list[Span]) -> FactError:
     if words:
-        problem, spans = f"stands at {len(words)} places of the prompt", words
-        hint = f"Put {{}} at the place that is meant, as in {_excerpt(prompt, words[-1], '{}')}."
+        problem, spans = f"occurs {len(words)} times in the prompt", words
+        hint = f"Put {{}} at the right place, as in {_excerpt(prompt, words[-1], '{}')}."
     elif parts:
-        problem, spans = "stands only inside other words of the prompt", parts
-        hint = "Write the subject as a word of the prompt, or put {} at the place that is meant."
+        problem, spans = "occurs only inside other words of the prompt", parts
+        hint = "Write the subject as a word of the prompt, or put {} at the right place."
     else:
         return absent_subject(prompt, subject)
     places = ", ".join(_excerpt(prompt, span, f">{prompt[slice(*span)]}<") for span in spans)

@@ -1,7 +1,7 @@
-"""Facts in a table: comma-separated values, and what spreadsheets and pandas make of them.
+"""Facts in a table: comma-separated values, as spreadsheets and pandas write them.
 
-Cells are separated by commas, semicolons or tabs, whichever makes most headers of the first line; a column of row
-numbers, as pandas writes it, is passed over.
+Cells are separated by commas, semicolons or tabs, whichever gives the most headers in the first line; a column of row
+numbers, as pandas writes it, is ignored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from betaedit.facts.formats import Record
 from betaedit.facts.json_text import decoded, parsed
 from betaedit.facts.sources import Source
 
-_NOTHING = '""'  # in a cell of ``joint``, where an empty one says nothing
+_NOTHING = '""'  # an empty text in a cell of ``joint``; an empty cell is none
 _SEPARATORS = ",;\t"
 _LISTS = ("paraphrases", "neighbors", "generation_prompts")
-_UNNAMED = re.compile(r"^Unnamed: \d+(?:\.\d+)?$")  # so pandas reads a column without a header, and writes it back
+_UNNAMED = re.compile(r"^Unnamed: \d+(?:\.\d+)?$")  # pandas' name of a column without a header
 _NAMED_SEPARATOR = re.compile(r"sep=(.)\r?\n?")  # Excel's own line above the headers
 _LONGEST_CELL = 1 << 24
 _NOT_CSV = "Save it as comma-separated values, with quotes round cells that hold a comma or a line end."
@@ -29,9 +29,9 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
     """The rows of a table as records, each with the line at which it begins.
 
     Raises:
-        FactError: The file is no table, or two of its columns have one name.
+        FactError: The file is not a table, or two of its columns have the same name.
     """
-    # The limit is one for the process; raised and never lowered, so that readers in several threads do not meet.
+    # The limit is global; it is never lowered, so that threads do not interfere.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     lines = _text_lines(source)
     headers, first, separator = _headers(lines)
@@ -47,18 +47,22 @@ def read_table(source: Source) -> Iterator[tuple[int, Record | FactError]]:
             line = first + rows.line_num
     except csv.Error as error:
         raise FactError(
-            f"this is no CSV: {error}.", hint=_NOT_CSV, path=source.path, line=first + rows.line_num - 1
+            f"this is not a CSV file: {error}.", hint=_NOT_CSV, path=source.path, line=first + rows.line_num - 1
         ) from error
 
 
 def _headers(lines: Iterator[str]) -> tuple[str, int, str]:
     """The line of the headers, its number, and what separates the cells in it."""
-    told = None
+    separator = None
     for number, line in enumerate(lines, start=1):
         if (named := _NAMED_SEPARATOR.fullmatch(line)) is not None:
-            told = named[1]
+            separator = named[1]
         elif not line.isspace():
-            return line, number, told or max(_SEPARATORS, key=lambda one: len(next(csv.reader([line], delimiter=one))))
+            return (
+                line,
+                number,
+                separator or max(_SEPARATORS, key=lambda one: len(next(csv.reader([line], delimiter=one)))),
+            )
     return "", 1, ","
 
 
@@ -71,7 +75,7 @@ def _text_lines(source: Source) -> Iterator[str]:
 
 
 def _record(names: list[str], cells: list[str]) -> Record | FactError:
-    """A row as a record; a cell that holds a list has one entry a line, and cells missing at the end are empty.
+    """A row as a record; a cell with a list has one entry per line, and missing cells at the end are empty.
 
     A question is a JSON object, as in the other kinds of file; ``""`` in a cell of ``joint`` is an empty text.
     """
@@ -80,7 +84,7 @@ def _record(names: list[str], cells: list[str]) -> Record | FactError:
     if len(cells) > len(names) and any(cells[len(names) :]):
         extra = next(filter(None, cells[len(names) :]))
         return FactError(
-            f"the cell {extra!r} stands under no header.", hint="Put quotes round a cell that holds a comma."
+            f"the cell {extra!r} has no header above it.", hint="Put quotes round a cell that holds a comma."
         )
     record: Record = {name: cell for name, cell in zip_longest(names, cells, fillvalue="") if name or cell}
     if "" in record:

@@ -17,25 +17,25 @@ from betaedit.files import atomic_write, file_errors
 
 
 def save_facts(facts: Iterable[Fact | EvaluationCase], file: str | Path) -> None:
-    """Write facts as JSONL that ``read_cases`` reads back, one a line; folders are made when absent.
+    """Write facts as JSONL that ``read_cases`` reads back, one per line; missing folders are made.
 
-    Ids that facts of several files share are written as ``told_apart`` makes them.
+    Ids that several facts share are made unique by ``with_unique_ids``.
 
     Raises:
         OutputError: The file cannot be written.
     """
     path, items = Path(file), list(facts)
-    named = told_apart([item.fact if isinstance(item, EvaluationCase) else item for item in items])
+    named = with_unique_ids([item.fact if isinstance(item, EvaluationCase) else item for item in items])
     lines = [json.dumps(_record(item, fact), ensure_ascii=False) for item, fact in zip(items, named, strict=True)]
     with file_errors(path, OutputError), atomic_write(path) as scratch:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def told_apart(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts, each under an id that no other has when they are written one a line and read back.
+def with_unique_ids(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts with unique ids, also after they are written one per line and read back.
 
-    Readers name what has no id after its line, so facts of several files share such names, and a name of one may be
-    that of another's line. Where it is taken, a fact is named with a number behind: ``own-1-2``.
+    Readers give a fact without an id a name after its line, so facts of several files may share names. A repeated
+    name gets a number: ``own-1-2``.
     """
     given = {fact.id for fact in facts}
     taken: set[str] = set()
@@ -54,7 +54,7 @@ def told_apart(facts: Sequence[Fact]) -> list[Fact]:
 
 
 def _record(item: Fact | EvaluationCase, fact: Fact) -> dict[str, Any]:
-    """The fields of ``item``, as ``fact``, that say something; a neighbor's target even where nobody knows it."""
+    """The fields of ``item``, as ``fact``, that are not empty; a neighbor's target is written even if unknown."""
     values = asdict(fact)
     values["paraphrases"] = values.pop("wordings")
     if isinstance(item, EvaluationCase):

@@ -1,1 +1,1 @@
-"""The durable record of edits: a workspace that loses nothing, takes everything back, and hands it on."""
+"""The durable record of edits: a workspace that stores, undoes and exports them."""

@@ -1,4 +1,4 @@
-"""Tensors as the bytes that a ledger keeps, and back."""
+"""Tensors as the bytes that a ledger stores, and back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def to_bytes(tensor: Tensor, dtype: str) -> bytes:
 
 
 def from_bytes(data: bytes, dtype: str, *shape: int) -> Tensor:
-    """What ``to_bytes`` made ``data`` from."""
+    """The tensor that ``to_bytes`` turned into ``data``, in the given shape."""
     return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
 
 
-class Asked(Mapping[int, Associations]):
-    """By layer, the key and the wanted value of one fact version, read from the ledger when needed."""
+class StoredAssociations(Mapping[int, Associations]):
+    """By layer, the key and the wanted value of one fact version, read from the ledger on access."""
 
     def __init__(self, store: Store, version: int) -> None:
         self._store, self._version = store, version
@@ -40,6 +40,8 @@ class Asked(Mapping[int, Associations]):
         return len(self._store.identity.shapes)
 
 
-def asked_bytes(asked: Mapping[int, Associations], dtype: Storage) -> dict[int, tuple[bytes, bytes]]:
+def association_bytes(associations: Mapping[int, Associations], dtype: Storage) -> dict[int, tuple[bytes, bytes]]:
     """By layer, the key and the wanted value of a fact as the ledger stores them."""
-    return {layer: (to_bytes(facts.keys, dtype), to_bytes(facts.values, dtype)) for layer, facts in asked.items()}
+    return {
+        layer: (to_bytes(facts.keys, dtype), to_bytes(facts.values, dtype)) for layer, facts in associations.items()
+    }

@@ -24,7 +24,7 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})"""
 
 
 def provenance_of(editor: Editor, figures: Mapping[str, BeforeAndAfter]) -> Provenance:
-    """What an export of an editor's model says of itself."""
+    """The provenance of an editor's model, for the card of an export."""
     facts = [result.fact for result in editor.results]
     return Provenance(editor.language_model.name, editor.method.name, facts, figures)
 
@@ -44,11 +44,11 @@ def save_model(editor: Editor, folder: str | Path, figures: Mapping[str, BeforeA
 
     Args:
         editor: Holds the edited model.
-        folder: Where it goes.
+        folder: The folder to write.
         figures: For the card.
 
     Raises:
-        ModelError: A reload would give another model (see ``Editor.save_pretrained``).
+        ModelError: Reloading would give another model (see ``Editor.save_pretrained``).
         OutputError: The folder cannot be written.
     """
     path = Path(folder)
@@ -62,12 +62,12 @@ def save_factors(model: LanguageModel, changes: Mapping[int, Tensor], file: str 
     """Every change as two factors in a safetensors file: ``W_t - W_0`` is ``left @ right.T``. Returns their ranks.
 
     Tensors are named ``LAYER.left`` (d_out, r) and ``LAYER.right`` (d_in, r); the metadata name the model and, as JSON,
-    the module that each layer's change belongs to. Each layer has the rank that suffices for it.
+    the module that each layer's change belongs to. Each layer has its own sufficient rank.
 
     Args:
         model: The edited model.
         changes: ``W_t - W_0`` (d_out, d_in) by layer.
-        file: Where they go.
+        file: The file to write.
 
     Raises:
         OutputError: The file cannot be written.

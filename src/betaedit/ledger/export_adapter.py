@@ -1,7 +1,7 @@
-"""The change of the edited matrices as a LoRA adapter that peft and the usual servers load.
+"""The change of the edited matrices as a LoRA adapter for peft and inference servers.
 
-The format is three small files whose keys do not change, so they are written by hand: peft is needed to load an
-adapter, not to make one. An editor whose edits are an adapter writes that one (``save_own_adapter``).
+The format is three small files with fixed keys, written here directly: peft is needed only to load an adapter. An
+editor whose edits are an adapter writes that one (``save_own_adapter``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG_FILE = "adapter_config.json"
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for ``--max-lora-rank``; it refuses adapters above it."""
+"""Values that vLLM accepts for ``--max-lora-rank``; it refuses adapters of a higher rank."""
 
 _LOAD = """\
 from peft import PeftModel
@@ -49,11 +49,11 @@ tokenizer = AutoTokenizer.from_pretrained({base!r})"""
 
 @dataclass(frozen=True)
 class LayerTruncation:
-    """What the rank keeps of one layer's change.
+    """The truncation of one layer's change.
 
     Args:
-        sufficient_rank: The rank from which on nothing but rounding is left out.
-        relative_error: Norm of what is left out, in norms of the change.
+        sufficient_rank: The smallest rank that loses only rounding.
+        relative_error: Norm of the truncated part, relative to the change.
         kept_energy: Share of the squared norm that is kept.
     """
 
@@ -64,14 +64,14 @@ class LayerTruncation:
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """What an adapter holds.
+    """The properties of an adapter.
 
     Args:
-        base: The unedited model, by what transformers and servers load it by.
-        rank: Of all layers; those of lower rank are filled up.
-        sufficient_rank: The one that would lose nothing.
-        server_rank: The least ``--max-lora-rank`` that serves it; ``None`` above the largest.
-        layers: By layer; empty of an adapter that is the method's own, of which nothing is left out.
+        base: The unedited model, by the name that transformers and servers load.
+        rank: Rank of all layers; lower ranks are padded.
+        sufficient_rank: The smallest rank that loses only rounding.
+        server_rank: The smallest ``--max-lora-rank`` that serves it; ``None`` above the largest.
+        layers: The truncation of each layer; empty for the method's own adapter.
         edited: Efficacy of the edited model itself.
         exported: Efficacy with the truncated change.
         peft_type: What peft calls its kind; servers take ``LORA``.
@@ -91,7 +91,7 @@ class AdapterReport:
         return asdict(self)
 
     def serving_command(self, folder: Path) -> str | None:
-        """What to type so that vLLM serves the adapter in ``folder``; ``None`` where none can."""
+        """The command by which vLLM serves the adapter in ``folder``; ``None`` if its rank is too large."""
         return None if self.server_rank is None else _serving_command(self.base, folder, self.server_rank)
 
 
@@ -107,16 +107,16 @@ def save_adapter(
 ) -> AdapterReport:
     """Write the changes as a LoRA adapter for the unedited model.
 
-    Efficacy is measured on the facts of ``provenance`` with the truncated change in the weights, which are put back.
+    Efficacy is measured on the facts of ``provenance`` with the truncated change; the weights are then restored.
 
     Args:
         model: The edited model.
         changes: ``W_t - W_0`` (d_out, d_in) by layer.
-        folder: Where it goes.
+        folder: The folder to write.
         provenance: For the card.
-        rank: The smallest that loses nothing when not given.
+        rank: Default: the smallest that loses only rounding.
         for_servers: Round the rank up to one of ``SERVER_RANKS``.
-        progress: Where to draw.
+        progress: Shows the progress.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -127,7 +127,7 @@ def save_adapter(
     if for_servers:
         chosen = server_rank(chosen) or chosen
     if chosen > SERVER_RANKS[-1]:
-        logger.warning("rank %d is above %d, the most that servers take: export the model.", chosen, SERVER_RANKS[-1])
+        logger.warning("rank %d is above %d, the limit of servers: export the model.", chosen, SERVER_RANKS[-1])
     updates = {layer: found.cut(chosen) for layer, found in parts.items()}
     path, limit = Path(folder), server_rank(chosen)
     with file_errors(path, OutputError), atomic_folder(path) as scratch:
@@ -173,7 +173,7 @@ def save_own_adapter(
 
 
 def server_rank(rank: int) -> int | None:
-    """The least of ``SERVER_RANKS`` that holds ``rank``; ``None`` when none does."""
+    """The smallest of ``SERVER_RANKS`` not below ``rank``; ``None`` if there is none."""
     return next((limit for limit in SERVER_RANKS if limit >= rank), None)
 
 
@@ -186,14 +186,14 @@ def _write_card(model: LanguageModel, folder: Path, scratch: Path, provenance: P
 
 
 def _serving_command(base: str, folder: Path, limit: int) -> str:
-    """By vLLM's own options; an adapter is named there, and requests name it as their model."""
+    """The vLLM command; requests use the adapter's name as their model."""
     module = shlex.quote(f"{folder.resolve().name.replace('=', '-')}={folder.resolve()}")
     return f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {module} --max-lora-rank {limit}"
 
 
 @contextmanager
 def truncated(model: LanguageModel, changes: Mapping[int, Tensor], updates: Mapping[int, Update]) -> Iterator[None]:
-    """A context in which the edited ``model`` has ``updates`` in place of ``changes``."""
+    """A context in which the edited ``model`` has ``updates`` instead of ``changes``."""
     matrices = {layer: EditedMatrix(model.anatomy.projection(layer)) for layer in changes}
     kept = {layer: matrix.snapshot() for layer, matrix in matrices.items()}
     try:
@@ -237,5 +237,5 @@ def _write_adapter(model: LanguageModel, updates: Mapping[int, Update], rank: in
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:
-    """A factor with columns of zeros up to ``rank``, float32: servers read one rank for all layers."""
+    """A factor padded with zero columns to ``rank``, float32: servers read one rank for all layers."""
     return torch.nn.functional.pad(factor, (0, rank - factor.shape[1])).float().contiguous()

@@ -1,4 +1,4 @@
-"""The page that goes with an exported model or adapter: what was written into it, and what that did."""
+"""The model card of an exported model or adapter: its facts and figures."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from betaedit.models.places import local_model
 
 FACTS_FILE = "facts.jsonl"
 _LISTED = 100
-_SERVING = "\nServe it with vLLM, where that supports LoRA for this family of models:"
-_UNMEASURED = "None were measured yet; in this folder, `betaedit eval . --from facts.jsonl` measures them."
+_SERVING = "\nServe it with vLLM, if it supports LoRA for this model family:"
+_UNMEASURED = "Not measured yet; in this folder, `betaedit eval . --from facts.jsonl` measures them."
 
 BeforeAndAfter = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an export comes from.
+    """The origin of an export.
 
     Args:
         model: Name of the unedited model.
         method: The recipe.
-        facts: Those that the weights hold, in order.
-        figures: By name, of the unedited and of the edited model; ``None`` where it was not measured.
+        facts: The facts in the weights, in order.
+        figures: By name, of the unedited and the edited model; ``None`` if not measured.
     """
 
     model: str
@@ -42,10 +42,10 @@ def write_card(folder: Path, provenance: Provenance, *, library: str, usage: str
     """``README.md`` as the Hugging Face hub shows it, and all facts as ``facts.jsonl``.
 
     Args:
-        folder: Of the export.
-        provenance: What it holds.
-        library: The one that loads it, by the hub's name.
-        usage: Python code that does.
+        folder: Folder of the export.
+        provenance: Its origin.
+        library: Name on the hub of the library that loads it.
+        usage: Python code that loads it.
         serving: A command that serves it.
     """
     model, facts = provenance.model, provenance.facts
@@ -85,7 +85,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """``text`` in a table of Markdown: on one line, and nothing in it is markup."""
+    """``text`` in a table of Markdown: on one line, with markup escaped."""
     plain = " ".join(text.split())
     for sign in "\\`*_[]<|":
         plain = plain.replace(sign, f"\\{sign}")

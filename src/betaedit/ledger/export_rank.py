@@ -1,4 +1,4 @@
-"""How much of a change of weights a given rank holds, and which rank is enough."""
+"""The low-rank truncation of a weight change, and the rank that suffices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Decomposition:
     Args:
         change: ``D`` (d_out, d_in), as given.
         directions: (d_out, d_out) orthonormal columns, float64: the left singular vectors, largest value first.
-        tails: (d_out + 1) norm of what is left of ``D`` without its first ``r`` directions, for every ``r``.
+        tails: (d_out + 1) norm of ``D`` without its first ``r`` directions, for every ``r``.
     """
 
     change: Tensor
@@ -32,15 +32,15 @@ class Decomposition:
         return Update(left, self.change.double().T @ left)
 
     def relative_error(self, rank: int) -> float:
-        """Norm of what that rank leaves out, in norms of the change; 0 for no change at all."""
+        """Norm of the part that this rank omits, relative to the change; 0 for a zero change."""
         tail = float(self.tails[min(rank, len(self.tails) - 1)])
         return tail / float(self.tails[0]) if tail else 0.0
 
     def sufficient_rank(self, projection: nn.Module) -> int:
-        """The smallest rank, 1 or more, that leaves out what ``projection``'s weight cannot tell from rounding.
+        """The smallest rank, at least 1, that omits only what is rounding beside ``projection``'s weight.
 
-        Rounding makes the difference of two float32 matrices a matrix of full rank. What it adds has a few 1e-8 of the
-        weight's norm for one edit, 1e-6 for a thousand: so directions that sum up to 1e-6 of that norm are no edits.
+        Rounding makes the difference of two float32 matrices a matrix of full rank. Its norm is a few 1e-8 of the
+        weight's norm after one edit and 1e-6 after a thousand, so directions up to 1e-6 of that norm are omitted.
         """
         scale = max(float(projection.get_parameter("weight").norm(dtype=torch.float64)), float(self.tails[0]))
         return max(int((self.tails > _NEGLIGIBLE * scale).sum()), 1)
@@ -50,7 +50,7 @@ def decompose(change: Tensor) -> Decomposition:
     """The principal directions of a change (d_out, d_in).
 
     By the eigenvectors of ``D D^T``, which costs a fraction of a singular value decomposition where d_out is much
-    smaller than d_in. Directions below 1e-8 of the largest are not resolved; none of them is an edit.
+    smaller than d_in. Directions below 1e-8 of the largest are not resolved; none of them comes from an edit.
     """
     exact = change.double()
     energies, directions = torch.linalg.eigh(exact @ exact.T)

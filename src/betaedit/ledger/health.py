@@ -1,4 +1,4 @@
-"""Whether the facts of a workspace still hold, and what holding them costs the model."""
+"""Which facts of a workspace the model still answers, and the drift of the model."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ class Health:
 
 
 def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health:
-    """Ask the model for every live fact, and compare it with the unedited one on ``texts`` (our own by default)."""
+    """Ask the model for every live fact, and measure its drift on ``texts`` (default: the package's own)."""
     model, progress = workspace.language_model, workspace.progress
-    live = workspace.store.live(workspace.position)  # the facts of these weights: others may have committed since
+    live = workspace.store.live(
+        workspace.position
+    )  # the facts of these weights: other programs may have committed since
     asked = measure_edits(model, [EvaluationCase(version.fact) for version in live], progress=progress, label="asking")
     holds = [outcome.rewrite[0].wanted.argmax for outcome in asked.outcomes]
     prose = held_out_prose() if texts is None else texts
@@ -55,15 +57,15 @@ def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health
 
 
 def drift_between(workspace: Workspace, before: int, after: int, *, texts: Sequence[str] | None = None) -> Drift:
-    """How far the model after one event is from that after another, here the unedited one, on ``texts`` (our own)."""
+    """Drift of the model from the event ``before``, in place of the unedited one, to ``after``."""
     prose = held_out_prose() if texts is None else texts
     with workspace.at(after) as model:
         return compare(model, prose, lambda: workspace.at(before), progress=workspace.progress)
 
 
 def reapply(workspace: Workspace, slipped: Sequence[FactVersion]) -> None:
-    """Write facts again that do not hold any more; values are sought on the weights as they are now.
+    """Write again the facts that the model no longer answers; values are searched on the present weights.
 
-    What interrupts that leaves every fact held, as it was or written again.
+    If this is interrupted, every fact is in the weights, as before or written again.
     """
-    workspace.supersede([(version, version.fact) for version in slipped], note={"reapplied": True})
+    workspace.replace_facts([(version, version.fact) for version in slipped], note={"reapplied": True})

@@ -1,4 +1,4 @@
-"""What a workspace belongs to: taken from the editor it is made with, asked of the models it is opened with."""
+"""The identity of a workspace: taken from the editor it is made with, checked against the models it is opened with."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def identify(editor: Editor, storage: Storage | None) -> Identity:
 
 
 def keep_place(folder: Path, identity: Identity, model: LanguageModel) -> None:
-    """From now on the model of the workspace ``folder`` is where ``model`` was loaded from.
+    """Record the place of ``model`` as the place of the model of the workspace ``folder``.
 
     Raises:
-        IdentityError: It has other weights.
-        LedgerError: That cannot be written.
+        IdentityError: Its weights differ.
+        LedgerError: The place cannot be written.
     """
     checked_model(folder, identity, model)
     with file_errors(folder / MODEL_PLACE, LedgerError), atomic_write(folder / MODEL_PLACE) as scratch:
@@ -73,12 +73,12 @@ def load_kept(folder: Path, place: str, *, dtype: DtypeName, device: str | None)
 
 
 def checked_model(folder: Path, identity: Identity, model: LanguageModel) -> LanguageModel:
-    """``model``, which is the unedited one of the workspace ``folder``.
+    """``model``, checked to be the unedited model of the workspace ``folder``.
 
     Raises:
-        IdentityError: It has other weights.
+        IdentityError: Its weights differ.
     """
-    elsewhere = f"If its model lies elsewhere now: betaedit locate {folder} PLACE."
+    elsewhere = f"If its model has moved: betaedit locate {folder} PLACE."
     _same(folder, "model", identity.weights, model.fingerprint(), elsewhere)
     return model
 
@@ -87,7 +87,7 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
     """An editor like the one that the workspace ``folder`` was made with; it has written nothing.
 
     Raises:
-        IdentityError: The statistics in the folder, or what the recipe does, are others.
+        IdentityError: The statistics in the folder, or the recipe's definition, differ.
     """
     moments = Moments.load(folder / STATISTICS)
     _same(folder, "statistics", identity.statistics, moments.fingerprint)
@@ -99,28 +99,28 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
 
 def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -> None:
     if wanted != found:
-        hint = "Use what it was made with, or make a new workspace and import the facts."
+        hint = "Use the original one, or make a new workspace and import the facts."
         raise IdentityError(
             f"{folder} was made with another {what}: {wanted}, not {found}.", hint=f"{hint} {further}".strip()
         )
 
 
 def resumable(editor: Editor) -> Resumable:
-    """What the editor's method built, as one that a workspace can bring to any set of facts.
+    """What the editor's method built, typed as ``Resumable``.
 
     Raises:
-        MethodError: Facts of this method cannot be taken back.
+        MethodError: Facts of this method cannot be forgotten.
     """
     return require(
         editor.editing,
         Resumable,  # type: ignore[type-abstract]
         editor.method,
-        "be used in a workspace: what it writes cannot be taken back",
-        "Use memit-h, alphaedit or betaedit; `betaedit edit --out` keeps runs of every method.",
+        "be used in a workspace: its facts cannot be forgotten",
+        "Use memit-h, alphaedit or betaedit; `betaedit edit --out` stores runs of every method.",
     )
 
 
 def _recipe(editing: Resumable) -> str:
-    """Fingerprint of what a method does, whatever is said about it."""
+    """Fingerprint of what a method computes; names and notes are excluded."""
     plain = json.dumps(editing.identity(), sort_keys=True)
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"

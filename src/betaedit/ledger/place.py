@@ -1,4 +1,4 @@
-"""Where a workspace is: a folder that is named, or the one that the current folder lies in."""
+"""Finds a workspace: the named folder, or the one that contains the current folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from betaedit.errors import LedgerError
 
 LEDGER = "ledger.sqlite"
 MODEL_PLACE = "model.txt"
-"""Where the model is, once it is no longer where the workspace was made with it."""
+"""File with the place of the model, if it has moved since the workspace was made."""
 
 
 def current_workspace(start: Path | None = None) -> Path | None:
-    """The workspace that ``start`` (the current folder) lies in, if any."""
+    """The workspace that contains ``start`` (default: the current folder), if any."""
     here = (start or Path.cwd()).resolve()
     return next((folder for folder in (here, *here.parents) if (folder / LEDGER).is_file()), None)
 
 
 def model_place(folder: Path, first: str) -> str:
-    """Where the model of the workspace ``folder`` is; ``first`` is where it was at first."""
+    """The place of the model of the workspace ``folder``; ``first`` is its original place."""
     file = folder / MODEL_PLACE
     return file.read_text(encoding="utf-8").strip() if file.is_file() else first
 
@@ -36,7 +36,7 @@ def find_workspace(folder: Path | None) -> Path:
     found = current_workspace()
     if found is None:
         raise LedgerError(
-            "the current folder lies in no workspace.",
+            "the current folder is not in a workspace.",
             hint="Name one with --workspace DIR, or make one: betaedit init DIR.",
         )
     return found

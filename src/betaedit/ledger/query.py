@@ -1,4 +1,4 @@
-"""Questions to a ledger that need no model."""
+"""Queries of a ledger that need no model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from betaedit.errors import ConfigError, LedgerError, did_you_mean
 from betaedit.facts.fact import EvaluationCase
-from betaedit.facts.writer import told_apart
+from betaedit.facts.writer import with_unique_ids
 from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.store import FactVersion, State, Store
 
 _DAY, _MINUTE = len("2026-11-21"), len("2026-11-21T19:30")
-_LISTED = 20  # of the facts that a name means
-_LONGEST_NUMBER = 19  # digits that SQLite's integers do not hold
+_LISTED = 20  # facts named in an error
+_LONGEST_NUMBER = 19  # digits: more than SQLite's integers hold
 
 
 @dataclass(frozen=True)
 class FactChanges:
-    """What the model holds after one event and not after another, and the other way round."""
+    """The facts gained and lost between two events."""
 
     gained: list[FactVersion]
     lost: list[FactVersion]
@@ -39,7 +39,7 @@ def select(
     """The facts about a subject (any case), in a state, written between two dates, or dates and times, in UTC.
 
     Raises:
-        ConfigError: A date is none.
+        ConfigError: A text is not a date.
     """
     first, last = (None if text is None else _moment(text) for text in (since, until))
     return [
@@ -53,16 +53,14 @@ def select(
 
 
 def find(store: Store, name: str) -> list[FactVersion]:
-    """The live facts that ``name`` means: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
+    """The live facts that match ``name``: a number (``12`` or ``#12``), an id, a subject, or a text in the prompt.
 
     Raises:
-        LedgerError: There is none, and the nearest names are suggested; it is the number of a fact that is not live; or
-            it is blank.
+        LedgerError: No fact matches, and the nearest names are suggested; it is the number of a fact that is not live;
+            or it is empty.
     """
     if not name.strip():
-        raise LedgerError(
-            "a blank name means no fact.", hint="Name a number, an id, a subject, or a text of the prompt."
-        )
+        raise LedgerError("the name is empty.", hint="Give a number, an id, a subject, or a part of the prompt.")
     known = store.facts()
     if (numbered := _numbered(known, name)) is not None:
         return [_live(numbered)]
@@ -71,32 +69,32 @@ def find(store: Store, name: str) -> list[FactVersion]:
         if found := [fact for fact in live if same(fact, name)]:
             return found
     names = {fact.fact.subject for fact in live} | {fact.fact.id for fact in live if fact.fact.id is not None}
-    hint = did_you_mean(name, names, "`betaedit log --state live` lists what there is.", n=3)
+    hint = did_you_mean(name, names, "`betaedit log --state live` lists the live facts.", n=3)
     raise LedgerError(f"the model holds no fact {name!r}.", hint=hint)
 
 
 def find_one(store: Store, name: str) -> FactVersion:
-    """The one live fact that ``name`` means, as in ``find``.
+    """The one live fact that matches ``name``, as in ``find``.
 
     Raises:
-        LedgerError: There is none, or there are several.
+        LedgerError: No fact matches, or several do.
     """
     found = find(store, name)
     if len(found) > 1:
         listed = [f"#{fact.number} ({fact.fact.text} -> {fact.fact.target_new})" for fact in found[:_LISTED]]
         more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
         raise LedgerError(
-            f"{name!r} means {len(found)} facts: {', '.join(listed + more)}.",
+            f"{name!r} matches {len(found)} facts: {', '.join(listed + more)}.",
             hint="Name one by its number; to forget all of them, add --all-matching (Python: all_matching=True).",
         )
     return found[0]
 
 
 def history(store: Store, name: str) -> list[FactVersion]:
-    """Every time that a fact was written: of any state by its number, of the live ones as in ``find_one``.
+    """Every version of a fact: by its number in any state, otherwise a live fact as in ``find_one``.
 
     Raises:
-        LedgerError: There is none, or there are several.
+        LedgerError: No fact matches, or several do.
     """
     number = name.removeprefix("#")
     found = store.versions(int(number)) if number.isdecimal() and len(number) < _LONGEST_NUMBER else []
@@ -106,13 +104,13 @@ def history(store: Store, name: str) -> list[FactVersion]:
 def live_cases(folder: str | Path) -> list[EvaluationCase]:
     """The live facts of a workspace, in the order they were written, to be written into another one.
 
-    An id that several have, because they came from several files, goes on with a number for all but the first.
+    An id that several facts share, because they came from several files, gets a number for all but the first.
 
     Raises:
         LedgerError: There is no workspace, or it is damaged.
     """
     with closing(Store(Path(folder) / LEDGER)) as store:
-        return [EvaluationCase(fact) for fact in told_apart([version.fact for version in store.live()])]
+        return [EvaluationCase(fact) for fact in with_unique_ids([version.fact for version in store.live()])]
 
 
 def latest(store: Store, count: int) -> list[FactVersion]:
@@ -121,7 +119,7 @@ def latest(store: Store, count: int) -> list[FactVersion]:
 
 
 def compare(store: Store, before: int, after: int) -> FactChanges:
-    """What the model holds after the event ``after`` and not after ``before``, and the other way round.
+    """The facts gained and lost from the event ``before`` to ``after``.
 
     Raises:
         LedgerError: There is no such event.
@@ -182,12 +180,12 @@ def _moment(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no date.", hint="Write 2026-11-21, or '2026-11-21 19:30' (UTC).") from error
+        raise ConfigError(f"{text!r} is not a date.", hint="Write 2026-11-21, or '2026-11-21 19:30' (UTC).") from error
     return moment.isoformat()[: _DAY if len(text.strip()) <= _DAY else _MINUTE]
 
 
 def _numbered(known: Sequence[FactVersion], name: str) -> FactVersion | None:
-    """The fact whose number ``name`` is, in whatever state."""
+    """The fact with the number ``name``, in any state."""
     number = name.removeprefix("#")
     return next((fact for fact in known if number.isdecimal() and fact.number == int(number)), None)
 
@@ -196,7 +194,7 @@ def _live(version: FactVersion) -> FactVersion:
     """``version`` if the model holds it; otherwise raises, because a number names one fact only."""
     if version.state != "live":
         raise LedgerError(
-            f"the fact #{version.number} is {version.state}.", hint="`betaedit log --state live` lists what there is."
+            f"the fact #{version.number} is {version.state}.", hint="`betaedit log --state live` lists the live facts."
         )
     return version
 

@@ -1,4 +1,4 @@
-"""A model that a process serves while others edit it: brought up to date in place, without being loaded again."""
+"""A served model that other processes edit: updated in place, without loading it again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 class Replica:
     """The model of a workspace in a process that only reads it.
 
-    ``with replica.model() as model: ...`` answers with one state of the model from beginning to end; ``sync`` brings it
-    to the last event that any process has committed, between two answers.
+    ``with replica.model() as model: ...`` gives one state of the model from beginning to end; ``sync`` brings it
+    to the last event that any process has committed, outside such contexts.
 
     Args:
         folder: The workspace.
-        model: As for ``Workspace.open``.
-        device: Where a loaded model goes.
+        model: See ``Workspace.open``.
+        device: Device of a loaded model.
 
     Raises:
         LedgerError: There is no workspace, or it belongs to another model.
@@ -39,20 +39,20 @@ class Replica:
 
     @property
     def event(self) -> int:
-        """The event that the served weights are at."""
+        """The event of the served weights."""
         return self._workspace.position
 
     @contextmanager
     def model(self) -> Iterator[LanguageModel]:
-        """A context in which nobody changes the model."""
+        """A context in which the model does not change."""
         with self._lock:
             yield self._workspace.language_model
 
     def sync(self) -> int:
-        """Apply what was committed since; returns the event that the model is at.
+        """Apply the events committed since; returns the last event.
 
-        Costs the updates that are new; after a restore, where ``gc`` dropped them, or after a sync that was cut off,
-        the way from the last snapshot.
+        Adds only the new updates. After a restore, after ``gc``, or after an interrupted sync it rebuilds the weights
+        from the last snapshot.
 
         Raises:
             LedgerError: The ledger cannot be read.
@@ -64,22 +64,22 @@ class Replica:
             if following is None:
                 workspace.checkout_head()
             elif following:
-                workspace.position = UNKNOWN_EVENT  # cut off within, the updates would be added twice by the next sync
+                workspace.position = UNKNOWN_EVENT  # otherwise a sync after an interrupted one would add updates twice
                 advance(store, following, matrices)
             workspace.position = head
         return head
 
     @contextmanager
     def following(self, every: float = 1.0) -> Iterator[None]:
-        """A context in which a thread syncs ``every`` so many seconds."""
+        """A context in which a thread calls ``sync`` every ``every`` seconds."""
         stop = threading.Event()
 
         def follow() -> None:
             while not stop.wait(every):
                 try:
                     self.sync()
-                except Exception as error:  # whatever it is, the next try may succeed: on a full GPU, for one
-                    logger.warning("the model is not brought up to date, which is tried again: %s", error)
+                except Exception as error:  # the next try may succeed, for example after a full GPU
+                    logger.warning("the model could not be updated, and the update will be tried again: %s", error)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -90,5 +90,5 @@ class Replica:
             thread.join()
 
     def close(self) -> None:
-        """Let go of the workspace; the model stays as it is."""
+        """Close the workspace; the model is left unchanged."""
         self._workspace.close()

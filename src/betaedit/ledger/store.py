@@ -1,14 +1,14 @@
-"""One SQLite file that says what was done to which model: events, facts, and the numbers to do it all again.
+"""The ledger: one SQLite file with the events and facts of a workspace, and the arrays to repeat them.
 
-The file is the truth of a workspace. It only grows: an event is committed whole, in one transaction, and is never
-changed afterwards; what an event took out of the model stays in the file. Every event carries a hash over itself, over
-the hashes of its arrays and over the event before it, so a change made by anybody else is found (``verify``).
+The file only grows: an event is committed in one transaction and never changed afterwards; facts removed from the model
+stay in the file. Every event has a hash over itself, over the hashes of its arrays and over the previous event, so a
+change by another program is found (``verify``).
 
 Tables (docs/file-formats.md): ``events``; ``writings``, a row for every time a fact was written; ``spans``, between
-which events a writing was in the model; ``asked``, its key and the value wanted beyond the unedited matrix, for every
-layer; ``factors``, what an event added to a layer's matrix; ``snapshots``, all that was added to a matrix until an
-event, so that a long history opens quickly. Arrays are little-endian numbers without headers, as the identity says;
-this module sees bytes only and never imports torch.
+which events a writing was in the model; ``asked``, its key and the output wanted in addition to that of the unedited
+matrix, for every layer; ``factors``, what an event added to a layer's matrix; ``snapshots``, all that was added to a
+matrix until an event, so that a long history loads quickly. Arrays are little-endian numbers without headers, of the
+type in the identity; this module handles only bytes and never imports torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ State = Literal["live", "replaced", "forgotten", "undone"]
 
 FORMAT = 2
 FIRST = 1
-_APPLICATION = 0x62657461  # "beta", so that another SQLite file is not taken for a ledger
+_APPLICATION = 0x62657461  # "beta": marks the file as a ledger
 _BUSY_SECONDS = 5.0
 
 _SCHEMA = """
@@ -75,7 +75,7 @@ CREATE TABLE snapshots (
 
 
 class Identity(BaseModel):
-    """What a workspace belongs to; anything else is refused.
+    """The model, method and statistics of a workspace; anything else is refused.
 
     Args:
         model: Name or folder.
@@ -84,7 +84,7 @@ class Identity(BaseModel):
         method: Name of the recipe.
         recipe: Fingerprint of its definition.
         config: Hyper-parameters, context templates included.
-        statistics: Fingerprint of the second moments, which lie beside the ledger.
+        statistics: Fingerprint of the second moments, which are stored beside the ledger.
         origin: Where the statistics come from.
         shapes: (d_out, d_in) of the edited matrices, by layer.
         storage: Type in which keys and wanted values are kept.
@@ -113,16 +113,16 @@ class Identity(BaseModel):
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that was done.
+    """An event of the ledger.
 
     Args:
         id: Its place, from 1.
         kind: ``init``, ``edit``, ``forget`` or ``restore``.
         parent: The event whose weights it added to.
         at: When, in UTC.
-        note: What the command said of it.
-        factors: Hash of what was added to the weights; ``None`` for nothing, ``whole`` where only the matrices
-            afterwards were kept.
+        note: The command's note.
+        factors: Hash of what was added to the weights; ``None`` for nothing, ``whole`` if only the resulting
+            matrices are stored.
         hash: Over all of this, its facts, and the event before it.
     """
 
@@ -146,9 +146,9 @@ class FactVersion:
         batch: Number of the batch it was written with.
         at: When, in UTC.
         fact: The fact.
-        figured: What writing it took, as JSON.
+        figures_json: Figures of writing it, as JSON.
         state: Whether the model holds it, or why not.
-        until: The event that took it out.
+        until: The event that removed it.
     """
 
     id: int
@@ -157,14 +157,14 @@ class FactVersion:
     batch: int
     at: str
     fact: Fact
-    figured: str
+    figures_json: str
     state: State
     until: int | None
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What writing it took; read when asked for, because a log of thousands asks for few."""
-        found: dict[str, Any] = json.loads(self.figured)
+        """Figures of writing it; parsed on access."""
+        found: dict[str, Any] = json.loads(self.figures_json)
         return found
 
 
@@ -184,8 +184,8 @@ class NewEvent:
     """An event to commit.
 
     Args:
-        kind: What is done.
-        note: What the command says of it.
+        kind: As in ``Event``.
+        note: The command's note.
         written: Facts that are written.
         ended: Fact versions that leave the model, and why.
         revived: Earlier fact versions that return to the model.
@@ -214,7 +214,7 @@ class Store:
         write: Whether events are to be appended.
 
     Raises:
-        LedgerError: There is no ledger, it is no ledger, it is damaged, or a newer version wrote it.
+        LedgerError: The file is missing, is not a ledger, is damaged, or was written by a newer version.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -239,10 +239,10 @@ class Store:
         """A new ledger with its first event.
 
         Raises:
-            LedgerError: There is one already, or it cannot be written.
+            LedgerError: The ledger exists already, or cannot be written.
         """
         if path.exists():
-            raise LedgerError(f"{path.parent} is a workspace already.", hint="Use it, or name a new folder.")
+            raise LedgerError(f"{path.parent} is already a workspace.", hint="Use it, or name a new folder.")
         scratch = scratch_files(path)[0]
         with _translated(scratch):
             scratch.unlink(missing_ok=True)  # SQLite itself drops the write-ahead log of a file that is gone
@@ -258,13 +258,13 @@ class Store:
         return cls(path, write=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._open.close()
 
     @property
     def head(self) -> int:
         """The last event."""
-        return int(self._one("SELECT max(id) FROM events") or 0)
+        return int(self._scalar("SELECT max(id) FROM events") or 0)
 
     @property
     def layers(self) -> list[int]:
@@ -273,22 +273,22 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk, with what is not yet moved from the write-ahead log."""
+        """Bytes on disk, including the write-ahead log."""
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def append(self, new: NewEvent) -> int:
-        """Commit an event; it is on disk, whole, when this returns. Returns its id.
+        """Commit an event and return its id; it is on disk when this returns.
 
         Raises:
-            LedgerError: Disk full, file read-only or locked by another program; nothing has changed then.
+            LedgerError: Disk full, file read-only or locked by another program; nothing has changed.
         """
         with self._guarded(), self._transaction():
             event = self.head + 1
             parent = new.parent or (event - 1 if event > FIRST else None)
             factors = _WHOLE if new.whole else self._add_factors(event, new.factors)
             at = _now()
-            note = _plain(new.note)
+            note = _json(new.note)
             self._open.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, '')", (event, new.kind, parent, at, note, factors)
             )
@@ -322,14 +322,14 @@ class Store:
         return [_event(row) for row in self._rows("SELECT * FROM events ORDER BY id")]
 
     def facts(self, last: int | None = None) -> list[FactVersion]:
-        """Every fact, or those with the ``last`` numbers, as it came into the model last, in order of its number."""
+        """The newest version of every fact, or of those with the ``last`` numbers, in order of number."""
         numbers = "SELECT DISTINCT number FROM writings ORDER BY number DESC LIMIT ?"
         rows = self._rows(f"{self._select} WHERE w.number IN ({numbers}) ORDER BY w.number, s.since", last or -1)
         newest = {row[1]: row for row in rows}
         return [_version(row) for row in newest.values()]
 
     def states(self) -> dict[State, int]:
-        """How many facts are in which state."""
+        """The number of facts in each state."""
         rows = self._rows(
             "SELECT s.until IS NULL, s.why, count(*) FROM ("
             "SELECT w.number AS number, max(s.since) AS since FROM writings w JOIN spans s ON s.writing = w.id "
@@ -349,14 +349,14 @@ class Store:
         return list({version.id: version for version in rows}.values())
 
     def written(self, event: int) -> list[FactVersion]:
-        """What one event wrote, in order."""
+        """The fact versions that one event wrote, in order."""
         return [
             _version(row)
             for row in self._rows(f"{self._select} WHERE w.event = ? AND s.since = w.event ORDER BY w.id", event)
         ]
 
     def live(self, event: int | None = None) -> list[FactVersion]:
-        """What the model holds after ``event`` (the last one), in the order in which it was written."""
+        """The fact versions live after ``event`` (default: the last one), in the order of writing."""
         at = event or self.head
         alive = "WHERE s.since <= ? AND (s.until IS NULL OR s.until > ?) ORDER BY w.id"
         return [_version(row) for row in self._rows(f"{self._select} {alive}", at, at)]
@@ -371,14 +371,14 @@ class Store:
         return bytes(self._array("key", version, layer)[0])
 
     def has_arrays(self, versions: Iterable[int]) -> bool:
-        """Whether the keys and wanted values of all ``versions`` are still there."""
+        """Whether the keys and wanted values of all ``versions`` are still stored."""
         kept = {row[0] for row in self._rows("SELECT DISTINCT writing FROM asked")}
         return kept.issuperset(versions)
 
     def path_to(self, event: int, *, snapshots: bool = True) -> tuple[int | None, list[int]] | None:
-        """The way to the weights after ``event``: where to start, and the events whose factors to add, in order.
+        """The start and the events whose factors lead to the weights after ``event``, in order.
 
-        The start is the event of a snapshot, or ``None`` for the unedited model. Returns ``None`` if ``gc`` has dropped
+        The start is the event of a snapshot, or ``None`` for the unedited model. Returns ``None`` if ``gc`` dropped
         what is needed. Without ``snapshots``, only snapshots that replace dropped factors are used.
         """
         taken = {row[0] for row in self._rows("SELECT DISTINCT event FROM snapshots")}
@@ -407,12 +407,12 @@ class Store:
         return self._rows(query, event, layer)
 
     def following(self, event: int, last: int) -> list[int] | None:
-        """The events whose factors lead from the weights after ``event`` to those after ``last``; ``None``: none do."""
+        """The events whose factors lead from the weights after ``event`` to those after ``last``, or ``None``."""
         found = self._walk(last, {event})
         return None if found is None or found[0] != event else found[1]
 
     def ranks(self, events: Sequence[int]) -> int:
-        """How many rank-one updates ``events`` added to a layer."""
+        """The number of rank-one updates that ``events`` added to a layer."""
         layer = min(self.identity.shapes)
         known = dict(self._rows("SELECT event, sum(rank) FROM factors WHERE layer = ? GROUP BY event", layer))
         return sum(known.get(event, 0) for event in events)
@@ -426,15 +426,15 @@ class Store:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all factors and snapshots: of what leads to the weights of every point."""
-        factors = self._one("SELECT coalesce(sum(length(lefts) + length(rights)), 0) FROM factors")
-        return int(factors + self._one("SELECT coalesce(sum(length(change)), 0) FROM snapshots"))
+        """Bytes of all factors and snapshots."""
+        factors = self._scalar("SELECT coalesce(sum(length(lefts) + length(rights)), 0) FROM factors")
+        return int(factors + self._scalar("SELECT coalesce(sum(length(change)), 0) FROM snapshots"))
 
     def collect(self, snapshot: Mapping[int, Callable[[], bytes]] | None, *, purge: bool) -> None:
-        """Let the matrices of now stand for all factors and snapshots before, then give the space back.
+        """Replace all factors and snapshots by a snapshot of the present matrices, then free the space.
 
-        Facts, keys and values stay, so an earlier point can still be written again from them; with ``purge`` those of
-        facts that the model does not hold go too. Without a ``snapshot`` factors and snapshots stay as they are.
+        Facts, keys and values stay, so an earlier event can still be written again from them; ``purge`` also deletes
+        those of facts that are not live. Without a ``snapshot``, factors and snapshots stay.
         """
         with self._guarded():
             with self._transaction():
@@ -450,11 +450,11 @@ class Store:
             self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def verify(self) -> list[str]:
-        """What is wrong with the file: damage, or a record that is not as it was committed. Empty when all is well."""
+        """The problems of the file: damage, or a record that changed since its commit."""
         with self._guarded(), self.view():
             problems = [str(row[0]) for row in self._open.execute("PRAGMA integrity_check") if row[0] != "ok"]
             problems += [
-                f"event {row[0]} is not as it was committed"
+                f"event {row[0]} was changed after its commit"
                 for row in self._rows("SELECT id, hash FROM events ORDER BY id")
                 if self._hash(row[0]) != row[1]
             ]
@@ -468,22 +468,22 @@ class Store:
         ):
             rows = self._rows("SELECT lefts, rights FROM factors WHERE event = ? ORDER BY layer, step", event)
             if _hash_arrays(rows) != recorded_hash:
-                yield f"the factors of event {event} are not as they were committed"
+                yield f"the factors of event {event} were changed after their commit"
         live = {row[0] for row in self._rows("SELECT writing FROM spans WHERE until IS NULL")}
         for version, recorded_hash in self._rows("SELECT id, asked FROM writings"):
             rows = self._rows("SELECT key, wanted FROM asked WHERE writing = ? ORDER BY layer", version)
             if (rows or version in live) and _hash_arrays(rows) != recorded_hash:
-                yield f"the arrays of fact version {version} are not as they were committed"
+                yield f"the arrays of fact version {version} were changed after their commit"
         yield from self._changed_snapshots(collected)
 
     def _collected(self) -> int:
         """The event at which ``gc`` ran last; 0 for never.
 
-        The file does not tell. But ``gc`` leaves no factors up to its event and makes the first snapshot that is left;
-        other snapshots come with the factors that lead to them.
+        This is not recorded, but ``gc`` leaves no factors up to its event, and its snapshot is the first; other
+        snapshots come with the factors before them.
         """
-        first = int(self._one("SELECT coalesce(min(event), 0) FROM snapshots"))
-        return 0 if self._one("SELECT count(*) FROM factors WHERE event <= ?", first) else first
+        first = int(self._scalar("SELECT coalesce(min(event), 0) FROM snapshots"))
+        return 0 if self._scalar("SELECT count(*) FROM factors WHERE event <= ?", first) else first
 
     def _changed_snapshots(self, collected: int) -> Iterator[str]:
         recorded = {tuple(row[:2]): row[2] for row in self._rows("SELECT event, layer, hash FROM snapshots")}
@@ -492,12 +492,14 @@ class Store:
             for layer in self.layers:
                 recorded_hash = recorded.get((event, layer))
                 if recorded_hash is None or _hash_arrays([(self.snapshot(event, layer),)]) != recorded_hash:
-                    yield f"the snapshot of event {event}, layer {layer}, is not as it was committed"
+                    yield f"the snapshot of event {event}, layer {layer}, was changed after its commit"
 
     def _array(self, columns: str, version: int, layer: int) -> tuple[bytes, ...]:
         rows = self._rows(f"SELECT {columns} FROM asked WHERE writing = ? AND layer = ?", version, layer)
         if not rows:
-            raise LedgerError(f"the keys and values of fact version {version} are gone.", hint="gc has purged them.")
+            raise LedgerError(
+                f"the keys and values of fact version {version} are missing.", hint="They were removed by gc --purge."
+            )
         found: tuple[bytes, ...] = rows[0]
         return found
 
@@ -511,12 +513,12 @@ class Store:
         return _hash_arrays((row[4], row[5]) for row in rows) if rows else None
 
     def _add_version(self, event: int, new: NewFactVersion) -> None:
-        number = new.number or int(self._one("SELECT coalesce(max(number), 0) + 1 FROM writings"))
+        number = new.number or int(self._scalar("SELECT coalesce(max(number), 0) + 1 FROM writings"))
         fact, arrays = new.fact, [new.asked[layer] for layer in sorted(new.asked)]
-        columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _plain(new.figures))
+        columns = (fact.prompt, fact.subject, fact.target_new, fact.target_true, fact.id, _json(new.figures))
         written = self._open.execute(
             "INSERT INTO writings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, event, new.batch, *columns, _hash_arrays(arrays), fact.joint, _listed(fact.wordings)),
+            (number, event, new.batch, *columns, _hash_arrays(arrays), fact.joint, _json_list(fact.wordings)),
         ).lastrowid
         self._open.execute("INSERT INTO spans VALUES (?, ?, NULL, NULL)", (written, event))
         self._open.executemany(
@@ -531,17 +533,17 @@ class Store:
             )
 
     def _hash(self, event: int) -> str:
-        """Over the event, its facts and the event before it; over the identity for the first."""
+        """Hash over the event, its facts and the previous event; over the identity for the first."""
         if event == FIRST:
-            before = self._one("SELECT value FROM identity")
+            before = self._scalar("SELECT value FROM identity")
         else:
-            before = self._one("SELECT hash FROM events WHERE id = ?", event - 1)
-        joint, wordings = self._further
+            before = self._scalar("SELECT hash FROM events WHERE id = ?", event - 1)
+        joint, wordings = self._optional_columns
         parts = [
             before,
             *self._rows("SELECT id, kind, parent, at, note, factors FROM events WHERE id = ?", event),
             *self._rows(f"SELECT {_HASHED} FROM writings WHERE event = ? ORDER BY id", event),
-            # Only what format 1 could not say, so that the hashes of its ledgers hold.
+            # Only what format 1 did not have, so that the hashes of its ledgers stay valid.
             *self._rows(
                 f"SELECT id, {joint} FROM writings WHERE event = ? AND {joint} IS NOT {_EARLIER} ORDER BY id", event
             ),
@@ -555,43 +557,43 @@ class Store:
 
     def _identity(self) -> Identity:
         try:
-            return Identity.model_validate_json(self._one("SELECT value FROM identity"))
+            return Identity.model_validate_json(self._scalar("SELECT value FROM identity"))
         except (ValidationError, TypeError) as error:
-            raise LedgerError(f"{self.path} says nothing usable of its model: {error}", hint=_DAMAGED) from error
+            raise LedgerError(f"{self.path} has an unreadable identity: {error}", hint=_DAMAGED) from error
 
     def _check_kind(self) -> None:
-        if self._one("PRAGMA application_id") != _APPLICATION:
-            raise LedgerError(f"{self.path} is no ledger.", hint="Name the folder of a workspace.")
-        if (version := self._one("PRAGMA user_version")) > FORMAT:
+        if self._scalar("PRAGMA application_id") != _APPLICATION:
+            raise LedgerError(f"{self.path} is not a ledger.", hint="Name the folder of a workspace.")
+        if (version := self._scalar("PRAGMA user_version")) > FORMAT:
             raise LedgerError(
                 f"{self.path} has format {version}, this version reads up to {FORMAT}.",
                 hint="Install a newer betaedit.",
             )
 
     def _migrate(self) -> None:
-        """Bring a ledger of format 1 to this one: ``joint`` is what was put without one, ``wordings`` are none."""
+        """Migrate a ledger of format 1, which has neither ``joint`` nor ``wordings``."""
         with self._transaction():
-            if self._one("PRAGMA user_version") < FORMAT:
+            if self._scalar("PRAGMA user_version") < FORMAT:
                 self._open.execute(f"ALTER TABLE writings ADD COLUMN joint TEXT DEFAULT {_EARLIER}")
                 self._open.execute("ALTER TABLE writings ADD COLUMN wordings TEXT")
                 self._open.execute(f"PRAGMA user_version = {FORMAT}")
 
     @property
-    def _further(self) -> tuple[str, str]:
-        """SQL for a fact version's joint and wordings; ledgers of format 1, open for reading, lack these columns."""
-        return ("joint", "wordings") if self._one("PRAGMA user_version") >= FORMAT else (_EARLIER, "NULL")
+    def _optional_columns(self) -> tuple[str, str]:
+        """SQL for joint and wordings of a fact version; ledgers of format 1 opened for reading lack these columns."""
+        return ("joint", "wordings") if self._scalar("PRAGMA user_version") >= FORMAT else (_EARLIER, "NULL")
 
     @property
     def _select(self) -> str:
         return (
             "SELECT w.id, w.number, w.event, w.batch, e.at, w.prompt, w.subject, w.target_new, w.target_true, w.name, "
-            f"{', '.join(self._further)}, w.figures, s.until, s.why "
+            f"{', '.join(self._optional_columns)}, w.figures, s.until, s.why "
             "FROM writings w JOIN spans s ON s.writing = w.id JOIN events e ON e.id = w.event"
         )
 
     @contextmanager
     def view(self) -> Iterator[None]:
-        """A context in which all questions are answered by one state of the file, whatever others commit meanwhile."""
+        """A context with one read transaction: commits of other programs are not seen in it."""
         if self._open.in_transaction:
             yield
             return
@@ -600,7 +602,7 @@ class Store:
         try:
             yield
         finally:
-            if self._open.in_transaction:  # a failing disk ends it, too
+            if self._open.in_transaction:  # a disk error also ends the transaction
                 self._open.execute("ROLLBACK")
 
     @contextmanager
@@ -623,30 +625,30 @@ class Store:
         with self._guarded():
             return self._open.execute(query, values).fetchall()
 
-    def _one(self, query: str, *values: object) -> Any:
+    def _scalar(self, query: str, *values: object) -> Any:
         found = self._rows(query, *values)
         return found[0][0] if found else None
 
 
 def scratch_files(path: Path) -> list[Path]:
-    """What a creation of the ledger ``path`` that was cut off may have left: the new file, then SQLite's own two."""
+    """Files that an interrupted creation of the ledger ``path`` may have left: the new file and SQLite's two."""
     return [path.with_name(f"{path.name}.new{ending}") for ending in ("", "-wal", "-shm")]
 
 
 _WHOLE = "whole"
 _EARLIER = f"'{EARLIER_JOINT}'"
 _HASHED = "id, number, event, batch, prompt, subject, target_new, target_true, name, figures, asked"
-_DAMAGED = "The file is damaged: take the last copy of it."
+_DAMAGED = "The file is damaged: restore it from a backup."
 _ERRORS = {
-    "full": "Free some space: nothing is lost, the event was not committed.",
+    "full": "Free some disk space and repeat the command; the event was not committed.",
     "readonly": "Make the file and its folder writable.",
     "locked": "Another program is writing to it; try again when it has finished.",
-    "unable to open": "Look at the rights of the file and its folder.",
+    "unable to open": "Check the permissions of the file and its folder.",
 }
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    # A reader shares memory with writers through a file beside the ledger; where none can be made, nobody writes.
+    # Readers and writers share a file beside the ledger; where it cannot be made, no program writes.
     alone = mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
     with _translated(path):
         return sqlite3.connect(
@@ -660,7 +662,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """A context in which what SQLite and the system report says what to do."""
+    """A context in which errors of SQLite and the system become ``LedgerError`` with a hint."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -686,11 +688,11 @@ def _state(live: bool, why: str | None) -> State:
     return state
 
 
-def _listed(texts: Sequence[str]) -> str | None:
+def _json_list(texts: Sequence[str]) -> str | None:
     return json.dumps(texts, ensure_ascii=False) if texts else None
 
 
-def _plain(values: Mapping[str, Any]) -> str:
+def _json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""The weights that a ledger leads to: events are done again on the edited matrices, bit for bit."""
+"""The weights of a ledger's events: updates are added again to the edited matrices, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Factors = dict[int, list[tuple[int, bytes, bytes]]]
 
 
 def rebuild(store: Store, event: int, matrices: Mapping[int, EditedMatrix], *, snapshots: bool = True) -> int | None:
-    """Give ``matrices`` the weights they had after ``event``; ``None`` when ``gc`` dropped what leads there.
+    """Set ``matrices`` to their weights after ``event``; returns ``None`` if ``gc`` dropped what is needed.
 
-    Without ``snapshots`` everything is added again from the unedited weights on. Returns how many rank-one updates
-    each matrix was given.
+    Without ``snapshots`` every update is added again to the unedited weights. Returns the number of rank-one updates
+    added to each matrix.
     """
     with store.view():
         found = store.path_to(event, snapshots=snapshots)
@@ -40,7 +40,7 @@ def advance(store: Store, events: Sequence[int], matrices: Mapping[int, EditedMa
 
 
 def distances(store: Store, before: int, after: int) -> dict[int, float] | None:
-    """Frobenius norm of what lies between the matrices after two events, by layer; ``None`` when ``gc`` dropped it."""
+    """Frobenius distance of the matrices after two events, by layer; ``None`` if ``gc`` dropped what is needed."""
     with store.view():
         first, second = store.path_to(before), store.path_to(after)
         if first is None or second is None:
@@ -73,7 +73,7 @@ def _updates(store: Store, events: Sequence[int], layer: int) -> Iterator[Update
 
 
 def factor_bytes(changes: Mapping[int, Changes], identity: Identity) -> Factors:
-    """What was added to each layer's matrix, as the ledger keeps it."""
+    """What was added to each layer's matrix, as the ledger stores it."""
     return {
         layer: [
             (update.left.shape[1], to_bytes(update.left, identity.exact), to_bytes(update.right, identity.exact))
@@ -85,5 +85,5 @@ def factor_bytes(changes: Mapping[int, Changes], identity: Identity) -> Factors:
 
 
 def snapshot_bytes(matrix: EditedMatrix, identity: Identity) -> bytes:
-    """The whole change of a matrix, as the ledger keeps it."""
+    """The whole change of a matrix, as the ledger stores it."""
     return to_bytes(matrix.change(), identity.exact)

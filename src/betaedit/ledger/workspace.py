@@ -1,4 +1,4 @@
-"""A workspace: a model, a method, and a ledger of all that was written into it and taken out again."""
+"""A workspace: a model, a method, and a ledger of every edit written and undone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import ConfigError, LedgerError, NotHeldError, OutputError
 from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
-from betaedit.ledger.arrays import Asked, asked_bytes, from_bytes
+from betaedit.ledger.arrays import StoredAssociations, association_bytes, from_bytes
 from betaedit.ledger.identity import STATISTICS, checked_model, editor_again, identify, load_kept, resumable
 from betaedit.ledger.place import LEDGER, model_place
 from betaedit.ledger.query import find, find_one, latest
@@ -45,22 +45,22 @@ from betaedit.models.load import DtypeName, LanguageModel
 from betaedit.progress import Progress, SilentProgress
 
 UNKNOWN_EVENT = 0
-"""``position`` while the weights are those of no event: bringing them to one has not begun or was interrupted."""
+"""``position`` while the weights match no event: they have not been brought to one, or that was interrupted."""
 _LOCK = "writer.lock"
 
 
 class Workspace:
     """A folder that remembers every edit of one model, and the model with all of them in its weights.
 
-    Reading it needs no model; the model is loaded, and brought to where the ledger is, when it is first asked for.
-    One program writes at a time; any number read. Close it, or use it as a context.
+    Reading it needs no model; the model is loaded, and given the weights of the last event, on first use. One program
+    writes at a time; any number read. Close it, or use it as a context.
 
     Args:
         folder: The workspace.
         store: Its open ledger.
         model: Gives the unedited model.
-        progress: Where long work draws itself.
-        lock: The right to write, held.
+        progress: Shows the progress of long work.
+        lock: The held lock for writing.
 
     ``position`` is the event whose weights the model has, or ``UNKNOWN_EVENT``. In that case the next use of the model
     rebuilds the weights of the last event from the unedited ones.
@@ -91,21 +91,21 @@ class Workspace:
             folder: New, or empty.
             editor: Model, method, hyper-parameters and statistics.
             storage: Type in which keys and wanted values are kept; that of the matrices when not given. ``bfloat16``
-                halves the file; what is taken out later is then as exact as that type.
+                halves the file; later removals are then only as exact as that type.
 
         Raises:
             LedgerError: The folder is a workspace or holds other things, or cannot be written.
-            MethodError: Facts of this method cannot be taken back.
+            MethodError: Facts of this method cannot be forgotten.
             ConfigError: The editor has edits.
         """
         folder = Path(folder)
         editing = resumable(editor)
         if editor.results:
-            raise ConfigError("the model holds edits already.", hint="Call reset() first.")
+            raise ConfigError("the model already holds edits.", hint="Call reset() first.")
         cut_off = {folder / STATISTICS, folder / _LOCK, *scratch_files(folder / LEDGER)}
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
             raise LedgerError(f"{folder} exists and is not empty.", hint="Name a new folder.")
-        matrices = editing.matrices  # before there is a folder: it may fail
+        matrices = editing.matrices  # before the folder is made: it may fail
         with file_errors(folder, LedgerError):
             folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
@@ -130,15 +130,14 @@ class Workspace:
         device: str | None = None,
         progress: Progress | None = None,
     ) -> Workspace:
-        """A workspace as it was left.
+        """Open an existing workspace.
 
         Args:
             folder: The workspace.
             write: Whether to change it.
-            model: Its unedited model, when that is in memory, or where it is, when that is not where it was; loaded
-                when first needed.
-            device: Where a loaded model goes.
-            progress: Where long work draws itself.
+            model: Its unedited model if that is in memory, or its place if that has changed; loaded on first use.
+            device: Device of a loaded model.
+            progress: Shows the progress of long work.
 
         Raises:
             LedgerError: There is none, it is damaged, or another program is writing to it.
@@ -168,19 +167,19 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; the model stays as it is."""
+        """Close the file; the model is left unchanged."""
         self.store.close()
         if self._lock is not None:
             self._lock.release()
 
     @property
     def language_model(self) -> LanguageModel:
-        """The model, with all that the ledger holds in its weights.
+        """The model, with all facts of the ledger in its weights.
 
         Raises:
-            IdentityError: The model has other weights than the workspace was made with.
+            IdentityError: The model does not have the weights the workspace was made with.
             LedgerError: The weights cannot be built again.
-            WeightsChangedError: Somebody else changed the model since.
+            WeightsChangedError: Other code changed the model.
         """
         model = self._loaded()
         if not self._matrices:
@@ -191,12 +190,12 @@ class Workspace:
         return model
 
     def _check_weights(self) -> None:
-        """Make sure that a loaded model computes with what was written last."""
+        """Check that a loaded model has the weights written last."""
         for matrix in self._matrices.values():
             matrix.check()
 
     def _loaded(self) -> LanguageModel:
-        """The model, whatever its weights are at."""
+        """The loaded model, at any event."""
         if self._model is None:
             self._model = checked_model(self.folder, self.store.identity, self._load())
         return self._model
@@ -209,10 +208,10 @@ class Workspace:
 
     @property
     def editor(self) -> Editor:
-        """An editor that holds what the ledger does; to change it, use the workspace, which remembers that.
+        """An editor with the facts of the ledger; to edit, use the workspace, which records every change.
 
         Raises:
-            IdentityError: Statistics or recipe are not those the workspace was made with, or as ``language_model``.
+            IdentityError: Statistics, recipe or model are not those the workspace was made with.
         """
         if self._editor is None:
             model = self._loaded()
@@ -244,7 +243,7 @@ class Workspace:
 
     def _check_writable(self) -> None:
         if self._lock is None:
-            raise LedgerError(f"{self.folder} is open for reading.", hint="Open it with write=True.")
+            raise LedgerError(f"{self.folder} is open only for reading.", hint="Open it with write=True.")
 
     def write(
         self,
@@ -268,7 +267,7 @@ class Workspace:
 
         Raises:
             FactError, LookupTokenError, NumericalError: See ``Editor.edit``.
-            LedgerError: The ledger cannot be written; the model is as the ledger says then.
+            LedgerError: The ledger cannot be written; the model has the weights of its last event.
         """
         items = [facts] if isinstance(facts, Fact | EvaluationCase) else list(facts)
         written: list[EditResult] = []
@@ -279,30 +278,29 @@ class Workspace:
         return written
 
     def new(self, cases: Iterable[EvaluationCase]) -> list[EvaluationCase]:
-        """Those that were not written yet: neither live nor replaced by a later answer that is, whatever their ids.
+        """The cases that are not written yet: neither live nor replaced by an answer that is live; ids are ignored.
 
-        A fact that an earlier version wrote counts as written, though this one may ask or join it otherwise.
+        A fact that an earlier version of this package wrote counts as written.
         """
-        told = [(held.state, _words(held.fact)) for held in self.store.facts()]
-        answered = {words[:2] for state, words in told if state == "live"}
-        known = {words for state, words in told if state in ("live", "replaced") and words[:2] in answered}
-        return [case for case in cases if known.isdisjoint((_words(case.fact), _words_of_earlier(case.fact)))]
+        states = [(held.state, _identity_of(held.fact)) for held in self.store.facts()]
+        answered = {words[:2] for state, words in states if state == "live"}
+        known = {words for state, words in states if state in ("live", "replaced") and words[:2] in answered}
+        return [case for case in cases if known.isdisjoint((_identity_of(case.fact), _earlier_identity_of(case.fact)))]
 
     def forget(self, *names: str, last: int = 0, all_matching: bool = False) -> list[FactVersion]:
-        """Take facts out: by number, id, subject, or a text of the prompt, and the ``last`` ones written.
+        """Forget facts: by number, id, subject, or a part of the prompt, and the ``last`` ones written.
 
-        The weights become what the other facts, with their keys and values, make of the original ones. Later facts
-        about the same subject get new values, by a search each; those of other facts stay as they were sought
-        (docs/forgetting.md has figures).
+        The weights become those with only the other facts written, with their keys and values. The values of later
+        facts about the same subject are searched again; those of other facts stay (docs/forgetting.md has figures).
 
         Args:
-            names: Each means one fact.
-            last: So many of the facts written last, too.
-            all_matching: Take all facts that a name means.
+            names: Each must match one fact.
+            last: Also forget this many of the facts written last.
+            all_matching: Forget all facts that match a name.
 
         Raises:
-            LedgerError: There is none of a name, or there are several and ``all_matching`` is not set, or the ledger
-                cannot be written; nothing has changed then.
+            LedgerError: A name matches no fact, or several without ``all_matching``, or the ledger cannot be written;
+                nothing has changed.
         """
         found = (find(self.store, name) if all_matching else [find_one(self.store, name)] for name in names)
         chosen = {fact.id: fact for facts in found for fact in facts}
@@ -311,24 +309,24 @@ class Workspace:
             raise LedgerError("there is nothing to forget.", hint="Name a fact: a number, an id, or its subject.")
         _ = self._writable
         with self.event("forget", "forgotten"):
-            self._take_out({fact.number for fact in chosen.values()})
+            self._remove({fact.number for fact in chosen.values()})
         return list(chosen.values())
 
     def replace(self, name: str, target: str) -> tuple[FactVersion, EditResult]:
-        """Give a fact another answer in the place of the one it has; the old one is taken out.
+        """Replace the answer of a fact; the old answer is removed.
 
         Raises:
-            LedgerError: There is none of that name, or there are several.
+            LedgerError: No fact or several facts match the name.
             FactError, LookupTokenError, NumericalError: See ``Editor.edit``; the old answer stays then.
             NotHeldError: The model does not say the new answer in the end; the old one stays.
         """
         old = find_one(self.store, name)
-        result = self.supersede([(old, replace(old.fact, target_new=target))])[0]
+        result = self.replace_facts([(old, replace(old.fact, target_new=target))])[0]
         if not result.kept:
             raise _not_held(result)
         return old, result
 
-    def supersede(
+    def replace_facts(
         self, changes: Sequence[tuple[FactVersion, Fact]], *, note: Mapping[str, Any] | None = None
     ) -> list[EditResult]:
         """Write facts in the place of live ones: the ledger holds one of the two at any time.
@@ -337,9 +335,9 @@ class Workspace:
         out may mean to write all others again, which is then done once.
 
         Raises:
-            FactError, LookupTokenError: See ``Editor.edit``; nothing has changed then.
+            FactError, LookupTokenError: See ``Editor.edit``; nothing has changed.
             NumericalError: See ``Editor.edit``; the facts of its event are as they were.
-            LedgerError: The ledger cannot be written; the model is as the ledger says then.
+            LedgerError: The ledger cannot be written; the model has the weights of its last event.
         """
         self._check_writable()
         for _, fact in changes:
@@ -350,27 +348,27 @@ class Workspace:
             for group in ([change] for change in changes) if replaces else [changes]:
                 with self.event("edit", "replaced", dict(note or {})):
                     if not replaces:
-                        self._take_out({old.number for old, _ in group})
+                        self._remove({old.number for old, _ in group})
                     for _, fact in group:
                         (batch,) = self.editor.write(fact)
                         if not replaces and not batch.results[0].kept:
-                            raise _not_held(batch.results[0])  # the event is undone: the old answers are back
+                            raise _not_held(batch.results[0])  # the event is undone, which restores the old answers
                         results += batch.results
                         task.advance()
         return results
 
-    def _take_out(self, numbers: Collection[int]) -> None:
+    def _remove(self, numbers: Collection[int]) -> None:
         """Forget the facts of these numbers."""
         self._writable.forget([live.result for live, version in self._written.items() if version.number in numbers])
 
     def restore(self, event: int) -> None:
-        """Back to the weights and facts after an earlier event; what came since stays in the log, as undone.
+        """Restore the weights and facts of an earlier event; later facts stay in the log, as undone.
 
-        Bit for bit; where ``gc`` dropped what leads there, by writing the facts of that time again (1e-6).
+        Bit for bit; if ``gc`` dropped the factors, by writing the facts again (relative error 1e-6).
 
         Raises:
             LedgerError: There is no such event, or the arrays of its facts were purged.
-            WeightsChangedError: Somebody else changed the model; nothing has changed then.
+            WeightsChangedError: Other code changed the model; nothing was restored.
         """
         self._check_writable()
         self._check_weights()
@@ -385,18 +383,18 @@ class Workspace:
             revived=sorted(set(then) - now),
         )
         if self.store.path_to(event) is None:
-            self._write_again(then.values(), new_event)
+            self._rewrite_and_commit(then.values(), new_event)
             return
         self.position = UNKNOWN_EVENT  # before the commit, so that an interrupt after it is noticed
         self.store.append(replace(new_event, parent=event))
         if self._matrices:
             self.checkout_head()
 
-    def _write_again(self, versions: Iterable[FactVersion], new_event: NewEvent) -> None:
+    def _rewrite_and_commit(self, versions: Iterable[FactVersion], new_event: NewEvent) -> None:
         """Write ``versions`` alone into the unedited model, and commit that."""
         editing = self._writable
         try:
-            self._hold(versions)
+            self._set_live_facts(versions)
             with recording(editing.matrices) as changes:
                 editing.rewrite()
             self._append(new_event, changes)
@@ -406,22 +404,23 @@ class Workspace:
 
     @contextmanager
     def at(self, event: int) -> Iterator[LanguageModel]:
-        """A context in which the model is as it was after an earlier event: to look at, not to edit.
+        """A context in which the model has the weights of an earlier event: for reading, not for editing.
 
         Raises:
-            LedgerError: There is no such event, or ``gc`` dropped what leads there.
+            LedgerError: There is no such event, or ``gc`` dropped its factors.
         """
         model = self.language_model
-        with self._kept():
+        with self._restoring_weights():
             if rebuild(self.store, self.store.event(event).id, self._matrices) is None:
                 raise LedgerError(
-                    f"gc dropped what leads to event {event}.", hint="`betaedit restore` can still write it again."
+                    f"gc dropped the factors of event {event}.",
+                    hint="`betaedit restore` can still write its facts again.",
                 )
             yield model
 
     @contextmanager
-    def _kept(self) -> Iterator[dict[int, Snapshot]]:
-        """A context in which the weights may be changed, given what they are before it and after it."""
+    def _restoring_weights(self) -> Iterator[dict[int, Snapshot]]:
+        """A context in which the weights may be changed; yields their snapshots, and restores them at the end."""
         kept = {layer: matrix.snapshot() for layer, matrix in self._matrices.items()}
         try:
             yield kept
@@ -432,10 +431,10 @@ class Workspace:
             self.position = here
 
     def collect(self, *, purge: bool = False) -> int:
-        """Drop from the ledger what the weights of now do not need; returns the bytes given back.
+        """Drop from the ledger what the present weights do not need; returns the bytes freed.
 
-        Facts, keys and wanted values stay, so restoring and forgetting go on working; see ``Store.collect``. A history
-        that is smaller than the matrices it leads to is kept.
+        Facts, keys and wanted values stay, so restoring and forgetting still work; see ``Store.collect``. A history
+        that is smaller than the matrices is kept.
         """
         self._check_writable()
         before, identity = self.store.nbytes, self.store.identity
@@ -444,16 +443,16 @@ class Workspace:
         return before - self.store.nbytes
 
     def verify(self, *, replay: bool = False) -> list[str]:
-        """What is wrong: the file and its arrays; where those are well, the weights they lead to. Empty: nothing is.
+        """Check the file and its arrays, then the weights; returns the problems found.
 
-        The weights are built from the unedited model with everything ever added, and compared bit for bit with those
-        built the short way. With ``replay``, facts are also written again from their keys and wanted values.
+        The weights are rebuilt from the unedited model with every update, and compared bit for bit with those built
+        from snapshots. With ``replay``, facts are also written again from their keys and wanted values.
         """
         if problems := self.store.verify():
             return problems
         matrices = self.matrices
-        with self._kept() as here:
-            # At the event of these weights: others may have committed since.
+        with self._restoring_weights() as here:
+            # At the event of these weights: other programs may have committed since.
             if rebuild(self.store, self.position, matrices, snapshots=False) is not None:
                 problems = [
                     f"layer {layer} differs from the sum of all events"
@@ -469,7 +468,7 @@ class Workspace:
         return problems
 
     def replay_errors(self) -> dict[int, float]:
-        """How far each matrix is from what the live facts make of it when they are written again, relative to it."""
+        """By layer, the relative distance of the matrix from the one with the live facts written again."""
         editing = self._editing
         here = {layer: matrix.change().clone().double() for layer, matrix in editing.matrices.items()}
         try:
@@ -483,7 +482,7 @@ class Workspace:
         }
 
     def _tolerance(self) -> float:
-        """What rounding explains: a float32 matrix is rounded at every event; bfloat16 storage keeps three digits."""
+        """Expected rounding error: a float32 matrix is rounded at every event; bfloat16 storage has three digits."""
         return 1e-3 if self.store.identity.storage == "bfloat16" else 1e-6 + 1e-7 * self.store.head**0.5
 
     def _commit_each(self, batches: Iterator[WrittenBatch], note: dict[str, Any]) -> Iterator[WrittenBatch]:
@@ -496,19 +495,19 @@ class Workspace:
 
     @contextmanager
     def event(self, kind: Kind, why: Reason, note: dict[str, Any] | None = None) -> Iterator[None]:
-        """A context in which the editor works; at its end what it did is committed, or undone."""
+        """A context in which the editor may edit; at its end the changes are committed, or undone after an error."""
         with recording(self._editing.matrices) as changes:
             try:
                 yield
-                if _any(changes):
+                if _has_changes(changes):
                     self._commit(kind, changes, why, note or {})
             except BaseException:
-                if _any(changes):
+                if _has_changes(changes):
                     self.checkout_head()
                 raise
 
     def _commit(self, kind: Kind, changes: Mapping[int, Changes], why: Reason, note: dict[str, Any]) -> None:
-        """Put into the ledger what the editor holds now and did not hold at the last event, and the other way round."""
+        """Commit the facts that the editor has gained and lost since the last event."""
         live = self._editing.live_facts
         held = set(live)
         ended = {live: version for live, version in self._written.items() if live not in held}
@@ -527,7 +526,7 @@ class Workspace:
                     fact.batch,
                     fact.fact,
                     fact.result.without_fact(),
-                    asked_bytes(fact.written, identity.storage),
+                    association_bytes(fact.written, identity.storage),
                 )
                 for fact in new
             ],
@@ -537,10 +536,10 @@ class Workspace:
         for old in ended:
             del self._written[old]
         for fact, version in zip(new, self.store.written(self.store.head), strict=True):
-            self._written[self._lightened(fact, version)] = version
+            self._written[self._with_stored_arrays(fact, version)] = version
 
     def _append(self, new_event: NewEvent, changes: Mapping[int, Changes]) -> None:
-        """Commit an event with what it did to the weights."""
+        """Commit an event with its changes of the weights."""
         restarted = any(noted.restarted for noted in changes.values())
         parent = FIRST if restarted else self.store.head
         rank = max((sum(update.left.shape[1] for update in noted.updates) for noted in changes.values()), default=0)
@@ -552,27 +551,27 @@ class Workspace:
         self._rank, self.position = 0 if full else carried, event
 
     def _rank_limit(self) -> float:
-        """From so many rank-one updates on, a whole matrix takes no more bytes than their factors."""
+        """The number of rank-one updates from which on a whole matrix takes no more bytes than their factors."""
         return min(d_out * d_in / (d_out + d_in) for d_out, d_in in self.store.identity.shapes.values())
 
     def _snapshot(self) -> dict[int, Callable[[], bytes]]:
         identity = self.store.identity
         return {layer: partial(snapshot_bytes, matrix, identity) for layer, matrix in self.matrices.items()}
 
-    def _lightened(self, held: LiveFact, version: FactVersion) -> LiveFact:
-        """Let the ledger keep the arrays of a live fact, unless it keeps fewer digits of them."""
+    def _with_stored_arrays(self, held: LiveFact, version: FactVersion) -> LiveFact:
+        """Replace the arrays of a live fact by those in the ledger, unless it stores fewer digits."""
         if self.store.identity.storage == "bfloat16":
             return held
-        light = replace(held, written=Asked(self.store, version.id))
+        light = replace(held, written=StoredAssociations(self.store, version.id))
         live = self._editing.live_facts
         live[live.index(held)] = light
         return light
 
     def checkout_head(self) -> None:
-        """Give the model the weights of the last event, and the editor its facts and memories.
+        """Set the model to the weights of the last event, and the editor to its facts and memories.
 
         Raises:
-            LedgerError: The ledger lacks what leads there.
+            LedgerError: Factors are missing from the ledger.
         """
         self.position = UNKNOWN_EVENT
         with self.store.view():
@@ -580,17 +579,19 @@ class Workspace:
             added = rebuild(self.store, head, self._matrices)
             if added is None:
                 raise LedgerError(
-                    f"{self.store.path} lacks what leads to event {head}.", hint="Use the last copy of it."
+                    f"{self.store.path} lacks factors of event {head}.", hint="Restore the file from a backup."
                 )
             if self._editor is not None:
-                self._hold(self.store.live(head))
+                self._set_live_facts(self.store.live(head))
         self._rank, self.position = added, head
 
-    def _hold(self, versions: Iterable[FactVersion]) -> None:
+    def _set_live_facts(self, versions: Iterable[FactVersion]) -> None:
         """Make ``versions`` the live facts of the editor."""
         assert self._editor is not None
         held = {
-            LiveFact(EditResult.from_stored(fact.fact, fact.figures), fact.batch, Asked(self.store, fact.id)): fact
+            LiveFact(
+                EditResult.from_stored(fact.fact, fact.figures), fact.batch, StoredAssociations(self.store, fact.id)
+            ): fact
             for fact in versions
         }
         keys = {layer: self._keys(layer, held.values()) for layer in self.store.identity.shapes}
@@ -605,25 +606,25 @@ class Workspace:
             yield torch.cat(columns, dim=1)
 
 
-def _any(changes: Mapping[int, Changes]) -> bool:
-    """Whether anything was done to the matrices."""
+def _has_changes(changes: Mapping[int, Changes]) -> bool:
+    """Whether the matrices were changed."""
     return any(noted.restarted or noted.updates for noted in changes.values())
 
 
-def _words(fact: Fact) -> tuple[str, str, str, str | None]:
-    """What writing a fact depends on."""
+def _identity_of(fact: Fact) -> tuple[str, str, str, str | None]:
+    """What identifies a fact, whatever its id: the texts that determine how it is written."""
     return fact.prompt, fact.subject, fact.target_new, fact.joint
 
 
-def _words_of_earlier(fact: Fact) -> tuple[str, str, str, str | None]:
-    """The same as a version wrote it that knew no joint: it took white space off the prompt and put a space behind."""
+def _earlier_identity_of(fact: Fact) -> tuple[str, str, str, str | None]:
+    """The same for facts of versions without ``joint``: they stripped the prompt and added a space."""
     return fact.prompt.strip(), fact.subject, fact.target_new, EARLIER_JOINT
 
 
 def _not_held(result: EditResult) -> NotHeldError:
     return NotHeldError(
-        f"the model does not say {result.fact.target_new!r} after {result.fact.text!r}, but {result.said!r}: the old "
-        "answer stays.",
+        f"after {result.fact.text!r} the model answers {result.said!r}, not {result.fact.target_new!r}; the old answer "
+        "was kept.",
         hint="Give the fact other wordings, or make the workspace with --set keep_missed=true.",
     )
 
@@ -636,7 +637,7 @@ def _keep_statistics(editing: Resumable, file: Path) -> None:
 
 
 def _locked(folder: Path) -> FileLock:
-    """The right to write, until it is released or the process ends."""
+    """The lock for writing, held until it is released or the process ends."""
     lock = FileLock(folder / _LOCK)
     with file_errors(folder, LedgerError):
         try:
@@ -644,6 +645,6 @@ def _locked(folder: Path) -> FileLock:
         except Timeout as error:
             raise LedgerError(
                 f"another program is writing to {folder}.",
-                hint="Wait until it has finished; reading is possible meanwhile.",
+                hint="Wait until it has finished; reading is still possible.",
             ) from error
     return lock

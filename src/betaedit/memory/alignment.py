@@ -36,5 +36,5 @@ def written_in_turn(
 def distance_from(
     one_time: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], original: Float[Tensor, "d_out d_in"]
 ) -> float:
-    """``|weight - one_time| / |one_time - original|``: 0 where both are the same, about 1 where nothing is kept."""
+    """``|weight - one_time| / |one_time - original|``: 0 if both are the same, about 1 if no edit is kept."""
     return float((weight.to(one_time) - one_time).norm() / (one_time - original.to(one_time)).norm())

@@ -1,4 +1,4 @@
-"""The linear associative memory of one matrix: what is protected, and the update that writes new keys.
+"""The linear associative memory of one matrix: protected keys, and the update that writes new ones.
 
 Notation (docs/methods.md): ``C0`` second moment, ``H = sum K K^T`` history, ``Q = U U^T`` projector,
 ``C = lambda1 C0 + H``, ``M = lambda2 I + U^T C U``. The rule
@@ -30,8 +30,8 @@ from betaedit.memory.system import Extension, GrowingSystem
 from betaedit.memory.update import Update
 
 KEYS_PER_FOLD = 128
-"""How many keys are carried before a fold, if nothing else is said: a key costs as much whenever it is folded, and
-carrying more of them makes an edit dearer by two to three ``1 / d_in`` each."""
+"""Default number of pending keys before a fold. Folding a key always costs the same; each pending key makes an edit
+more expensive by two to three ``1 / d_in``."""
 
 _MATRIX = 2
 _LEFT_OF_A_NEW_KEY = 0.1
@@ -40,11 +40,11 @@ _RELATIVE_ROUNDING = 1e-6
 
 
 class _Solved(NamedTuple):
-    """What was found for the keys solved last.
+    """The solution for the keys solved last.
 
     Args:
         keys: (d_in, b).
-        extension: What they add to the system.
+        extension: Their extension of the system.
         lift: ``A`` times its column, of a single key beside a float64 root.
     """
 
@@ -64,14 +64,14 @@ class AssociativeMemory:
     float32), and ``8 d^2`` for ``H`` once a key was folded.
 
     Args:
-        moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: leave it as it is.
+        moment: ``C0`` (d_in, d_in), mean of ``k k^T`` over ordinary text. Not copied: do not modify it.
         rule: The terms switched on.
-        fold_after: How many written keys are carried as low-rank columns before they are folded into ``A``. Changes the
-            cost and nothing else.
+        fold_after: How many written keys are kept as low-rank columns before they are folded into ``A``. Affects only
+            the cost.
         basis_dtype: Type of ``A``. float32 halves its bytes and those read per edit. Under a rule with a null space
             and a ridge updates then agree with the formula to 1e-6, without them worse
             (docs/design/0008-solver-memory.md). torch's float32 matmul precision must be "highest", its default.
-        spectrum: That of ``moment``, where it is known; else it is computed, the most that making a memory costs.
+        spectrum: The spectrum of ``moment`` if known; otherwise computed, which is most of the cost of making a memory.
 
     Raises:
         ShapeError: ``moment`` is not square.
@@ -90,10 +90,12 @@ class AssociativeMemory:
     ) -> None:
         if moment.dim() != _MATRIX or moment.shape[0] != moment.shape[1]:
             raise ShapeError(
-                f"a second moment is square, not {tuple(moment.shape)}.", hint="Check the statistics file."
+                f"a second moment must be square, not {tuple(moment.shape)}.", hint="Check the statistics file."
             )
         if basis_dtype not in (torch.float64, torch.float32):
-            raise ConfigError(f"a root of {basis_dtype} is not supported.", hint="Use torch.float64 or torch.float32.")
+            raise ConfigError(
+                f"basis_dtype {basis_dtype} is not supported.", hint="Use torch.float64 or torch.float32."
+            )
         self.rule = rule
         self.n_written = 0
         self.last_refresh = 0
@@ -134,7 +136,7 @@ class AssociativeMemory:
         residuals: Float[Tensor, "d_out b"],
         reached: Float[Tensor, "d_in b"] | None = None,
     ) -> Update:
-        """The update that writes ``residuals`` at ``keys`` with the least leakage the rule allows.
+        """The update that writes ``residuals`` at ``keys`` with the smallest leakage under the rule.
 
         Columns are facts; any float type in, float64 factors out. Nothing is remembered: see ``remember``. The equality
         form writes along ``keys`` and, given other keys in ``reached``, has the residuals hold at those (ROME does).
@@ -148,13 +150,13 @@ class AssociativeMemory:
         right = self._lifted(solved, self._directions(solved.extension, reached))
         update = Update(residuals.to(right), right)
         if not update.is_finite():
-            raise NumericalError("the update is not finite.", hint="Look at the keys and residuals for overflow.")
+            raise NumericalError("the update is not finite.", hint="Check the keys and residuals for overflow.")
         return update
 
     def remember(self, keys: Float[Tensor, "d_in b"]) -> None:
-        """Count ``keys`` as written; under a rule with history later updates protect them.
+        """Add ``keys`` to the written ones; under a rule with history later updates protect them.
 
-        Raises: as ``solve``; a refused call remembers nothing.
+        Raises: as ``solve``; after any failure nothing is remembered.
         Cost: copying the new columns when these keys were solved just before, else half of a ``solve``; now and then a
         ``fold``.
         """
@@ -164,7 +166,7 @@ class AssociativeMemory:
                 self.fold()
 
     def carry(self, keys: Float[Tensor, "d_in b"]) -> None:
-        """As ``remember``, but a ``fold`` that falls due is left to the caller, who can undo the rest at no cost."""
+        """``remember`` without the ``fold`` that may be due: the caller folds, and can undo the rest at no cost."""
         self.check_keys(keys)
         if self.rule.history:
             keys = self._cast(keys)
@@ -178,16 +180,16 @@ class AssociativeMemory:
         self.n_written += keys.shape[1]
 
     def forget(self, keys: Float[Tensor, "d_in b"]) -> None:
-        """Take back that ``keys`` were written: one column for each time, with the values that were remembered.
+        """Forget ``keys``: one column for each time they were remembered, with the same values.
 
-        Law: the next update is that of a memory to which these keys were never given, as long as no refresh came in
-        between; after one the projector stays the one of that moment until the next. The count goes down, and
+        Law: the next update is that of a memory without these keys, unless a refresh came in between: then the
+        projector stays until the next refresh. The count goes down, and
         ``last_refresh`` with it where it would exceed the count. Without history only the count changes.
-        Folded keys are known by their sum alone, so the caller vouches for those: a key never remembered is refused
-        when it is not carried and none are folded, or when history has not the energy to give.
+        Of folded keys only the sum is known, so they cannot all be checked: a key never remembered is refused if it is
+        not pending and none are folded, or if the history does not contain its energy.
         Where a key holds all but a millionth of the energy along some direction, digits are lost, with a warning
         (``InverseRoot.without_keys``).
-        Raises: MethodError for keys that were not remembered, ShapeError; a refused call forgets nothing.
+        Raises: MethodError for keys that were not remembered, ShapeError; after any failure nothing is forgotten.
         Cost: O((d_in + n) m n) for keys since the last fold, O(d_in m g) for ``g`` folded ones, and under a rule with a
         ridge one eigendecomposition of the system for these.
         """
@@ -204,9 +206,9 @@ class AssociativeMemory:
         self.last_refresh = min(self.last_refresh, self.n_written)
 
     def recall(self, batches: Iterable[Float[Tensor, "d_in b"]]) -> None:
-        """Count ``batches`` of keys as written before; for a memory that holds none yet.
+        """Load ``batches`` of keys as history into a new memory.
 
-        Law: as ``refresh`` where due and ``remember`` for one batch after the other, but for rounding.
+        Law: as ``refresh`` where due and ``remember`` for one batch after the other, up to rounding.
         Raises: as ``remember``.
         Cost: the last of the refreshes, and O(d_in m n) for ``n`` keys since then.
         """
@@ -227,30 +229,30 @@ class AssociativeMemory:
             written = written[:, refreshed:]
         self.n_written = count
         n_folded = written.shape[1] // self.fold_after * self.fold_after
-        folded, carried = written[:, :n_folded], written[:, n_folded:]
-        self._install(self.root.with_keys(folded), self._history_with(folded), carried)
+        folded, pending = written[:, :n_folded], written[:, n_folded:]
+        self._install(self.root.with_keys(folded), self._history_with(folded), pending)
 
     def check_keys(self, keys: Tensor) -> None:
         """Raises: ShapeError, NumericalError when these cannot be keys of this memory."""
         if keys.dim() != _MATRIX or keys.shape[0] != self.d_in:
             raise ShapeError(f"keys are ({self.d_in}, b) columns, not {tuple(keys.shape)}.", hint="Check the layer.")
         if not bool(torch.isfinite(keys).all()):
-            raise NumericalError("the keys are not finite.", hint="Look at the model's activations for overflow.")
+            raise NumericalError("the keys are not finite.", hint="Check the model's activations for overflow.")
 
     def snapshot(self) -> dict[str, Any]:
-        """All that changes, to go back to with ``restore``, once.
+        """The present state, for one ``restore``.
 
-        No tensor is copied: what a fold or a refresh replaces meanwhile stays held.
+        No tensor is copied: tensors replaced by a fold or refresh stay in memory.
         """
         return {**vars(self), "_keys": copy(self._keys), "_lifts": copy(self._lifts), "_system": self._system.fork()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Back to ``snapshot``, bit for bit, whatever failed in between."""
+        """Back to ``snapshot``, bit for bit, after any failure."""
         vars(self).update(snapshot)
 
     @contextmanager
     def undone_by_failure(self) -> Iterator[None]:
-        """A context after which the memory is as before, bit for bit, if it ends by an exception."""
+        """A context that restores the memory, bit for bit, after an exception."""
         before = self.snapshot()
         try:
             yield
@@ -259,14 +261,14 @@ class AssociativeMemory:
             raise
 
     def fold_due(self) -> bool:
-        """Whether as many keys are carried as should be before a fold."""
+        """Whether enough keys are pending for a fold."""
         return len(self._keys) >= self.fold_after
 
     def fold(self) -> None:
-        """Move the ``n`` carried keys into ``A``; later updates are the same. Cost: O(d_in m n)."""
+        """Move the ``n`` pending keys into ``A``; later updates do not change. Cost: O(d_in m n)."""
         if len(self._keys) > 0:
-            carried = self._keys.matrix
-            self._install(self.root.with_keys(carried), self._history_with(carried))
+            pending = self._keys.matrix
+            self._install(self.root.with_keys(pending), self._history_with(pending))
 
     def refresh_due(self) -> bool:
         """Whether the rule asks for a new projector before the next edit."""
@@ -274,7 +276,7 @@ class AssociativeMemory:
         return self.rule.projector == "refreshed" and due
 
     def refresh(self) -> None:
-        """A new projector from text and history (methods.md B.7), whatever ``refresh_every`` says.
+        """A new projector from text and history (methods.md B.7), independent of ``refresh_every``.
 
         Under a rule whose projector is never refreshed this is a fold.
         """
@@ -312,14 +314,14 @@ class AssociativeMemory:
     def _protected(
         self, moment: Float[Tensor, "d_in d_in"], leakage_weight: float, weight: float = 1.0
     ) -> Float[Tensor, "d_in d_in"]:
-        """``lambda1 C0 + weight H``, carried keys included."""
+        """``lambda1 C0 + weight H``, pending keys included."""
         protected = leakage_weight * moment.double()
         if self._history is not None:
             protected.add_(self._history, alpha=weight)
         return protected.addmm_(self._keys.matrix, self._keys.matrix.T, alpha=weight)
 
     def _without(self, keys: Float[Tensor, "d_in g"]) -> InverseRoot:
-        """``A`` without ``keys`` that were folded. Raises: MethodError when history has not the energy to give."""
+        """``A`` without ``keys`` that were folded. Raises: MethodError when the history lacks their energy."""
         if keys.shape[1] == 0:
             return self.root
         root = self.root.without_keys(keys)
@@ -328,7 +330,7 @@ class AssociativeMemory:
         return root
 
     def _history_with(self, keys: Float[Tensor, "d_in n"], times: int = 1) -> Float[Tensor, "d_in d_in"] | None:
-        """``H`` with ``keys`` that many times more; a new matrix, so that a failure leaves the old one."""
+        """``H`` plus ``times`` the moment of ``keys``; a new matrix, so that a failure leaves the old one."""
         if self._moment is None or keys.numel() == 0:
             return self._history
         history = keys.new_zeros(self.d_in, self.d_in) if self._history is None else self._history
@@ -353,18 +355,18 @@ class AssociativeMemory:
         self,
         root: InverseRoot,
         history: Float[Tensor, "d_in d_in"] | None,
-        carried: Float[Tensor, "d_in n"] | None = None,
+        pending: Float[Tensor, "d_in n"] | None = None,
     ) -> None:
-        """Take ``root`` and ``history``, and make ``carried`` all that is carried beside them. If it fails, nothing."""
+        """Set ``root``, ``history`` and the ``pending`` keys; after a failure nothing has changed."""
         d_in, m = root.matrix.shape
         keys, system = Columns(root.like, d_in), GrowingSystem(root.like, m)
         lifts = Columns(root.like, d_in) if root.matrix.dtype == torch.float64 else None
-        if carried is not None and carried.shape[1] > 0:
-            extension = system.extension(root.project(carried))
+        if pending is not None and pending.shape[1] > 0:
+            extension = system.extension(root.project(pending))
             if lifts is not None:
                 lifts.append(root.lift(extension.columns))
             system.extend(extension)
-            keys.append(carried)
+            keys.append(pending)
         self.root, self._history, self._keys, self._system, self._lifts = root, history, keys, system, lifts
         self._solved = None
 
@@ -379,7 +381,7 @@ class AssociativeMemory:
         return extension.constrained(gram + slack * torch.eye(len(gram)).to(gram))
 
     def _solved_for(self, keys: Float[Tensor, "d_in b"]) -> _Solved:
-        """What ``keys`` add to the system; kept, because whoever solves for keys remembers them next."""
+        """The extension of the system by ``keys``; cached for the following ``remember``."""
         if self._solved is None or not torch.equal(self._solved.keys, keys):
             coordinates, image = self.root.read(keys)
             extension = self._system.extension(coordinates)
@@ -392,8 +394,8 @@ class AssociativeMemory:
         """``A C`` of the column ``C`` that one key adds, beside a float64 root.
 
         With ``image``, ``A P`` of its coordinates ``P``, it is ``(A P - (A V) V^T P) / l``, and ``A`` is not read
-        again. That is good to a few roundings of ``A P``; where most of it cancels, because the key is like one that is
-        carried, they would be many, and reach directions that ``A`` leaves alone.
+        again. That is good to a few roundings of ``A P``; where most of it cancels, because the key is like a
+        pending one, they would be many, and reach directions that ``A`` leaves alone.
         """
         if self._lifts is None or coordinates.shape[1] != 1:
             return None
@@ -411,12 +413,12 @@ class AssociativeMemory:
         return solved.lift * ((column * directions).sum() / squares)
 
     def _locate(self, keys: Float[Tensor, "d_in b"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, "d_in g"]]:
-        """Which carried keys stay when ``keys`` go, and those of ``keys`` that must have been folded."""
-        carried = self._keys.matrix
-        kept = torch.ones(carried.shape[1], dtype=torch.bool, device=carried.device)
+        """A mask of the pending keys that stay without ``keys``, and those of ``keys`` that must have been folded."""
+        pending = self._keys.matrix
+        kept = torch.ones(pending.shape[1], dtype=torch.bool, device=pending.device)
         folded = []
         for key in keys.unbind(1):
-            matches = (kept & (carried == key[:, None]).all(dim=0)).nonzero()
+            matches = (kept & (pending == key[:, None]).all(dim=0)).nonzero()
             if len(matches) > 0:
                 kept[matches[0]] = False
             else:

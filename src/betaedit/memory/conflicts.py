@@ -1,16 +1,16 @@
-"""Taking facts back from a memory, and giving them new values: exact, because the sum of all updates is one solution.
+"""Removing facts from a memory, and giving them new values: exact, because the sum of all updates is one solution.
 
 Under a rule of the ridge form with history and a fixed projector the updates of a sequence add up to the one
 least-squares solution over the facts it holds (methods.md D.1),
 
     (V - W_0 K) K^T U (lambda2 I + U^T (lambda1 C0 + K K^T) U)^-1 U^T        K, V: all of them, column by column
 
-so whoever knows the key and the value of every fact can take columns out of it (D.5 to D.7). The value of a fact is
+so with the key and value of every fact, columns can be removed from it (D.5 to D.7). The value of a fact is
 the output **wanted** of the matrix, ``V = W k + R`` with the residual of its solve, and not the output reached: a ridge
-stops short of what is wanted, and it is the wanted value that stands in the solution.
+does not reach it, and the solution contains the wanted value.
 
-The matrix ``W`` and the values may both be taken relative to ``W_0``, as ``W - W_0`` and ``V - W_0 K``: all formulas
-stay as they are, and lose fewer digits.
+The matrix ``W`` and the values may both be taken relative to ``W_0``, as ``W - W_0`` and ``V - W_0 K``: the
+formulas do not change, and lose fewer digits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from betaedit.memory.update import Update
 
 @dataclass(frozen=True)
 class Associations:
-    """What facts ask of one matrix: ``W K -> V``, a column per key of each fact.
+    """Keys of facts and the outputs wanted there: ``W K -> V``, a column per key of each fact.
 
     Args:
         keys: (d_in, b), exactly as they were solved with and remembered.
-        values: (d_out, b) outputs wanted.
+        values: (d_out, b) wanted outputs.
     """
 
     keys: Float[Tensor, "d_in b"]
@@ -48,7 +48,7 @@ class Associations:
         keys: Float[Tensor, "d_in b"],
         residuals: Float[Tensor, "d_out b"],
     ) -> Associations:
-        """What a solve for ``keys`` and ``residuals`` asked of ``weight``, the matrix before its update."""
+        """The associations of a solve for ``keys`` and ``residuals``; ``weight`` is the matrix before its update."""
         return cls(keys, weight @ keys.to(weight) + residuals.to(weight))
 
     @classmethod
@@ -80,22 +80,21 @@ def forget(
     *,
     amplification: float = math.inf,
 ) -> Update:
-    """The update that takes ``facts`` out of ``weight``; ``memory`` forgets their keys.
+    """The update that removes ``facts`` from ``weight``; ``memory`` forgets their keys.
 
-    Law: ``weight`` becomes what the facts left would have made of the original, with the keys and values they have:
-    ``Delta = -(V_o - W K_o) K_o^T U M^-1 U^T`` with ``M`` the system of the facts left (methods.md D.6). Holds as long
-    as no refresh came between the first fact and now.
-    Raises: MethodError without history or in the equality form, whose updates are no common solution (write the others
-    again: ``segments``), or when the keys were not remembered.
-    Raises: NumericalError when that would multiply the rounding of ``weight`` by more than ``amplification``: the facts
-    fill directions that little else holds. Write the others again (``segments``).
-    Whatever is raised, nothing has changed then.
+    Law: ``weight`` becomes the original with only the remaining facts written, with their keys and values:
+    ``Delta = -(V_o - W K_o) K_o^T U M^-1 U^T`` with ``M`` the system of the remaining facts (methods.md D.6). Holds
+    unless a refresh came after the first fact.
+    Raises: MethodError without history or in the equality form, whose updates do not add up to one solution (write the
+    others again: ``segments``), or when the keys were not remembered.
+    Raises: NumericalError when that would multiply the rounding of ``weight`` by more than ``amplification``: few
+    other facts use their directions. Write the others again (``segments``). After any failure nothing has changed.
     Cost: that of ``AssociativeMemory.forget`` and of one ``solve``.
     """
     if not _adds_up(memory.rule):
         written = "in the equality form" if memory.rule.form == "equality" else "without history"
         raise MethodError(
-            f"facts written {written} cannot be taken out of the sum of their updates.",
+            f"facts written {written} cannot be removed from the sum of their updates.",
             hint="Write the other facts again, from the original weights.",
         )
     with memory.undone_by_failure():
@@ -106,7 +105,7 @@ def forget(
 def _subtraction(
     memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], facts: Associations, amplification: float
 ) -> Update:
-    """What takes ``facts`` out of ``weight``; ``memory`` has forgotten them."""
+    """The update that removes ``facts`` from ``weight``; ``memory`` has forgotten them."""
     solved = memory.solve(facts.keys, facts.residuals(weight))
     # The solve has the keys in its system, right = U (M + P P^T)^-1 P; without them it is right (I - P^T right)^-1.
     b = len(facts)
@@ -114,7 +113,7 @@ def _subtraction(
     unreached, info = torch.linalg.inv_ex(reach)
     if int(info) != 0 or not float(torch.linalg.matrix_norm(unreached, 1)) <= amplification:
         raise NumericalError(
-            "these facts cannot be taken out of the sum exactly enough.",
+            "these facts cannot be removed exactly enough.",
             hint="Write the other facts again, from the original weights.",
         )
     return Update(-solved.left, solved.right @ unreached)
@@ -123,13 +122,13 @@ def _subtraction(
 def replace(
     memory: AssociativeMemory, weight: Float[Tensor, "d_out d_in"], old: Associations, new: Associations
 ) -> Update:
-    """The update that puts ``new`` in the place of ``old``; ``memory`` holds the new keys instead of the old.
+    """The update that replaces ``old`` by ``new``; ``memory`` then has the new keys instead of the old.
 
     This is Proposition 3.5 (equation 30) with the values that ``old`` was **written** with: the paper says resolved
     values, with which the facts overruled would cancel out of the right-hand side and never be written (methods.md
     D.5). With ``old`` all that was written so far it memorises the latest (equations 31 and 32, D.7): ``weight``
     becomes the original edited by ``new`` alone.
-    Law: as for ``forget``, with ``new`` among the facts left. Raises and cost: those of ``forget`` and of a ``solve``.
+    Law: as for ``forget``, with ``new`` among the remaining facts. Raises and cost: as ``forget`` and a ``solve``.
     """
     memory.check_keys(new.keys)
     with memory.undone_by_failure():
@@ -141,11 +140,11 @@ def replace(
 
 
 def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iterator[Associations]:
-    """``batches`` joined as far as that leaves the result as it is, for a fresh ``memory`` that shall write them again.
+    """``batches`` joined as far as the result does not change, for a new ``memory`` that will write them again.
 
     Solve and remember each segment before asking for the next. In the ridge form with history the order and grouping of
-    facts between two refreshes does not matter (methods.md D.2), so as many as a fold takes are solved at once; else
-    every batch stays alone. ``memory`` is refreshed where a batch finds that due.
+    facts between two refreshes does not matter (methods.md D.2), so as many as a fold takes are solved at once; other
+    batches are not joined. ``memory`` is refreshed where that is due before a batch.
     """
     waiting: list[Associations] = []
     for batch in batches:
@@ -160,7 +159,7 @@ def segments(memory: AssociativeMemory, batches: Iterable[Associations]) -> Iter
 
 
 def _adds_up(rule: MemoryRule) -> bool:
-    """Whether updates add up to one solution; a later one of the equality form moves the values of those before it."""
+    """Whether updates add up to one solution; in the equality form a later update moves the values of earlier ones."""
     return rule.history and rule.form == "ridge"
 
 

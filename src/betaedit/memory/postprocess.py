@@ -1,9 +1,9 @@
-"""What some methods do to an update before it is added to a weight, and how its error is carried on (methods.md C).
+"""Post-processing of an update before it is added to a weight, and correction of its error (methods.md C).
 
-Post-processing takes ``D`` to ``D'``. Algorithm 1 of the OTE-SE paper carries the error as ``E = (D' - D) C`` into the
-next ``D = (R K^T - E) C^-1``, where ``C`` has gained ``K K^T``. With ``F = D - D'``, what was withheld, that is
-``D = F + (R - F K) K^T C^-1``: the update that a weight holding everything withheld would get, and what was withheld.
-So ``F`` is all that needs to be carried, no product with ``C`` is formed, and any rule of the memory will do.
+Post-processing takes ``D`` to ``D'``. Algorithm 1 of the OTE-SE paper adds the error ``E = (D' - D) C`` to the
+next ``D = (R K^T - E) C^-1``, where ``C`` has gained ``K K^T``. With the removed part ``F = D - D'`` this is
+``D = F + (R - F K) K^T C^-1``: ``F`` plus the update of a weight that contains ``F``. So only ``F`` is kept, no product
+with ``C`` is formed, and any rule of the memory can be used.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ class Whitening:
         self.inverse: Float[Tensor, "d_in d_in"] = (vectors / scales) @ vectors.T
 
     def sparsify(self, change: Float[Tensor, "d_out d_in"], fraction: float) -> Float[Tensor, "d_out d_in"]:
-        """The largest entries of ``D C0^(1/2)``, taken back (methods.md C.3: an interpretation of AdaEdit)."""
+        """The largest entries of ``D C0^(1/2)``, transformed back (methods.md C.3: an interpretation of AdaEdit)."""
         whitened = change @ self.root
         return keep_largest(whitened, whitened.abs(), fraction) @ self.inverse
 
 
 class Postprocessor:
-    """Post-processes the updates of one edited matrix, and keeps the state that this needs; the caller owns it.
+    """Post-processes the updates of one edited matrix, and keeps the state needed for it; the caller owns it.
 
-    A step is ``residuals``, then ``process``; ``settle`` makes it count. Without ``settle`` it never happened.
+    A step is ``residuals``, then ``process``, then ``settle``. Without ``settle`` the state does not change.
 
     Args:
         rule: Kind and strengths.
@@ -91,22 +91,22 @@ class Postprocessor:
 
     def __init__(self, rule: Postprocessing, moment: Float[Tensor, "d_in d_in"]) -> None:
         self.rule = rule
-        self.withheld: Float[Tensor, "d_out d_in"] | None = None
+        self.removed: Float[Tensor, "d_out d_in"] | None = None
         self._pending: Float[Tensor, "d_out d_in"] | None = None
         self._whitening = Whitening(moment) if rule.kind == "adaedit" else None
         self._ideal = _least_squares(moment, rule.simie_ridge) if rule.kind == "simie" else None
 
     def residuals(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Float[Tensor, "d_out b"]:
-        """What is left to write at ``keys`` once everything withheld is there: ``R - F K``; float64."""
-        if self.withheld is None:
+        """The residuals left to write at ``keys`` beside the removed part: ``R - F K``; float64."""
+        if self.removed is None:
             return residuals.double()
-        return residuals.to(self.withheld) - self.withheld @ keys.to(self.withheld)
+        return residuals.to(self.removed) - self.removed @ keys.to(self.removed)
 
     def wanted(self, keys: Float[Tensor, "d_in b"], residuals: Float[Tensor, "d_out b"]) -> Float[Tensor, "d_out b"]:
-        """The inverse of ``residuals``: the ``R`` that left them to write; float64."""
-        if self.withheld is None:
+        """The inverse of ``residuals``: the original ``R``; float64."""
+        if self.removed is None:
             return residuals.double()
-        return residuals.to(self.withheld) + self.withheld @ keys.to(self.withheld)
+        return residuals.to(self.removed) + self.removed @ keys.to(self.removed)
 
     def process(
         self,
@@ -114,40 +114,42 @@ class Postprocessor:
         weight: Float[Tensor, "d_out d_in"],
         tokens: Float[Tensor, "d_in n"] | None = None,
     ) -> Float[Tensor, "d_out d_in"]:
-        """``D'`` of ``D = update`` and what was withheld.
+        """``D'`` of ``D``, the ``update`` plus the part removed before.
 
         Args:
-            update: What the memory answered to ``residuals``.
+            update: The memory's solution for ``residuals``.
             weight: The weight to which ``D'`` will be added.
             tokens: Inputs of the matrix at all tokens of prompts and targets; ``simie`` needs them.
 
         Raises:
             NumericalError: The result is not finite.
         """
-        change = update.dense() if self.withheld is None else update.dense() + self.withheld
-        processed = self._operate(change, weight.to(change), tokens)
+        change = update.dense() if self.removed is None else update.dense() + self.removed
+        processed = self._apply(change, weight.to(change), tokens)
         if not bool(torch.isfinite(processed).all()):
-            raise NumericalError("the processed update is not finite.", hint="The model is near collapse: stop here.")
+            raise NumericalError(
+                "the processed update is not finite.", hint="The model is near collapse: stop editing."
+            )
         self._pending = change - processed if self.rule.aligned else None
         return processed
 
     def settle(self, tokens: Float[Tensor, "d_in n"] | None = None) -> None:
-        """The last processed update was written."""
-        self.withheld = self._pending
+        """Keep the part removed from the last processed update, which was written."""
+        self.removed = self._pending
         if self._ideal is not None and tokens is not None:
             self._ideal.carry(tokens)
 
     def snapshot(self) -> tuple[Tensor | None, dict[str, Any] | None]:
-        """What ``settle`` changes, to go back to with ``restore``, once; no tensor is copied."""
-        return self.withheld, None if self._ideal is None else self._ideal.snapshot()
+        """What ``settle`` changes, for one ``restore``; no tensor is copied."""
+        return self.removed, None if self._ideal is None else self._ideal.snapshot()
 
     def restore(self, snapshot: tuple[Tensor | None, dict[str, Any] | None]) -> None:
         """Back to ``snapshot``, bit for bit."""
-        self.withheld, ideal = snapshot
+        self.removed, ideal = snapshot
         if self._ideal is not None and ideal is not None:
             self._ideal.restore(ideal)
 
-    def _operate(self, change: Tensor, weight: Tensor, tokens: Tensor | None) -> Tensor:
+    def _apply(self, change: Tensor, weight: Tensor, tokens: Tensor | None) -> Tensor:
         if self._whitening is not None:
             return self._whitening.sparsify(change, self.rule.adaedit_fraction)
         if self._ideal is not None and tokens is not None:
@@ -162,6 +164,6 @@ class Postprocessor:
 
 
 def _least_squares(moment: Float[Tensor, "d_in d_in"], ridge: float) -> AssociativeMemory:
-    """SimIE's ``D X X^T (lambda I + sum X X^T)^-1`` is a memory with a ridge and a history, and nothing else (C.4)."""
+    """SimIE's ``D X X^T (lambda I + sum X X^T)^-1`` is a memory with only a ridge and a history (C.4)."""
     rule = MemoryRule(projector="none", leakage_weight=0.0, ridge=ridge, history=True)
     return AssociativeMemory(torch.zeros_like(moment), rule)

@@ -22,8 +22,8 @@ class NullSpace:
         basis: ``U`` (d_in, m), float64; the projector is ``U U^T``.
         eigenvalues: (m,) eigenvalues of the thresholded matrix in this space, rising: its energy along each column.
         energy_share: Share of the whole trace that lies in these directions.
-        strong: (d_in, r), float64, the strongest directions outside: all but so many that those left out hold at most
-            four times the energy of the space, and no more than a quarter of ``m``.
+        strong: (d_in, r), float64, the strongest directions outside: at most a quarter of ``m``, and so many that the
+            others hold at most four times the energy of the space.
     """
 
     basis: Float[Tensor, "d_in m"]
@@ -57,11 +57,9 @@ class Spectrum:
         Cost: one float64 eigendecomposition, O(d_in^3).
         """
         if not bool(torch.isfinite(moment).all()):
-            raise NumericalError(
-                "the second moment holds values that are not finite.", hint="Compute the statistics again."
-            )
+            raise NumericalError("the second moment is not finite.", hint="Compute the statistics again.")
         values, vectors = torch.linalg.eigh(moment.double())
-        # Laid out as they come back from disk: on some processors products round by how a factor lies.
+        # The same layout as when read from disk: on some processors the rounding of products depends on it.
         return cls(values, vectors.contiguous())
 
     def scaled(self, factor: float) -> Spectrum:

@@ -1,4 +1,4 @@
-"""Keys of nothing in particular, for the control experiment whose history is random (memit-r)."""
+"""Random keys, for the control experiment with a random history (memit-r)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RandomKeys:
 
     Args:
         moment: ``C0`` (d_in, d_in).
-        seed: Decides the draws.
+        seed: Seed of the draws.
     """
 
     def __init__(self, moment: Float[Tensor, "d_in d_in"], seed: int) -> None:
@@ -23,15 +23,15 @@ class RandomKeys:
         self._generator = torch.Generator().manual_seed(seed)
 
     def snapshot(self) -> Tensor:
-        """Where the draws stand, to go back to with ``restore``."""
+        """The state of the generator, for ``restore``."""
         return self._generator.get_state()
 
     def restore(self, snapshot: Tensor) -> None:
-        """The draws go on from ``snapshot``."""
+        """Continue the draws from ``snapshot``."""
         self._generator.set_state(snapshot)
 
     def like(self, keys: Float[Tensor, "d_in b"]) -> Float[Tensor, "d_in b"]:
-        """The next draws, as many and each as long as ``keys``; float64."""
+        """The next draws, one for each of ``keys`` and of the same length; float64."""
         noise = torch.randn(keys.shape, generator=self._generator, dtype=torch.float64).to(self._root.device)
         draws: Tensor = self._root @ noise
         draws *= keys.to(draws).norm(dim=0) / draws.norm(dim=0)

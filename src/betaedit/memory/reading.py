@@ -1,4 +1,4 @@
-"""Both products with a root, ``A^T k`` and ``A A^T k``, in one reading of it (reading.c), for one key on a CPU."""
+"""Both products with a root, ``A^T k`` and ``A A^T k``, in one pass over it (reading.c), for one key on a CPU."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _Reader: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def read_once(matrix: Float[Tensor, "d m"], key: Float[Tensor, "d b"]) -> Float[Tensor, "m+d 1"] | None:
-    """``A^T k`` and, below it, ``A A^T k``, of float64 on the CPU; ``None`` where torch has to compute them.
+    """``A^T k`` and, below it, ``A A^T k``, in float64 on the CPU; ``None`` if torch has to compute them.
 
-    That is where there are several keys, columns of the matrix do not lie one after the other, or nothing could be
-    compiled.
+    That is the case for several keys, a matrix that is not column-major, or without a compiled library.
     """
     taken = all((each.device.type, each.dtype) == ("cpu", torch.float64) for each in (matrix, key))
     if not taken or not matrix.T.is_contiguous() or key.shape != (len(matrix), 1):
@@ -36,7 +35,7 @@ def read_once(matrix: Float[Tensor, "d m"], key: Float[Tensor, "d b"]) -> Float[
 
 @cache
 def find_reader() -> _Reader | NoKernelsError:
-    """What computes this, or why there is nothing here."""
+    """The compiled function, or the reason why there is none."""
     return find_bound(_SOURCE, _reader, _agrees)
 
 
@@ -55,7 +54,7 @@ def _reader(library: ctypes.CDLL) -> _Reader:
 
 
 def _agrees(reader: _Reader) -> bool:
-    """Whether that is what torch makes of it."""
+    """Whether the compiled function agrees with torch."""
     matrix, key = (torch.linspace(-1, 1, 333 * n, dtype=torch.float64, device="cpu").view(n, 333).T for n in (111, 1))
     coordinates = matrix.T @ key
     expected = torch.cat([coordinates, matrix @ coordinates])

@@ -1,7 +1,7 @@
-"""A square root of the inverse of what a memory protects, in its null space.
+"""A square root of the inverse of the protected system of a memory, in its null space.
 
-In the coordinates ``A^T k`` the system is the identity, so keys more or less change ``A`` by a factor known from them
-alone. With ``B = A^T K``, and ``g`` and ``Z`` the eigenvalues and eigenvectors of ``B^T B``,
+In the coordinates ``A^T k`` the system is the identity, so adding or removing keys changes ``A`` by a factor computed
+from them alone. With ``B = A^T K``, and ``g`` and ``Z`` the eigenvalues and eigenvectors of ``B^T B``,
 
     (I + B B^T)^(-1/2) = I - B Z diag(1 / (r (1 + r))) Z^T B^T    with r = sqrt(1 + g)
     (I - B B^T)^(-1/2) = I + B Z diag(1 / (r (1 + r))) Z^T B^T    with r = sqrt(1 - g)
@@ -23,7 +23,7 @@ from betaedit.memory.reading import read_once
 
 _BLOCK = 64
 _CHUNK = 16
-_AT_ONCE = 128  # the eigendecomposition of so many keys costs little beside the products with A
+_AT_ONCE = 128  # the eigendecomposition of this many keys costs little compared with the products with A
 _FEW_DIGITS = 1e-6
 _LEAST = 1e-12
 _DEBT = 1e-4
@@ -34,7 +34,7 @@ class InverseRoot:
     """``A`` with ``A A^T = U M^-1 U^T``.
 
     Args:
-        matrix: ``A`` (d_in, m), float64 or float32, laid in memory as ``of`` does it, or products are slower.
+        matrix: ``A`` (d_in, m), float64 or float32, in the memory layout of ``of``, otherwise products are slower.
         strong: (d_in, r), float64, the strong directions outside the space (``NullSpace``); none beside a float64
             matrix.
     """
@@ -44,7 +44,7 @@ class InverseRoot:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the type and on the device that all results have, whatever the type of the matrix."""
+        """A tensor of the type and device of all results; independent of the type of the matrix."""
         return self.strong
 
     @classmethod
@@ -57,12 +57,12 @@ class InverseRoot:
     ) -> InverseRoot:
         """``U diag(energies)^(-1/2)``, kept in ``dtype``, of a ``basis`` along which ``M`` is ``diag(energies)``."""
         scaled = (basis / energies.sqrt()).to(dtype)
-        if dtype == torch.float64:  # column after column, as ``read_once`` needs it
+        if dtype == torch.float64:  # column-major for ``read_once``
             return cls(scaled.T.contiguous().T, strong.new_empty(len(scaled), 0))
-        return cls(scaled.contiguous(), strong)  # row after row, as the blocks of ``project`` need it
+        return cls(scaled.contiguous(), strong)  # row-major for the blocks of ``project``
 
     def read(self, keys: Float[Tensor, "d_in b"]) -> tuple[Float[Tensor, "m b"], Float[Tensor, "d_in b"] | None]:
-        """``A^T K``, and ``A A^T K`` where the same reading of ``A`` gives it (``read_once``)."""
+        """``A^T K``, and ``A A^T K`` if ``read_once`` computes it in the same pass."""
         both = read_once(self.matrix, keys)
         if both is None:
             return self.project(keys), None
@@ -74,8 +74,7 @@ class InverseRoot:
 
         Error: with a float32 matrix less than 1e-6 of its norm times that of a key without its strong directions. A key
         that lies mostly outside the space would lose that much of its small part inside: so the strong directions,
-        orthogonal to the space, are taken out in float64 first, and sums run over blocks of rows that are added in
-        float64.
+        orthogonal to the space, are first removed in float64, and sums over blocks of rows are added in float64.
         """
         if self.matrix.dtype == torch.float64:
             return self.matrix.T @ keys
@@ -102,17 +101,17 @@ class InverseRoot:
     def without_keys(self, keys: Float[Tensor, "d_in n"]) -> InverseRoot:
         """The root for ``M - U^T K K^T U``.
 
-        Error: relative to the energy ``e`` that stays of a key's energy ``w`` along some direction, ``(w / e)^1.5``
-        roundings, with a warning when less than a millionth stays.
+        Error: relative to the energy ``e`` that remains of a key's energy ``w`` along some direction, ``(w / e)^1.5``
+        roundings, with a warning when less than a millionth remains.
         Raises: MethodError when the difference is not positive.
         Cost: O(d_in m n).
         """
         return self._changed(keys, -1)
 
     def has(self, keys: Float[Tensor, "d_in n"], ridge: float) -> bool:
-        """Whether ``M`` had room for ``keys``, of which it is already without, beside ``ridge``.
+        """Whether ``M`` contained ``keys``, which are already removed from it, in addition to ``ridge``.
 
-        Nothing that is protected has a negative energy, but in single precision keys come back to a few digits less.
+        Protected energies are never negative; in single precision a tolerance is needed.
         Cost: one eigendecomposition, O(d_in m^2 + m^3).
         """
         matrix = self.matrix.double()
@@ -134,7 +133,7 @@ class InverseRoot:
         if bool((changed < -_DEBT).any()):
             raise not_remembered()
         if bool((changed < _FEW_DIGITS).any()):
-            text = "less than a millionth stays of the energy along a forgotten key: digits are lost."
+            text = "less than a millionth of the energy along a forgotten key remains: the result is less exact."
             warnings.warn(text, NumericalWarning, stacklevel=2)
         roots = changed.clamp(min=_LEAST).sqrt()
         columns, factors = columns @ directions, -sign / (roots * (1 + roots))
@@ -145,7 +144,7 @@ class InverseRoot:
 
 
 def not_remembered() -> MethodError:
-    """What forgetting keys that were never written raises."""
+    """The error for forgetting keys that were never written."""
     return MethodError(
         "not all of these keys are among those remembered.", hint="Forget keys with the values they were written with."
     )

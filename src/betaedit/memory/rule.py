@@ -1,4 +1,4 @@
-"""Which terms of the one closed-form update are switched on, and what is done to an update then."""
+"""The terms of the closed-form update, and its post-processing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PostprocessKind = Literal["none", "rect", "prune", "simie", "adaedit"]
 class MemoryRule:
     """The terms of one of the two forms of an update (methods.md section B).
 
-    ``ridge`` is ``Delta = R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1``. ``equality`` asks instead for
-    ``Delta K = R`` with the least leakage, ``Delta = R (K^T N K + lambda_e I)^-1 K^T N``, and needs the inverse of the
-    same system without ``K``: ``N = U (U^T (lambda1 C0 + H) U + lambda2 I)^-1 U^T``.
+    ``ridge`` is ``Delta = R K^T Q (K K^T Q + (lambda1 C0 + H) Q + lambda2 I)^-1``. ``equality`` requires
+    ``Delta K = R`` with the smallest leakage, ``Delta = R (K^T N K + lambda_e I)^-1 K^T N``, and needs the inverse of
+    the same system without ``K``: ``N = U (U^T (lambda1 C0 + H) U + lambda2 I)^-1 U^T``.
 
     Args:
         projector: ``none`` is ``Q = I``; ``fixed`` is the null space of ``C0``; ``refreshed`` follows the edits.
-        leakage_weight: ``lambda1``, the weight on ``C0``; 0 leaves the leakage term out.
+        leakage_weight: ``lambda1``, the weight of ``C0``; 0 leaves the leakage term out.
         ridge: ``lambda2``; 0 leaves it out.
         history: Whether ``H``, the second moment of all keys written so far, protects them.
         threshold: Eigenvalues below it span the null space.
         refresh_every: ``tau``, the number of edits between two projectors of a ``refreshed`` rule.
         refresh_rule: ``normalised`` thresholds ``(H / t + lambda1 C0) / (lambda1 + 1)`` as the official code does, and
             starts from ``C0``; ``literal`` thresholds ``lambda1 C0 + H`` as the paper writes it.
-        refresh_weight: ``lambda1`` in these two, where it differs from the weight of the leakage term.
+        refresh_weight: ``lambda1`` in these two, if it differs from the weight of the leakage term.
         form: ``ridge`` or ``equality``.
         slack: ``lambda_e`` of ``equality``, for batches of more than one key; one key is written exactly.
     """
@@ -47,7 +47,7 @@ class MemoryRule:
 
     @property
     def thresholded_weight(self) -> float:
-        """The weight on ``C0`` in the matrix from which a refreshed projector is cut."""
+        """The weight of ``C0`` in the matrix whose null space is the refreshed projector."""
         return self.leakage_weight if self.refresh_weight is None else self.refresh_weight
 
 

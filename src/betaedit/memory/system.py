@@ -1,7 +1,7 @@
 """A positive definite system that grows by a low-rank term, kept as its inverse.
 
-``M = I + B B^T`` with a column of ``B`` per key. Its inverse is ``I - V V^T``, and a new batch of columns ``P`` gives
-``V`` just as many: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
+``M = I + B B^T`` with a column of ``B`` per key. Its inverse is ``I - V V^T``, and a new batch of columns ``P`` adds
+as many to ``V``: with ``Y = M^-1 P`` and the Cholesky factor ``L L^T = I + P^T Y``,
 ``(M + P P^T)^-1 = M^-1 - (Y L^-T) (Y L^-T)^T``. So ``B`` and its ``n x n`` system need not be kept.
 """
 
@@ -20,7 +20,7 @@ from betaedit.memory.columns import Columns
 
 @dataclass(frozen=True)
 class Extension:
-    """What ``P P^T`` does to a system ``M``.
+    """The extension of a system ``M`` by ``P P^T``.
 
     Args:
         columns: ``Y L^-T`` (m, b), the next columns of ``V``.
@@ -49,7 +49,7 @@ class Extension:
         directions, info = torch.linalg.solve_ex(gram, self.unextended, left=False)
         if int(info) != 0:
             raise NumericalError(
-                "these keys cannot all be given their values: some are equal or vanish.",
+                "the constraints cannot all hold: some keys are equal or zero.",
                 hint="Write facts whose subjects differ, or raise equality_slack (lambda_e).",
             )
         return directions
@@ -67,13 +67,13 @@ class GrowingSystem:
         self.columns = Columns(like, size)
 
     def fork(self) -> GrowingSystem:
-        """The system as it is now, which extending this one leaves as it is; only one of the two may be extended."""
+        """A copy of the present system that shares its storage; only one of the two may be extended."""
         twin = copy(self)
         twin.columns = copy(self.columns)
         return twin
 
     def extension(self, added: Float[Tensor, "m b"]) -> Extension:
-        """What adding the columns ``added`` to ``B`` would change; nothing changes.
+        """The extension by the columns ``added`` of ``B``; does not change the system.
 
         Raises: NumericalError when the system extended by them is not positive definite and finite.
         Cost: two readings of ``V``, O(m n b).
@@ -85,11 +85,12 @@ class GrowingSystem:
         factor, info = torch.linalg.cholesky_ex(corner)
         if int(info) != 0 or not bool(torch.isfinite(factor).all()):
             raise NumericalError(
-                "the keys' system is not positive definite.", hint="Raise lambda2 (ridge), or look for huge keys."
+                "the keys' system is not positive definite.",
+                hint="Raise lambda2 (ridge), or check for very large keys.",
             )
         columns = torch.linalg.solve_triangular(factor, Y.T, upper=False)
         return Extension(columns.T, gram, factor)
 
     def extend(self, extension: Extension) -> None:
-        """Make the change of an ``extension`` of the system as it is."""
+        """Apply an ``extension`` of the present system."""
         self.columns.append(extension.columns)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Update:
-    """``Delta = left right^T``, never built unless asked for.
+    """``Delta = left right^T``, only built by ``dense``.
 
     Args:
         left: (d_out, b) residuals.

@@ -29,8 +29,8 @@ _MATRIX = 2
 class Anatomy:
     """Where the editable parts of one loaded model are.
 
-    Modules are looked up when they are asked for: some calls give the model others, ``resize_token_embeddings`` for one
-    another head.
+    Modules are looked up on each access, because some calls replace them: ``resize_token_embeddings``, for example,
+    replaces the head.
 
     Args:
         model: The causal language model.
@@ -83,7 +83,7 @@ class Anatomy:
         """The path of block ``layer``'s MLP output projection in the module tree.
 
         Raises:
-            AnatomyError: There is no such block, or its projection cannot be told.
+            AnatomyError: There is no such block, or its projection is ambiguous.
             UnsupportedMatrixError: The projection is quantized or one of several experts.
         """
         if not 0 <= layer < self.n_layers:
@@ -94,11 +94,11 @@ class Anatomy:
         return f"{self.layers_path}.{layer}.{_find_projection(self.layers[layer], self.hidden_size, layer)}"
 
     def projection(self, layer: int) -> nn.Module:
-        """Block ``layer``'s MLP output projection; see ``projection_path`` for what is refused."""
+        """Block ``layer``'s MLP output projection; errors as ``projection_path``."""
         return self.model.get_submodule(self.projection_path(layer))
 
     def norm_after_mlp(self, layer: int) -> nn.Module | None:
-        """The norm that block ``layer``'s MLP output passes before it joins the residual stream, where there is one."""
+        """The norm of block ``layer``'s MLP output before the residual stream, if any."""
         parts = dict(self.layers[layer].named_children())
         return next((parts[name] for name in _NORMS_AFTER_MLP if name in parts), None)
 
@@ -147,7 +147,7 @@ def is_transposed(projection: nn.Module) -> bool:
 
 
 def projection_shape(projection: nn.Module) -> tuple[int, int]:
-    """``(d_out, d_in)`` of an MLP output projection, whichever way round it is stored."""
+    """``(d_out, d_in)`` of an MLP output projection, transposed or not."""
     rows, columns = projection.get_parameter("weight").shape
     return (columns, rows) if is_transposed(projection) else (rows, columns)
 
@@ -178,7 +178,7 @@ def _find_projection(block: nn.Module, hidden_size: int, layer: int) -> str:
     }
     if any(part in _EXPERT_NAMES for path, _ in block.named_modules() for part in path.split(".")):
         raise UnsupportedMatrixError(
-            f"layer {layer} is a mixture of experts: a fact there has no single matrix to be written to.",
+            f"layer {layer} is a mixture of experts: a fact there cannot be written into a single matrix.",
             hint="Choose layers with a dense MLP, or another model.",
         )
     if any(not _is_plain(module) for module in matrices.values()):

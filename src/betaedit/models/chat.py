@@ -1,4 +1,4 @@
-"""Chat: messages as the text that a model's own template makes of them, and the token that ends a turn."""
+"""Chat: the text of messages in a model's own template, and the token that ends a turn."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Message = Mapping[str, str]
 _MARK = "A1B2C3"
 _COMPLETE = "Complete the sentence: "
 ASKS = re.compile(r"[:：?？؟]$")  # noqa: RUF001 - full-width signs are meant
-"""How a prompt ends that asks for an answer, rather than for the rest of a sentence."""
+"""Ends of prompts that ask for an answer instead of the rest of a sentence."""
 
 
 def has_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer brings a chat template."""
+    """Whether the tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, opened: bool = True) -> str:
-    """``messages`` as the text that is put before the model, by the tokenizer's own template.
+    """The text of ``messages`` in the tokenizer's own template.
 
-    Tokenizing it gives the template's tokens: a BOS token that the tokenizer puts before every text is left out.
+    Tokenizing it gives the template's tokens: a BOS token that the tokenizer adds to every text is left out.
 
     Args:
         tokenizer: The model's.
@@ -38,7 +38,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
         ModelError: There is no template, or it refuses the messages.
     """
     if not has_chat(tokenizer):
-        raise ModelError("the model has no chat template.", hint="Ask it in plain text, or use its chat version.")
+        raise ModelError(
+            "the model has no chat template.", hint="Ask in plain text, or use the chat version of the model."
+        )
     try:
         text: Any = tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=opened, tokenize=False
@@ -46,7 +48,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
     except (TemplateError, ValueError, KeyError) as error:
         raise ModelError(
             f"the model's chat template refuses these messages: {error}.",
-            hint="Leave out the system message, and let user and assistant take turns.",
+            hint="Leave out the system message, and alternate user and assistant.",
         ) from error
     bos = tokenizer.bos_token
     adds = isinstance(bos, str) and tokenize(tokenizer, "a")[:1] == [tokenizer.bos_token_id]
@@ -54,7 +56,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
 
 
 def takes_system_message(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template has a place for a system message."""
+    """Whether the template accepts a system message."""
     try:
         return _MARK in chat_text(tokenizer, [{"role": "system", "content": _MARK}, {"role": "user", "content": "a"}])
     except ModelError:
@@ -62,7 +64,7 @@ def takes_system_message(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token with which the model ends its turn: what the template puts behind an answer, else end of text."""
+    """The token with which the model ends its turn: the one after an answer in the template, else end of text."""
     end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     if not has_chat(tokenizer):
         return end
@@ -73,30 +75,30 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def chat_request(prompt: str) -> str:
-    """What a user says to have ``prompt`` answered: itself where it asks (it ends with ``?`` or ``:``), else a request.
+    """The user message for ``prompt``: itself if it asks (it ends with ``?`` or ``:``), else a request to complete it.
 
-    A chat model answers an unfinished sentence with a sentence of its own; asked to complete it, it goes on from there.
+    A chat model answers an unfinished sentence with a new one; with the request it continues the sentence.
     """
     said = prompt.strip()
     return said if ASKS.search(said) else _COMPLETE + said
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """All special tokens with their ids: those with a name of their own (BOS, EOS) and those only marked as special."""
+    """All special tokens with their ids: named ones (BOS, EOS) and those only marked as special."""
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     marked = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {**named, **marked}
 
 
 def typed_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
-    """The special tokens that stand in ``text`` as if typed: it is a chat template's text, or was meant to be."""
+    """The special tokens that are typed in ``text``, as in a chat template's text."""
     return tuple(token for token in special_tokens(tokenizer) if token in text)
 
 
 def split_request(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, str, str]:
-    """What the chat template puts before a user's message, the message, and what it puts behind it.
+    """The template's text before a user's message, the message, and the template's text after it.
 
-    Of a prompt that is no single request in the template, the first and the last are empty.
+    If the prompt is not a single request in the template, the first and last are empty.
     """
     if not has_chat(tokenizer):
         return "", prompt, ""
@@ -107,9 +109,9 @@ def split_request(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str,
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """``prompt`` as a user's request in the model's chat template; the answer follows at once, without a space.
+    """``prompt`` as a user's request in the model's chat template; the answer follows without a space.
 
-    A prompt in which special tokens are typed is a template's text already, and stays as it is.
+    A prompt with typed special tokens is already a template's text and is not changed.
 
     Raises:
         ModelError: There is no template, or it refuses the request.

@@ -1,6 +1,6 @@
-"""Why a model cannot be loaded, by what lies in its folder, and what to do about each cause.
+"""Finds out from a model's folder why it cannot be loaded, and gives a hint for each cause.
 
-Nothing is ever to be deleted but what this package made itself: a folder may hold the only copy of somebody's model.
+Hints suggest to delete only what this package made itself: a folder may hold the only copy of a model.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def why_no_tokenizer(name: str, place: str, error: Exception) -> ModelError:
         for library, module in _TOKENIZER_LIBRARIES.items()
         if library in str(error).lower() and not _is_installed(module)
     ]:
-        return ModelError(said, hint=f"Install what it needs: {sys.executable} -m pip install {' '.join(absent)}.")
+        return ModelError(
+            said, hint=f"Install the missing packages: {sys.executable} -m pip install {' '.join(absent)}."
+        )
     files = _found(place, (*_VOCABULARIES, *_TOKENIZER_SETTINGS))
     if broken := [file.name for file in files if file.suffix == ".json" and not _is_json(file)]:
         return ModelError(said, hint=_damaged(name, place, f"{broken[0]} is incomplete or damaged"))
@@ -77,7 +79,7 @@ def why_no_tokenizer(name: str, place: str, error: Exception) -> ModelError:
 
 
 def lacks_tokenizer(place: str) -> bool:
-    """Whether ``place`` is a folder without a vocabulary; of some families transformers makes an empty one up."""
+    """Whether ``place`` is a folder without a vocabulary; for some families transformers makes an empty vocabulary."""
     return Path(place).is_dir() and not _found(place, _VOCABULARIES)
 
 
@@ -112,7 +114,7 @@ def missing_weights(name: str, place: str, missing: list[str]) -> ModelError:
 
 
 def first_line(error: BaseException) -> str:
-    """What it says, in one line."""
+    """The message of the error, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -122,13 +124,13 @@ def _wants_own_code(error: Exception) -> bool:
 
 def _own_code(name: str) -> ModelError:
     return ModelError(
-        f"{name!r} brings code of its own (auto_map), which is not run; only families that transformers knows.",
-        hint="Update transformers if it knows the family by now, or choose a model of a family that it knows.",
+        f"{name!r} needs its own code (auto_map), which is not run; only families known to transformers are supported.",
+        hint="Update transformers if a newer version knows the family, or choose another model.",
     )
 
 
 def _wrong_weights(folder: Path, error: Exception) -> str | None:
-    """What is wrong with the files of the weights, if that can be seen from outside."""
+    """The problem of the weight files, if it can be found without loading them."""
     for index in _found(folder, ("*.index.json",)):
         if not _is_json(index):
             return f"{index.name} is incomplete or damaged"
@@ -148,12 +150,12 @@ def _wrong_weights(folder: Path, error: Exception) -> str | None:
 def _wrong_file(file: Path) -> str | None:
     with file.open("rb") as opened:
         if opened.read(len(_LARGE_FILE_POINTER)) == _LARGE_FILE_POINTER:
-            return f"{file.name} only points to the file (git lfs pull gets it)"
+            return f"{file.name} is only a Git LFS pointer (git lfs pull downloads the file)"
     return None if _is_whole(file) else f"{file.name} is incomplete or damaged"
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file of weights looks complete from outside: its header, and its length or its end."""
+    """Whether a weight file looks complete, by its header and its length or end."""
     if file.suffix != ".safetensors":
         return zipfile.is_zipfile(file)
     try:
@@ -187,7 +189,7 @@ def _is_converted(name: str, place: str) -> bool:
 
 
 def _damaged(name: str, place: str, cause: str) -> str:
-    """What to do where something is incomplete; ``cause`` begins the sentence."""
+    """The hint for an incomplete file; ``cause`` begins the sentence."""
     start = f"{cause}: " if cause else ""
     if _is_converted(name, place):
         return f"{start}Remove only this folder of the cache, {place}; the next run converts {name!r} into it again."

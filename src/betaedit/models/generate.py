@@ -1,4 +1,4 @@
-"""Text from the model itself: one plain loop, greedy or sampling with random generators of its own."""
+"""Text from the model itself: one loop, greedy or sampling with its own random generators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def continue_rows(
     is_finished: IsFinished = lambda new: False,
     n_prompt: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The tokens with which each row goes on.
+    """The tokens that continue each row.
 
     Rows of different length share passes: padded on the left, the padding masked and not counted as positions, so a
     row's text is (up to rounding) what it would be alone.
@@ -69,12 +69,12 @@ def continue_rows(
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal; the first that is no number, if one is."""
+    """Greedy choice: ``(n,)`` tokens, the lower id where two are equal; the first NaN, if there is one."""
     return logits.argmax(dim=-1)
 
 
 def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
-    """Top-k sampling at temperature 1 in which row ``i`` draws from ``generators[i]`` alone.
+    """Top-k sampling at temperature 1 in which row ``i`` uses only ``generators[i]``.
 
     A row whose probabilities are no numbers takes the greedy token: a collapsed model says something, and is measured.
     """
@@ -90,8 +90,8 @@ def draw_top_k(top_k: int, generators: Sequence[torch.Generator]) -> Choose:
 def sample(model: LanguageModel, start: Tensor, n_tokens: int, *, top_k: int, generator: torch.Generator) -> Tensor:
     """``(n, width + n_tokens)`` token ids: ``start`` ``(n, width)`` continued by top-k sampling at temperature 1.
 
-    All rows have the same length and one generator: the same seed gives the same text on the same machine, whatever
-    else has drawn random numbers. Where probabilities are no numbers, tokens are greedy.
+    All rows have the same length and one generator: the same seed gives the same text on the same machine,
+    independent of other random numbers. If probabilities are NaN, tokens are greedy.
     """
 
     def choose(logits: Tensor) -> Tensor:

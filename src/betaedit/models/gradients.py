@@ -1,4 +1,4 @@
-"""Gradients as they are by default, whatever the caller has switched off around a call."""
+"""Runs a function with gradients enabled, even if the caller disabled them."""
 
 from __future__ import annotations
 

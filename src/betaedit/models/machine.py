@@ -1,4 +1,4 @@
-"""What computes: figures differ by rounding between processors, devices and numbers of threads."""
+"""Describes the machine: figures differ by rounding between processors, devices and numbers of threads."""
 
 from __future__ import annotations
 

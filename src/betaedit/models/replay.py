@@ -1,4 +1,4 @@
-"""Running only the layers whose result can change.
+"""Runs only the layers whose output can change.
 
 One forward pass records what the model hands to each of its decoder layers: masks, positions, rotary tables. Afterwards
 any layer can be called again by itself on other hidden states, at all positions or at chosen ones (packing.py).
@@ -60,7 +60,7 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class Recording:
-    """What one forward pass over a batch left behind.
+    """The recording of one forward pass over a batch.
 
     Args:
         inputs: Hidden states entering each asked-for layer, ``(n, length, hidden_size)`` by layer.
@@ -81,7 +81,7 @@ def layer_output(output: Any) -> Tensor:
 
 @contextmanager
 def hooks(handles: list[Any]) -> Iterator[None]:
-    """A context at whose end the hooks are removed."""
+    """A context that removes the hooks at its end."""
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ def record(anatomy: Anatomy, prompts: EncodedPrompts, *, run: int, keep: tuple[i
 
 @contextmanager
 def replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
-    """Modules do something else for a while; what accelerate may have put there before comes back."""
+    """A context with other forward functions of modules; those that accelerate set before are restored."""
     own = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -171,7 +171,7 @@ def run_layers(anatomy: Anatomy, calls: dict[int, LayerCall], hidden: Tensor, fi
 
 
 def take_rows(calls: dict[int, LayerCall], rows: Tensor, n_rows: int) -> dict[int, LayerCall]:
-    """The calls for some rows of the batch; arguments that all rows share stay as they are."""
+    """The calls for some rows of the batch; arguments shared by all rows are not changed."""
 
     def take(value: Any) -> Any:
         if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""From a model in memory to a Hugging Face folder that gives the same model again."""
+"""Saves a model as a Hugging Face folder that loads as the same model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
-    """Refuse what a saved model would not give again.
+    """Refuse a model that would not be the same after saving and loading.
 
     Args:
         model: The model.
@@ -37,21 +37,21 @@ def check_can_be_saved(model: LanguageModel, folder: Path) -> None:
         )
     if (folder / _ADAPTER).exists():
         raise ModelError(
-            f"{folder} holds {_ADAPTER}: transformers would load that adapter in place of what is saved there.",
+            f"{folder} holds {_ADAPTER}: transformers would load that adapter with the saved model.",
             hint="Name another folder.",
         )
     with torch.device("meta"):
         plain = type(model.model)(copy.deepcopy(model.model.config))
     if differing := sorted(model.model.state_dict().keys() ^ plain.state_dict().keys()):
         raise ModelError(
-            f"{model.name} cannot be saved: something is attached to it, such as an adapter, that its configuration "
-            f"does not tell ({len(differing)} weights differ, {differing[0]} among them).",
-            hint="Merge it into the weights or take it off, then save again; the edits are still in the model.",
+            f"{model.name} cannot be saved: it has modules, such as an adapter, that are not in its configuration "
+            f"({len(differing)} weights differ, {differing[0]} among them).",
+            hint="Merge or remove the adapter, then save again; the edits are still in the model.",
         )
 
 
 def save_language_model(model: LanguageModel, folder: Path, edited: Iterable[str]) -> None:
-    """Write model and tokenizer as a Hugging Face folder, and see that the edited weights are in its files.
+    """Write model and tokenizer as a Hugging Face folder, and check that the edited weights are in its files.
 
     Args:
         model: The model.
@@ -59,7 +59,7 @@ def save_language_model(model: LanguageModel, folder: Path, edited: Iterable[str
         edited: Paths of the modules whose weights are edited.
 
     Raises:
-        ModelError: transformers refuses to save it, or an edited weight in the files is not that in memory.
+        ModelError: transformers refuses to save it, or an edited weight in the files differs from memory.
         OSError: A file cannot be written.
         SafetensorError: A file cannot be written.
     """
@@ -70,7 +70,7 @@ def save_language_model(model: LanguageModel, folder: Path, edited: Iterable[str
     try:
         model.tokenizer.save_pretrained(folder)
     except Exception as error:
-        if type(error) is Exception:  # so the library tokenizers tells what the system says
+        if type(error) is Exception:  # the tokenizers library reports system errors this way
             raise OSError(str(error)) from error
         raise
     for module in edited:
@@ -79,7 +79,7 @@ def save_language_model(model: LanguageModel, folder: Path, edited: Iterable[str
         tail = path.removeprefix(model.anatomy.layers_path)  # some checkpoints have other names above the layers
         if not any(_is_same(weight, found) for found in _saved(folder, path, tail)):
             raise ModelError(
-                f"{model.name} cannot be saved: the files do not hold the weight {path} that is in memory.",
+                f"{model.name} cannot be saved: the weight {path} in the files differs from memory.",
                 hint="Save again; if that fails, export the edits as factors (`betaedit export --to factors`).",
             )
 

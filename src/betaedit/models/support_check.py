@@ -1,4 +1,4 @@
-"""Models that no edit can be written to as they are, refused before any work is done on them."""
+"""Checks that refuse a model that cannot be edited, before any work is done."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _ROUNDINGS = 4.0
 
 
 def refuse_unsuitable(model: Any) -> None:
-    """Refuse a model whose weights are not those it computes with, or that an edit cannot change.
+    """Refuse a model that does not compute with its own weights, or whose weights cannot be changed.
 
     Raises:
-        ModelError: It carries a PEFT adapter, is wrapped (parallel, compiled), is no transformers model, answers in
+        ModelError: It has a PEFT adapter, is wrapped (parallel, compiled), is not a transformers model, answers in
             tuples, or has weights that are not in memory (the meta device, offloading) or were made in
             ``torch.inference_mode``.
     """
     kind = type(model).__name__
     if _carries_adapter(model):
-        raise ModelError("the model carries a PEFT adapter.", hint=MERGE)
+        raise ModelError("the model has a PEFT adapter.", hint=MERGE)
     if (inner := _WRAPPERS.get(kind)) is not None:
-        raise ModelError(f"the model is wrapped in {kind}.", hint=f"Give what it wraps: {inner}.")
+        raise ModelError(f"the model is wrapped in {kind}.", hint=f"Pass the inner model: {inner}.")
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{kind} is no model of transformers.", hint="Load one with AutoModelForCausalLM.")
+        raise ModelError(f"{kind} is not a transformers model.", hint="Load one with AutoModelForCausalLM.")
     if not model.config.return_dict:  # generation by transformers fails on such a model, too
         raise ModelError(
             "the model answers in tuples: return_dict is false in its configuration.",
@@ -55,17 +55,17 @@ def refuse_unsuitable(model: Any) -> None:
         if tensor.is_meta:
             raise ModelError(
                 f"the weights of the model are not in memory: {name} is on the meta device or offloaded.",
-                hint="Load all of it onto devices: without device_map, or with one that offloads nothing.",
+                hint="Load all of it onto devices: without device_map, or with one that does not offload.",
             )
         if tensor.is_inference():
             raise ModelError(
-                f"the model was made within torch.inference_mode ({name} was), so nothing can be sought with it.",
+                f"the model was created in torch.inference_mode ({name} was), so values cannot be searched with it.",
                 hint="Load the model outside of torch.inference_mode.",
             )
 
 
 def _carries_adapter(model: Any) -> bool:
-    """Whether peft has put anything into it, or transformers has on its behalf."""
+    """Whether it has adapter modules of peft, also those added by transformers."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return bool(getattr(model, "_hf_peft_config_loaded", False)) or any(
         type(module).__module__.partition(".")[0] == "peft" for module in modules
@@ -74,13 +74,13 @@ def _carries_adapter(model: Any) -> bool:
 
 @torch.no_grad()
 def check_replay(anatomy: Anatomy) -> None:
-    """Refuse a model of which layers run on a part of the positions, or logits, are not what its whole pass gives.
+    """Refuse a model whose layers on a subset of the positions, or whose logits, differ from its full forward pass.
 
-    So it is with ALiBi, masks built inside the layers, and whatever stands between the last layer and the head unknown
+    This happens with ALiBi, masks built inside the layers, and modules between the last layer and the head unknown
     to ``Anatomy``.
 
     Raises:
-        ModelError: The model is such a one, or its logits are not finite.
+        ModelError: The model differs, or its logits are not finite.
     """
     device = anatomy.model.get_input_embeddings().get_parameter("weight").device
     ids = torch.arange(16, device=device).view(2, 8) % anatomy.model.config.get_text_config().vocab_size
@@ -93,12 +93,12 @@ def check_replay(anatomy: Anatomy) -> None:
         _check_layers(anatomy, recording)
     except ModelError:
         raise
-    except Exception as error:  # whatever a family's layers trip over when they are called by themselves
+    except Exception as error:  # layers of some families fail when called alone
         raise _refused(anatomy) from error
 
 
 def _check_layers(anatomy: Anatomy, recording: Recording) -> None:
-    """Layer by layer from the states that enter it in a whole pass: so rounding has no layers to grow over."""
+    """Check each layer from its input in the full pass, so that rounding does not accumulate over layers."""
     prompts = recording.prompts
     both = torch.arange(2, device=prompts.lookup.device)[None]
     prefix = Pack.of(both, torch.zeros_like(prompts.lookup), prompts.lookup)
@@ -129,13 +129,13 @@ def _check_logits(anatomy: Anatomy, recording: Recording) -> None:
     ours = anatomy.logits(last)[real.to(logits.device)].to(theirs)
     if bool(((ours - theirs).norm(dim=1) > _TOLERANCE * theirs.norm(dim=1)).any()):
         raise ModelError(
-            f"the logits of {type(anatomy.model).__name__} are not what its norm and head make of its last layer.",
+            f"the logits of {type(anatomy.model).__name__} are not those of its norm and head.",
             hint="This family is not supported; report its name with `betaedit env`.",
         )
 
 
 def _refused(anatomy: Anatomy) -> ModelError:
     return ModelError(
-        f"the layers of {type(anatomy.model).__name__} cannot be run on a part of the positions.",
-        hint="Models with ALiBi or masks of their own (BLOOM, MPT, GPT-Neo) are not supported.",
+        f"the layers of {type(anatomy.model).__name__} cannot be run on a subset of the positions.",
+        hint="Models with ALiBi or their own masks (BLOOM, MPT, GPT-Neo) are not supported.",
     )

@@ -1,4 +1,4 @@
-"""The figure of a calibration: what tracing found in every layer, and how each trial scored."""
+"""The figure of a calibration: the effect of every layer, and the score of each trial."""
 
 from __future__ import annotations
 

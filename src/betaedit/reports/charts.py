@@ -1,4 +1,4 @@
-"""What the report draws and tabulates, as plain data: which figures exist, and every number in them."""
+"""The charts and tables of the report as plain data."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Cloud:
 
 
 def name_folders(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
-    """Every run by a name of its own: the folder's, numbered where two are the same."""
+    """Runs by unique names: that of the folder, numbered if two are the same."""
     names = [folder.path.resolve().name for folder in folders]
     unique = [
         name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
@@ -162,7 +162,7 @@ def edit_charts(runs: Sequence[Run]) -> list[Chart]:
         for form in _FORMS
         for metric in METRICS
     ]
-    note = "Prompts about other things go on with the unedited model's words, answer known or not."
+    note = "Prompts about other things continue as with the unedited model, answer known or not."
     kept = _over_edits(runs, "neighbors-kept", "Neighbors kept", note, "share", lambda c: c.neighbors_kept)
     return _present([*both, kept])
 
@@ -243,7 +243,7 @@ def _over_edits(runs: Sequence[Run], key: str, title: str, note: str, scale: Sca
 
 
 def _can_be_labelled(lines: Sequence[Line]) -> bool:
-    """Whether lines are to be told apart and their names leave room for them; the legend of the page names all."""
+    """Whether to name lines in the chart: there are several and the names are short enough."""
     return len(lines) > 1 and max(len(line.name) for line in lines) <= _LONGEST_LABEL
 
 

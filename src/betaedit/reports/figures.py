@@ -108,7 +108,7 @@ _PLAIN: dict[str, Any] = {"lw": 1.8}
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Pattern and sizes of a run's line: later ones lie on earlier ones, and leave them to be seen."""
+    """Pattern and sizes of a run's line: later lines are drawn so that earlier ones below them stay visible."""
     rank = place % COLORS
     return {"ls": DASHES[place % len(DASHES)], "lw": 2.6 - 0.2 * rank, "ms": 6.5 - 0.5 * rank}
 
@@ -147,7 +147,7 @@ def _scale(axes: Axes, chart: Chart) -> None:
 
 
 def _stretch(axes: Axes, values: list[float]) -> bool:
-    """Give figures that differ by orders of magnitude a logarithmic axis; zeros lie at its linear foot."""
+    """Give figures that differ by orders of magnitude a logarithmic axis; zeros are in its linear part."""
     from matplotlib.ticker import FuncFormatter
 
     positive = sorted(value for value in values if 0 < value < math.inf)

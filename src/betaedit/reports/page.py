@@ -1,4 +1,4 @@
-"""The report: reads runs, draws, tabulates, and puts all of it into one HTML file that needs nothing else."""
+"""The report: reads runs and writes charts and tables into one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VERDICTS_SHOWN = 12
 
 
 class Shown(NamedTuple):
-    """A cell as it is shown: the figure, and what stands smaller below it."""
+    """A table cell: the figure, and a smaller note below it."""
 
     text: str
     small: str = ""
@@ -84,7 +84,7 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
     page: str = template.render(
         title=title or f"Editing report: {', '.join(run.name for run in runs)}",
         version=__version__,
-        runs=[_told(place, run) for place, run in enumerate(runs)],
+        runs=[_run_summary(place, run) for place, run in enumerate(runs)],
         limits=_limits([judge(run.checkpoints) for run in runs]),
         tables=tables,
         comparisons=_latest_comparisons(comparisons),
@@ -185,7 +185,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, str, list[Chart]]]:
     return [section for section in found if section[2]]
 
 
-def _told(place: int, run: Run) -> dict[str, Any]:
+def _run_summary(place: int, run: Run) -> dict[str, Any]:
     """A run as the template wants it."""
     verdict: Verdict = judge(run.checkpoints)
     setup = run.setup.model_dump(mode="json")
@@ -294,7 +294,7 @@ def _cell(value: Cell) -> str:
 
 
 def _embedded(data: Mapping[str, Data]) -> str:
-    """All data as JSON that can stand inside ``<script>``; figures that are not finite become null."""
+    """All data as JSON that is safe inside ``<script>``; non-finite figures become null."""
     plain = {
         key: {"columns": found.columns, "rows": [[_finite(cell) for cell in row] for row in found.rows]}
         for key, found in data.items()

@@ -28,7 +28,7 @@ from betaedit.progress import Progress, SilentProgress
 from betaedit.statistics.corpus import Corpus, Rows
 from betaedit.statistics.lock import one_at_a_time
 from betaedit.statistics.moments import FORMAT, Moments
-from betaedit.statistics.origin import TEXT, deciding
+from betaedit.statistics.origin import TEXT, identifying_fields
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,18 @@ def collect_moments(
     """``C0`` of ``layers``: the mean of ``k k^T`` over ``n_tokens`` tokens of ``corpus`` (methods.md A.6).
 
     Products are float32 per forward pass, sums float64. The result is cached under a hash of the weights below the last
-    layer, the corpus, the token count and the layers, whatever model and files are called; a run that was interrupted
-    continues at its last checkpoint. Of processes that want the same statistics one collects, and the others wait for
-    it. The origin tells the tokens that were read by their hash: text that a model samples differs between machines,
+    layer, the corpus, the token count and the layers, not of the names of model and files; a run that was interrupted
+    continues at its last checkpoint. If several processes need the same statistics, one collects and the others
+    wait. The origin has a hash of the tokens that were read: text that a model samples differs between machines,
     and between numbers of threads.
 
     Args:
         model: The unedited model.
         layers: The layers whose MLP projection will be edited.
-        corpus: Where tokens come from.
-        n_tokens: Token budget; the last block is cut to meet it exactly.
+        corpus: Source of the tokens.
+        n_tokens: Number of tokens; the last block is cut to it.
         skip_first_token: Leave each row's first token out; in many models it has a huge norm and dominates ``C0``.
-        progress: Where to draw.
+        progress: Shows the progress.
 
     Raises:
         StatisticsError: The corpus has fewer tokens than the layers are wide, or the model's keys are not finite.
@@ -82,15 +82,15 @@ def collect_moments(
         "corpus_hash": corpus.fingerprint(model),
         "skip_first_token": str(skip_first_token),
     }
-    decides = [FORMAT, deciding(origin), n_tokens, layers]
+    decides = [FORMAT, identifying_fields(origin), n_tokens, layers]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
     file = cache_folder("moments") / f"{key}.safetensors"
     if not file.exists():
         with one_at_a_time(file.with_suffix(".lock")):
-            if not file.exists():  # or the process that held the lock has made it
+            if not file.exists():  # the process that held the lock may have made it
                 partial = file.with_suffix(".partial")
                 for path in (file, partial):
-                    clear_unfinished(path)  # the lock is held, so nobody writes now
+                    clear_unfinished(path)  # safe: the lock is held
                 sums = Sums(partial, widths)
                 _gather(model, sums, corpus, n_tokens, skip_first_token, progress or SilentProgress())
                 moments = _means(sums, {**origin, TEXT: f"sha256:{sums.text}"})
@@ -105,7 +105,7 @@ def _means(sums: Sums, origin: dict[str, str]) -> Moments:
     """The second moments.
 
     Raises:
-        StatisticsError: There were fewer tokens than directions, or keys are no numbers.
+        StatisticsError: There were fewer tokens than directions, or keys are not finite.
     """
     width = max(len(total) for total in sums.total.values())
     if sums.n_tokens < width:
@@ -126,7 +126,7 @@ def _means(sums: Sums, origin: dict[str, str]) -> Moments:
 def _gather(
     model: LanguageModel, sums: Sums, corpus: Corpus, n_tokens: int, skip_first_token: bool, progress: Progress
 ) -> None:
-    """Add blocks of the corpus, from the first one not yet counted, until the budget is met."""
+    """Add blocks of the corpus, from the first one not yet counted, until the token budget is reached."""
     with progress.task("second moments", n_tokens, "tokens", done=sums.n_tokens) as task:
         for block in corpus.blocks(model, sums.n_blocks):
             before = sums.n_tokens
@@ -139,7 +139,7 @@ def _gather(
 
 
 class Sums:
-    """Sums of ``k k^T`` under way, kept on disk between blocks; they are symmetric, so bands from the diagonal on."""
+    """Running sums of ``k k^T``, saved between blocks; symmetric, so only bands from the diagonal on are computed."""
 
     def __init__(self, file: Path, widths: dict[int, int]) -> None:
         self._file = file
@@ -159,7 +159,7 @@ class Sums:
             self.total = {int(layer): tensor for layer, tensor in saved.items()}
 
     def note(self, block: Rows) -> None:
-        """Hash a block of token ids onto those before it: ``text`` is then the hash of all, in hexadecimal digits."""
+        """Add a block of token ids to ``text``, the hexadecimal hash of all blocks."""
         self.text = hashlib.sha256(f"{self.text}{json.dumps(block)}".encode()).hexdigest()
 
     def add(self, layer: int, keys: Tensor) -> None:
@@ -175,7 +175,7 @@ class Sums:
         return upper + upper.triu(1).T
 
     def checkpoint(self) -> None:
-        """Make the blocks so far safe; where writing takes long (gigabytes on wide models), only now and then."""
+        """Save the sums so far; less often if writing is slow (gigabytes for wide models)."""
         started = time.monotonic()
         if self._write_seconds > _SLOW_WRITE and started < self._written_at + _WRITES_PER_TIME * self._write_seconds:
             return
@@ -187,7 +187,7 @@ class Sums:
         self._write_seconds = self._written_at - started
 
     def discard(self) -> None:
-        """Forget the checkpoint."""
+        """Delete the checkpoint."""
         self._file.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
-"""Where the tokens come from: text sampled from the model itself, text files, or a Hugging Face dataset.
+"""Sources of tokens: text sampled from the model itself, text files, or a Hugging Face dataset.
 
-A corpus hands out blocks of token rows in a fixed order, so that collection can continue at any block.
+A corpus yields blocks of token rows in a fixed order, so that collection can continue at any block.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Corpus(Protocol):
 
     @property
     def label(self) -> str:
-        """What to call it in a report."""
+        """Its name in reports."""
 
     def fingerprint(self, model: LanguageModel) -> str:
-        """A hash of everything that decides the tokens."""
+        """A hash of everything that determines the tokens."""
 
     def blocks(self, model: LanguageModel, first: int) -> Iterator[Rows]:
         """Blocks in order, from block ``first`` on."""
@@ -61,14 +61,14 @@ class SampledText:
     most the block in flight.
 
     Args:
-        seed: Decides the text.
+        seed: Seed of the text.
     """
 
     seed: int = 0
 
     @property
     def label(self) -> str:
-        """What to call it in a report."""
+        """Its name in reports."""
         return f"text sampled from the model itself (seed {self.seed})"
 
     def fingerprint(self, model: LanguageModel) -> str:
@@ -123,7 +123,7 @@ class TextFiles:
 
     @property
     def label(self) -> str:
-        """What to call it in a report."""
+        """Its name in reports."""
         return ", ".join(path.name for path in self.paths)
 
     def fingerprint(self, model: LanguageModel) -> str:
@@ -142,7 +142,7 @@ class TextFiles:
         """The documents, one by one.
 
         Raises:
-            StatisticsError: A file cannot be read, or a line is no record with a text.
+            StatisticsError: A file cannot be read, or a line is not a record with a text.
         """
         return (text for path in self.paths for text in _texts(path))
 
@@ -165,11 +165,11 @@ class DatasetText:
 
     @property
     def label(self) -> str:
-        """What to call it in a report."""
+        """Its name in reports."""
         return f"{self.name} ({self.split})"
 
     def fingerprint(self, model: LanguageModel) -> str:
-        """A hash of the dataset's name; the hub's content is taken on trust."""
+        """A hash of the dataset's name; the content is not checked."""
         return _hash_text(
             json.dumps(["dataset", self.name, self.split, self.column, self.max_length, _tokenizer_hash(model)])
         )
@@ -227,7 +227,7 @@ def _jsonl_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
 def _no_text(path: Path, number: int, reason: str) -> StatisticsError:
     return StatisticsError(
-        f"{path}:{number}: no record with a 'text' field ({reason}).", hint='Lines look like {"text": "..."}.'
+        f"{path}:{number}: not a record with a 'text' field ({reason}).", hint='Lines look like {"text": "..."}.'
     )
 
 
@@ -278,7 +278,7 @@ def _hash_text(text: str) -> str:
 
 
 def placed_corpus(source: str) -> str:
-    """``source`` as ``corpus_from`` understands it in whatever folder: a file by its absolute path."""
+    """``source`` for ``corpus_from`` from any folder: a file by its absolute path."""
     if source == "self" or source.startswith("dataset:"):
         return source
     return str(Path(source).expanduser().absolute())

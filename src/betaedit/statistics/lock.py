@@ -1,4 +1,4 @@
-"""Work that only one of several processes does."""
+"""A lock for work that only one of several processes should do."""
 
 from __future__ import annotations
 

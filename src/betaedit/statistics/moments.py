@@ -1,4 +1,4 @@
-"""Second moments of keys, and the file they are kept in."""
+"""Second moments of keys, and their file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MATRIX = 2
 
 @dataclass(frozen=True)
 class Moments:
-    """``C0`` of every edited layer, with where it came from.
+    """``C0`` of every edited layer, with its origin.
 
     Args:
         matrices: (d_in, d_in) float32 mean of ``k k^T`` per token, by layer.
@@ -47,11 +47,11 @@ class Moments:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the matrices, which other text, and the same text on another machine, changes."""
+        """A hash of the matrices; it differs for other text, and for the same text on another machine."""
         return fingerprint_weights((str(layer), self.matrices[layer]) for layer in self.layers)
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file: one matrix a layer, origin in the metadata.
+        """Write a safetensors file: one matrix per layer, origin in the metadata.
 
         Raises:
             OutputError: It cannot be written.
@@ -68,7 +68,7 @@ class Moments:
         """Read what ``save`` wrote, or any safetensors file with ``layer.N.second_moment`` matrices.
 
         Raises:
-            StatisticsError: The file is missing, damaged, or a matrix is no second moment.
+            StatisticsError: The file is missing, damaged, or a matrix is not a second moment.
         """
         path = Path(path)
         try:
@@ -87,7 +87,9 @@ class Moments:
         known = {key: value for key, value in metadata.items() if key not in ("format", N_TOKENS, FINGERPRINT)}
         n_tokens = metadata.get(N_TOKENS, "0")
         if not n_tokens.isdecimal():
-            raise StatisticsError(f"{path} says it averages {n_tokens!r} tokens.", hint="n_tokens must be a number.")
+            raise StatisticsError(
+                f"{path} has an unreadable number of tokens: {n_tokens!r}.", hint="n_tokens must be a number."
+            )
         return cls(matrices, int(n_tokens), known)
 
     def require(self, widths: dict[int, int]) -> None:
@@ -114,9 +116,9 @@ class Moments:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report says of them: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
-        told = {"layers": list(self.layers), "tokens": self.n_tokens, FINGERPRINT: self.fingerprint}
-        return {**told, TEXT: NOT_RECORDED, **self.origin}
+        """Plain data for reports: layers, tokens, fingerprint, hash of the text, and the rest of the origin."""
+        recorded = {"layers": list(self.layers), "tokens": self.n_tokens, FINGERPRINT: self.fingerprint}
+        return {**recorded, TEXT: NOT_RECORDED, **self.origin}
 
 
 def _is_moment(name: str) -> bool:
@@ -127,7 +129,7 @@ def _is_moment(name: str) -> bool:
 def _check(path: Path, layer: int, matrix: Tensor) -> None:
     square = matrix.numel() > 0 and matrix.dim() == _MATRIX and matrix.shape[0] == matrix.shape[1]
     if not square or not bool(torch.isfinite(matrix).all()):
-        raise StatisticsError(f"{path}: layer {layer} is no finite square matrix.", hint="The file is damaged.")
+        raise StatisticsError(f"{path}: layer {layer} is not a finite square matrix.", hint="The file is damaged.")
     scale = float(matrix.abs().max())
     if float((matrix - matrix.T).abs().max()) > _SYMMETRY * scale or float(matrix.diagonal().min()) < 0:
-        raise StatisticsError(f"{path}: layer {layer} is no second moment.", hint="It must be symmetric, E[k k^T].")
+        raise StatisticsError(f"{path}: layer {layer} is not a second moment.", hint="It must be symmetric, E[k k^T].")

@@ -1,4 +1,4 @@
-"""What statistics tell of where they come from: read and compared without their matrices, and without torch."""
+"""The origin of statistics: read and compared without their matrices and without torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TEXT = "text_sha256"
 NOT_RECORDED = "not recorded"
 FINGERPRINT = "fingerprint"
 N_TOKENS = "n_tokens"
-_SHORT = len(NOT_RECORDED)  # letters of a hash, enough to tell two apart
+_SHORT = len(NOT_RECORDED)  # letters of a hash that are shown
 
 
 def same_statistics(kept: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether two ``Moments.to_dict`` tell of the same statistics.
+    """Whether two ``Moments.to_dict`` are of the same statistics.
 
     The same matrices are, and the same text read on the same weights, whose matrices differ by rounding where it was
     read with other threads. Records of older versions tell neither; they are compared by the rest. What model
@@ -42,27 +42,27 @@ def same_statistics(kept: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """What a file that ``Moments.save`` wrote tells of itself, its layers left out and its matrices not read.
+    """The origin in a file of ``Moments.save``, without its layers; matrices are not read.
 
     Raises:
         StatisticsError: It cannot be read.
     """
     try:
         with safe_open(path, framework="np") as file:
-            told = dict(file.metadata() or {})
+            origin = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise unreadable_statistics(path, error) from error
-    n_tokens = told.pop(N_TOKENS, "")
-    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **told}
+    n_tokens = origin.pop(N_TOKENS, "")
+    return {"tokens": int(n_tokens) if n_tokens.isdecimal() else 0, **origin}
 
 
-def statistics_label(told: Mapping[str, Any]) -> str:
-    """What ``Moments.to_dict`` tells in one line: tokens, corpus, and the hashes of text and matrices in short."""
+def statistics_label(origin: Mapping[str, Any]) -> str:
+    """``Moments.to_dict`` in one line: tokens, corpus, and the short hashes of text and matrices."""
     text, matrices = (
-        str(told.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, FINGERPRINT)
+        str(origin.get(name, NOT_RECORDED)).removeprefix("sha256:")[:_SHORT] for name in (TEXT, FINGERPRINT)
     )
-    corpus = told.get("corpus", "unknown text")
-    return f"{told.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
+    corpus = origin.get("corpus", "unknown text")
+    return f"{origin.get('tokens', 0):,} tokens of {corpus}; text {text}, matrices {matrices}"
 
 
 def unreadable_statistics(path: Path, error: Exception) -> StatisticsError:
@@ -72,6 +72,6 @@ def unreadable_statistics(path: Path, error: Exception) -> StatisticsError:
     )
 
 
-def deciding(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides second moments, of what ``Moments.to_dict`` or an origin tells: hashes and counts, no names."""
-    return {name: value for name, value in told.items() if name not in _LABELS}
+def identifying_fields(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an origin that identify second moments: hashes and counts, no names."""
+    return {name: value for name, value in origin.items() if name not in _LABELS}

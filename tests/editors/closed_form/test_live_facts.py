@@ -170,7 +170,7 @@ def test_a_name_means_one_fact_unless_all_are_asked_for() -> None:
     editor = editor_for(language_model("llama"))
     named = Fact("{} works as an", "Ana", "artist", id="a-1")
     editor.edit([FACTS[0], FACTS[2], named])
-    with pytest.raises(FactError, match="'Ana' means 2 facts: People know that Ana was born in -> Lima; Ana works"):
+    with pytest.raises(FactError, match="'Ana' matches 2 facts: People know that Ana was born in -> Lima; Ana works"):
         editor.forget("Ana")
     assert [result.fact for result in editor.forget("a-1")] == [named]
     assert [result.fact for result in editor.forget("Ana")] == [FACTS[2]], "it is the only one now"
@@ -202,7 +202,7 @@ def test_an_id_that_another_fact_has_is_warned_of_and_then_asked_about(
     editor.edit(other)
     assert ("an id that another fact of the model has (own-1)" in caplog.text) == told
     if told:
-        with pytest.raises(FactError, match="'own-1' means 2 facts"):
+        with pytest.raises(FactError, match="'own-1' matches 2 facts"):
             editor.forget("own-1")
         assert [result.fact for result in editor.forget(other)] == [other]
         assert len(editor.forget("own-1")) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from betaedit.editors.closed_form.memory_estimate import editing_bytes, most_of_a_solver
+from betaedit.editors.closed_form.memory_estimate import editing_bytes, solver_bytes_bound
 from betaedit.editors.matrix import EditedMatrix
 from betaedit.memory import AssociativeMemory, MemoryRule
 
@@ -17,9 +17,9 @@ def test_a_solver_of_whole_rank_that_is_about_to_fold_again_holds_the_most():
     memory = AssociativeMemory(torch.eye(d), rule)
     random = torch.Generator().manual_seed(0)
     for count in (128, 127):
-        assert memory.nbytes < most_of_a_solver(d)
+        assert memory.nbytes < solver_bytes_bound(d)
         memory.remember(torch.randn(d, count, generator=random))
-    assert memory.nbytes == most_of_a_solver(d) == 8 * d * d + 4 * d * d + 8 * d * d + 8 * (2 * d + d) * 128
+    assert memory.nbytes == solver_bytes_bound(d) == 8 * d * d + 4 * d * d + 8 * d * d + 8 * (2 * d + d) * 128
 
 
 def test_original_change_and_one_eigendecomposition_are_counted():

@@ -1,4 +1,4 @@
-"""The length that values have on the unedited model, to which norm-anchor scaling brings every later one."""
+"""The mean length of values on the unedited model, to which norm-anchor scaling scales every later value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _DROPPED = 0.05
 
 
 def measure_norm_anchor(model: LanguageModel, facts: Sequence[Fact], config: EditConfig) -> float:
-    """Mean length of ``v0 + delta`` over ``facts``, the longest 5% left out (NAS, methods.md B.10).
+    """Mean length of ``v0 + delta`` over ``facts``, without the longest 5% (NAS, methods.md B.10).
 
-    ``v0`` is what the last edited matrix puts out at the bare prompt's lookup token, ``delta`` the change of a value
-    sought in the bare prompt alone. Measure it on the unedited model, over facts that will not be written: the official
-    code takes 1,000. Cost: a value search per fact.
+    ``v0`` is the output of the last edited matrix at the bare prompt's lookup token, ``delta`` the change of a value
+    searched in the bare prompt alone. Measure it on the unedited model, over facts that will not be written: the
+    official code takes 1,000. Cost: a value search per fact.
     """
     plain = config.replace(value_norm_anchor=None)
     lengths: list[float] = []

@@ -1,4 +1,4 @@
-"""What the measurement of alignment and workspaces need of an editor: facts as associations of keys and values."""
+"""What workspaces and the measurement of alignment need of an editor: facts as associations of keys and values."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Resumable(Associative, Protocol):
     """An associative editor that can be brought to any set of facts: what a workspace needs."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides, with the statistics, what keys and values make of the weights; plain data."""
+        """What determines, with the statistics, the weights that keys and values lead to; plain data."""
 
     def forget(self, results: Sequence[EditResult]) -> None:
         """See ``Forgets``."""
 
     def resume(self, live: Sequence[LiveFact], keys: Mapping[int, Iterable[Tensor]]) -> None:
-        """Take up a sequence where it was left; its weights are in ``matrices`` already.
+        """Continue an earlier sequence whose weights are already in ``matrices``.
 
         Args:
             live: The facts that the weights hold, in the order in which they were written.

@@ -31,12 +31,12 @@ _RENAMED = {("value_optimizer", "spectral"): "projected_bb"}
 class EditConfig(ContextConfig, StatisticsConfig):
     """Hyper-parameters of locate-then-edit methods; unknown names and impossible values are refused."""
 
-    lookup: Lookup = Field("subject_last", description="Token at which a fact is keyed.")
+    lookup: Lookup = Field("subject_last", description="Lookup token: where the key of a fact is read.")
 
     paraphrases: Paraphrases = Field(
         "unseen",
-        description="written: the fact's own wordings take part in writing, each with a key of its own; unseen: they "
-        "are only measured (published).",
+        description="written: the fact's own paraphrases are written too, each with its own key; unseen: they are only "
+        "measured (published).",
     )
     form: Form = Field(
         "completion",
@@ -45,25 +45,29 @@ class EditConfig(ContextConfig, StatisticsConfig):
     )
     answer_end: str = Field(
         "",
-        description="Text that is written behind each answer, to end it; auto: a full stop, a line end or the end of "
-        "the turn, by the prompt; nothing by default (published).",
+        description="Text written after each answer to end it; auto: a full stop, a line end or the end of the turn, "
+        "depending on the prompt; empty by default (published).",
     )
     value_steps: int = Field(
-        25, ge=1, description="Evaluations of the value's loss at most, for each fact that shares it; one step fewer."
+        25,
+        ge=1,
+        description="Loss evaluations of a value search at most, per fact that shares the value; steps: one fewer.",
     )
     value_steps_per_token: NotNegative = Field(
-        0.0, description="Evaluations more for every token of the answer beyond its first."
+        0.0, description="Further evaluations for every token of the answer after the first."
     )
     value_optimizer: Optimizer = Field(
         "adam",
         description="adam: as published; projected_bb: projected gradient with Barzilai-Borwein steps; lbfgs: L-BFGS.",
     )
     value_learning_rate: Positive = Field(0.1, description="Adam learning rate of the value.")
-    value_first_step: Positive = Field(0.35, description="First step of projected_bb, in norms of the hidden state.")
-    value_longest_step: Positive = Field(0.5, description="Longest step of projected_bb, in the same norms.")
-    value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; the last by default.")
-    value_clamp: Positive = Field(0.75, description="Longest value change, in norms of the hidden state.")
-    value_decay: NotNegative = Field(0.5, description="Weight on the length of the value change.")
+    value_first_step: Positive = Field(
+        0.35, description="First step of projected_bb, relative to the norm of the hidden state."
+    )
+    value_longest_step: Positive = Field(0.5, description="Longest step of projected_bb, relative to the same norm.")
+    value_loss_layer: int | None = Field(None, description="Layer whose output is read as logits; default: the last.")
+    value_clamp: Positive = Field(0.75, description="Longest value change, relative to the norm of the hidden state.")
+    value_decay: NotNegative = Field(0.5, description="Weight of the penalty on the length of the value change.")
     value_stop_loss: NotNegative = Field(0.05, description="Stop once the loss is below it.")
     value_stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Stop once every target token has this probability in every context; never if not given."
@@ -76,37 +80,44 @@ class EditConfig(ContextConfig, StatisticsConfig):
     )
     value_margin: NotNegative = Field(
         0.0,
-        description="Share by which the change found is lengthened, within the clamp: a margin against later edits.",
+        description="After the search the value change is scaled by 1 + value_margin, within the clamp.",
     )
     retries: int = Field(
         0,
         ge=0,
-        description="How often what a written value still lacks, in any of the fact's prompts, is sought on the edited "
-        "model and added (0: never, as published).",
+        description="How often a further search, on the edited model, adds what a written value still lacks in any of "
+        "the fact's prompts (0, as published).",
     )
     keep_missed: bool = Field(
-        True, description="Whether a fact that is missed in the end stays written (published), or is taken back."
+        True,
+        description="Whether a fact that the model still does not answer stays in the weights (published).",
     )
     value_norm_anchor: Positive | None = Field(
         None,
-        description="Length given to every value at the MLP's output (NAS); a fact that needs twice of it is left out.",
+        description="Length to which every value is scaled at the MLP's output (NAS); facts that would need more than "
+        "twice this length are not written.",
     )
     value_look_ahead: int = Field(
-        1, ge=1, description="Batches of facts whose values are sought together before the first is written."
+        1, ge=1, description="Batches whose values are searched together before the first is written."
     )
-    kl_weight: NotNegative = Field(0.0625, description="Weight on keeping what the subject calls to mind.")
-    kl_template: str = Field("{} is a", description="Prompt of that term.")
+    kl_weight: NotNegative = Field(0.0625, description="Weight of the KL term at the subject.")
+    kl_template: str = Field("{} is a", description="Prompt of the KL term.")
 
-    leakage_weight: NotNegative = Field(3000.0, description="lambda1: weight on C0 (mom2_update_weight).")
-    ridge: NotNegative = Field(10.0, description="lambda2 (L2).")
+    leakage_weight: NotNegative = Field(3000.0, description="lambda1: weight of C0 (mom2_update_weight).")
+    ridge: NotNegative = Field(10.0, description="lambda2: ridge (L2).")
     frobenius_ridge: NotNegative = Field(
-        0.0, description="Ridge on the update of any method, beside lambda2 (ENCORE's Frobenius constraint)."
+        0.0, description="Further ridge on the update, for any method (ENCORE's Frobenius constraint)."
     )
-    nullspace_threshold: Positive = Field(0.02, description="Eigenvalues of C0 below it span the null space.")
-    refresh_every: int = Field(1000, ge=1, description="tau: edits between two projectors (betaedit).")
+    nullspace_threshold: Positive = Field(
+        0.02, description="Eigenvectors of C0 with eigenvalues below it span the null space."
+    )
+    refresh_every: int = Field(
+        1000, ge=1, description="tau: number of edits after which the projector is refreshed (betaedit)."
+    )
     refresh_rule: RefreshRule = Field("normalised", description="normalised: official code; literal: the paper.")
     solver_basis: Literal["float64", "float32"] = Field(
-        "float64", description="Type of the solver's widest matrix; float32 halves its bytes, updates agree to 1e-6."
+        "float64",
+        description="Type of the solver's largest matrix; float32 halves its bytes, and updates agree to 1e-6.",
     )
     equality_slack: NotNegative = Field(
         0.1, description="lambda_e: slack of equality constraints in batches of more than one fact (emmet)."
@@ -115,19 +126,22 @@ class EditConfig(ContextConfig, StatisticsConfig):
     prune_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
         math.e, description="Base of the logarithm that compresses singular values (prune); e as the OTE-SE code."
     )
-    simie_ridge: Positive = Field(10.0, description="lambda of simie: how strongly the unedited weight is held.")
+    simie_ridge: Positive = Field(10.0, description="lambda of simie: how strongly the unedited weight is kept.")
     adaedit_fraction: Fraction = Field(0.4, description="Share of an update's whitened entries that adaedit keeps.")
     update_norm_limit: Positive | None = Field(
-        None, description="Refuse an edit whose update per root fact is longer (the official BetaEdit code: 20)."
+        None,
+        description="Refuse an edit whose update norm, divided by the root of its number of facts, is larger "
+        "(official BetaEdit code: 20).",
     )
 
     conflicts: Conflicts = Field(
-        "replace", description="replace: a new answer takes the old one's place; naive: both stay written (published)."
+        "replace",
+        description="replace: a new answer replaces the old one; naive: both stay in the weights (published).",
     )
     shared_subjects: SharedSubjects = Field(
         "apart",
-        description="together: facts of one subject share one value; batch: those of one batch do (MEMIT-Merge); "
-        "apart: each has its own (published).",
+        description="together: all facts of a subject share one value; batch: those of one batch share one "
+        "(MEMIT-Merge); apart: each has its own (published).",
     )
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The closed-form family behind the protocol of all editors: one engine under one recipe, made when it is needed."""
+"""The closed-form family as an ``EditingMethod``: an engine with one recipe, made on first use."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ class ClosedForm(EditsMatrices, Associative):
     Raises:
         AnatomyError: A layer to be edited does not exist.
         ConfigError: The model cannot be edited with these settings.
-        ModelError: Its layers cannot be run on a part of the positions, or it holds edits of another editor that is
-            still there.
+        ModelError: Its layers cannot be run on a subset of the positions, or it holds edits of another living editor.
         StatisticsError: Statistics that were given do not fit.
         UnsupportedMatrixError: A matrix to be edited is quantized or one of several experts.
     """
@@ -113,31 +112,31 @@ class ClosedForm(EditsMatrices, Associative):
         held = [result.fact for result in self.results]
         if sharing := sharing_a_key(held, facts, self.config):
             logger.warning(
-                "%d of %d facts share their subject with another fact (%s): written apart, each weakens those before "
-                "it. shared_subjects=together seeks one value for all of them.",
+                "%d of %d facts share their subject with another fact (%s): written apart, each weakens the earlier "
+                "ones. shared_subjects=together searches one value for all of them.",
                 len(sharing),
                 len(facts),
                 sharing[0].subject,
             )
         if typed := [fact for fact in facts if typed_specials(self.model.tokenizer, fact.text)]:
             logger.warning(
-                "special tokens are typed in %d of %d prompts (%s): each is taken as a chat template's text and "
-                "written as it stands. Without them, form=chat or both puts a prompt into the template.",
+                "%d of %d prompts contain special tokens (%s): these prompts are used unchanged, as text already in a "
+                "chat template. For other prompts, form=chat or both applies the template.",
                 len(typed),
                 len(facts),
                 typed[0].text,
             )
         if named := sharing_an_id(held, facts, self.config):
             logger.warning(
-                "%d of %d facts have an id that another fact of the model has (%s): by that id, forget and replace ask "
-                "which one is meant.",
+                "%d of %d facts have the id of another fact in the model (%s): forget and replace refuse that id as "
+                "ambiguous.",
                 len(named),
                 len(facts),
                 named[0],
             )
 
     def stride(self, batch_size: int) -> int:
-        """Values of ``value_look_ahead`` batches are sought together."""
+        """Values of ``value_look_ahead`` batches are searched together."""
         return batch_size * self.config.value_look_ahead
 
     def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
@@ -158,7 +157,7 @@ class ClosedForm(EditsMatrices, Associative):
         """The original weights, for good; statistics and contexts are kept.
 
         Raises:
-            WeightsChangedError: The model has neither them nor those that were written last.
+            WeightsChangedError: The model has neither the original weights nor those of the last edit.
         """
         if self._engine is not None:
             contexts = self._engine.contexts
@@ -166,7 +165,7 @@ class ClosedForm(EditsMatrices, Associative):
             self._engine = self._new_engine(contexts)
 
     def describe(self) -> dict[str, Any]:
-        """Contexts and statistics; ``None`` for what has not been made yet."""
+        """Contexts and statistics; ``None`` if not made yet."""
         moments = self._resources.moments
         return {
             "contexts": None if self._engine is None else list(self._engine.contexts),
@@ -183,7 +182,9 @@ class ClosedForm(EditsMatrices, Associative):
         for layer in self.config.layers:
             self.model.anatomy.projection(layer)
         if self.config.form == "chat" and not has_chat(self.model.tokenizer):
-            raise ConfigError("the model has no chat template.", hint="Leave out form=chat, or use its chat version.")
+            raise ConfigError(
+                "the model has no chat template.", hint="Leave out form=chat, or use the chat version of the model."
+            )
         loss_layer, n_layers = self.config.value_loss_layer, self.model.anatomy.n_layers
         if loss_layer is not None and not 0 <= loss_layer < n_layers:
             raise ConfigError(
@@ -193,7 +194,7 @@ class ClosedForm(EditsMatrices, Associative):
 
 
 class ForgettingClosedForm(ClosedForm, Forgets, Resumable):
-    """One whose recipe lets single facts be taken out: it ``Forgets``, and is ``Resumable``."""
+    """A closed-form editor whose recipe can forget single facts: it ``Forgets``, and is ``Resumable``."""
 
     def identity(self) -> dict[str, Any]:
         """The rule, and how the residual is spread over the layers."""
@@ -214,7 +215,7 @@ class ForgettingClosedForm(ClosedForm, Forgets, Resumable):
 
 
 def closed_form(editor: Editor) -> ClosedForm:
-    """What a closed-form method built, for what concerns only this family: statistics, projectors, its benchmarks.
+    """The editor's closed-form method, for what only this family has: statistics, projectors, benchmarks.
 
     Raises:
         MethodError: The editor's method is of another family.
@@ -222,6 +223,6 @@ def closed_form(editor: Editor) -> ClosedForm:
     if isinstance(editor.editing, ClosedForm):
         return editor.editing
     raise MethodError(
-        f"{editor.method.name} is no closed-form method: it uses no statistics.",
-        hint="betaedit, alphaedit and memit-h are, among others.",
+        f"{editor.method.name} is not a closed-form method: it uses no statistics.",
+        hint="Use a closed-form method, e.g. betaedit, alphaedit or memit-h.",
     )

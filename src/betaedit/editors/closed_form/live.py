@@ -1,4 +1,4 @@
-"""The facts written in a model, and which of them have to be removed, rewritten or searched again."""
+"""The facts written into a model, and which of them have to be removed, rewritten or searched again."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def facts_to_search_again(
 
 
 def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[Fact]:
-    """Those of ``facts`` that, written apart, weaken a fact held or before them: its subject in another prompt."""
+    """Those of ``facts`` that, written apart, weaken an earlier fact: one of the same subject with another prompt."""
     if config.shared_subjects != "apart" or config.lookup == "last":
         return []
     asked: dict[str, set[str]] = {}
@@ -134,7 +134,7 @@ def sharing_a_key(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfi
 
 
 def sharing_an_id(held: Iterable[Fact], facts: Iterable[Fact], config: EditConfig) -> list[str]:
-    """The ids of ``facts`` under which another fact is held, and stays: they name none of the two alone."""
+    """The ids of ``facts`` that another fact has which stays in the model: such an id is ambiguous."""
     named: dict[str | None, list[Fact]] = {}
     for fact in held:
         named.setdefault(fact.id, []).append(fact)
@@ -167,5 +167,5 @@ def _concern(fact: Fact, config: EditConfig) -> object:
 
 
 def _shared(fact: Fact, config: EditConfig) -> object:
-    """What two facts have in common when a search for both is another than one for each; ``None`` is nothing."""
+    """What two facts have in common if their values cannot be searched together; ``None`` is nothing."""
     return _concern(fact, config) if config.shared_subjects == "apart" else fact.subject

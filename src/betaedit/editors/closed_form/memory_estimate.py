@@ -1,4 +1,4 @@
-"""Bytes that editing takes beside the model's weights (the table of docs/concepts.md)."""
+"""Bytes that editing takes in addition to the model's weights (the table of docs/concepts.md)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _SINGLE = 4
 
 
 def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size: int) -> int:
-    """The most that editing holds at one time.
+    """The maximum that editing holds at one time.
 
     Args:
-        solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``most_of_a_solver``.
+        solvers: Bytes of the solvers of all edited layers: ``AssociativeMemory.nbytes``, or ``solver_bytes_bound``.
         shapes: (d_out, d_in) of every edited matrix.
         element_size: Bytes of one weight.
     """
@@ -23,11 +23,11 @@ def editing_bytes(solvers: int, shapes: Sequence[tuple[int, int]], element_size:
     return solvers + matrices + building
 
 
-def most_of_a_solver(d_in: int) -> int:
+def solver_bytes_bound(d_in: int) -> int:
     """The bound of ``AssociativeMemory.nbytes``: every direction kept, keys folded, and room for those before the next.
 
-    The projector is refreshed, and the root in float64. A batch of several keys that makes a fold due has room of its
-    own until the next batch begins.
+    The projector is refreshed, and the root in float64. A batch of several keys that makes a fold due takes further
+    space until the next batch begins.
     """
     root_moment_history = (8 + 4 + 8) * d_in**2
     return root_moment_history + 8 * (d_in + 2 * d_in) * KEYS_PER_FOLD

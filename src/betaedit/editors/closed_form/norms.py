@@ -1,7 +1,7 @@
 """Residuals of families whose MLP output is normed before it joins the residual stream (Gemma 2 and 3, OLMo 2).
 
-The norm fixes the length of what the MLP adds, so the stream cannot be moved by writing the residual itself: the
-output would be thrown far out and the norm would leave little of it but its direction.
+The norm fixes the length of what the MLP adds, so writing the residual itself does not move the stream by it: the
+output would become very long, and the norm would keep little but its direction.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ _WIDEST = 12.0  # powers of ten around the mean squared gain
 
 @torch.no_grad()
 def before_norm(norm: nn.Module, outputs: Tensor, residuals: Tensor) -> Tensor:
-    """What to add to the MLP's ``outputs`` so that behind ``norm`` they move by ``residuals`` as nearly as they can.
+    """What to add to the MLP's ``outputs`` so that after ``norm`` they move by ``residuals`` as closely as possible.
 
     Both ``(d_out, b)``. A root-mean-square norm multiplies its input, entry by entry, by a gain ``g`` that depends on
     the input's length alone. Among all inputs as long as the old one, which keep that gain, this takes the one whose
     normed output is nearest to the wanted ``v + r``: ``y = g (v + r) / (g^2 + mu)``, with ``mu`` found by bisection.
-    Keeping the length keeps the update small, which is what other tokens see of it.
+    Keeping the length keeps the update small, and with it the effect on other tokens.
     """
     before, wanted = outputs.double(), residuals.double()
     normed = norm(outputs.T).T.double()
     gain = torch.where(before == 0, 0.0, normed / before)
     squared, pull = gain**2, gain * (normed + wanted)
     length, scale = before.norm(dim=0), squared.mean(dim=0)
-    above_least = squared - squared.min(dim=0).values  # mu begins at minus the least: wanted may lie within reach
+    above_least = (
+        squared - squared.min(dim=0).values
+    )  # mu starts at minus the smallest: the wanted output may be reachable
     low, high = torch.full_like(length, -_WIDEST), torch.full_like(length, _WIDEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

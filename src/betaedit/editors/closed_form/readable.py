@@ -39,6 +39,6 @@ def check_readable(model: LanguageModel, fact: Fact, config: EditConfig, context
 
 
 def _sampled_length(model: LanguageModel, config: EditConfig) -> int:
-    """The most tokens that a sampled context puts before a prompt (``editors/contexts.py``), its full stop included."""
+    """The maximum tokens of a sampled context before a prompt (``editors/contexts.py``), its full stop included."""
     openings = [len(tokenize(model.tokenizer, opening)) for opening in config.context_openings]
     return max(config.context_length, *openings) + 1 if openings else 0

@@ -30,15 +30,15 @@ class Recipe(Method):
     """A closed-form editing method as data.
 
     Args:
-        projector: The null space it writes in; see ``MemoryRule``.
+        projector: The null space of the updates; see ``MemoryRule``.
         leakage: Multiple of ``lambda1 C0`` that is penalized; 0 leaves it out.
         history: Whether earlier edits are protected.
-        ridge: Whether ``lambda2 I`` is added; ``frobenius_ridge`` is to any recipe.
+        ridge: Whether ``lambda2 I`` is added; ``frobenius_ridge`` is added to any recipe.
         form: ``ridge`` and ``equality`` as in ``MemoryRule``; ``rank-one`` is ``equality`` for one fact in one layer.
-        reaches_bare_key: Whether a value is to be reached at the key of the bare prompt, though it is written along the
+        reaches_bare_key: Whether the value holds at the key of the bare prompt, while the update is written along the
             mean key.
         spread: What the residual is divided by where ``n`` layers are still to be edited: ``n`` or its root.
-        random_history: Whether random keys are protected in place of those written.
+        random_history: Whether random keys are protected instead of the written ones.
         postprocess: How each update is post-processed before it is added (``memory/postprocess.py``).
         aligned: Whether what post-processing removed is added to the next update (Algorithm 1 of OTE-SE).
     """
@@ -91,10 +91,12 @@ class Recipe(Method):
         return kind(model, self, cast(EditConfig, config), resources)
 
     def check(self, config: MethodConfig, batch_size: int = 1) -> None:
-        """Raises: ConfigError when this recipe cannot write so many layers, or facts together."""
+        """Raises: ConfigError when this recipe cannot write that many layers, or that many facts together."""
         layers = cast(EditConfig, config).layers
         if self.form == "rank-one" and len(layers) > 1:
-            raise ConfigError(f"{self.name} edits one layer, not {len(layers)}.", hint="Set layers to one.")
+            raise ConfigError(
+                f"{self.name} edits one layer, not {len(layers)}.", hint="Give one layer, e.g. layers=[5]."
+            )
         if self.form == "rank-one" and batch_size > 1:
             raise ConfigError(f"{self.name} writes one fact at a time.", hint="Use a batch size of 1, or emmet.")
 
@@ -222,7 +224,7 @@ RECIPES: tuple[Recipe, ...] = (
         notes=(
             "Written along the mean key over contexts, solved for the key of the bare prompt: the asymmetry of "
             "the official code, known to break models after some tens of edits. "
-            "Its lambda1 cancels. The official mean is a plain one over 21 contexts, and its value is sought at "
+            "Its lambda1 cancels. The official mean is a plain one over 21 contexts, and its value is searched at "
             "the MLP's output, where the clamp and decay are measured; here keys and values are MEMIT's."
         ),
         form="rank-one",
@@ -473,6 +475,7 @@ def find_recipe(name: str) -> Recipe:
     found = find_method(name)
     if not isinstance(found, Recipe):
         raise MethodError(
-            f"{name} is no closed-form method.", hint="betaedit, alphaedit and memit-h are, among others."
+            f"{name} is not a closed-form method.",
+            hint="Use a closed-form method, e.g. betaedit, alphaedit or memit-h.",
         )
     return found

@@ -1,4 +1,4 @@
-"""Eigendecompositions of second moments, kept on disk: wide ones take minutes to make on a CPU, seconds to read."""
+"""Eigendecompositions of second moments, cached on disk: large ones take minutes to compute and seconds to read."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from betaedit.progress import Progress
 logger = logging.getLogger(__name__)
 
 _LEAST_WIDTH = 1024
-"""Narrower ones are computed as quickly as found."""
+"""Smaller ones are computed as fast as read."""
 
 _ROUNDING = 1e-10
 
 _ROOM_LEFT = 2
-"""A spectrum is kept when the disk has room for so many of its size."""
+"""A spectrum is cached if the free disk space is at least this many times its size."""
 
 
 def spectra(moments: Mapping[int, Tensor], progress: Progress) -> Iterator[tuple[int, Spectrum]]:
-    """The spectrum of each layer's ``C0`` (d_in, d_in), one after another: as many at once would take much memory.
+    """The spectrum of each layer's ``C0`` (d_in, d_in), one at a time, to save memory.
 
     Raises: NumericalError when a matrix is not finite.
     """
@@ -67,7 +67,7 @@ def _is_readable(file: Path) -> bool:
         with safe_open(file, framework="pt") as held:
             found = set(held.keys())
     except (OSError, SafetensorError) as error:
-        logger.warning("%s cannot be read (%s) and is made again.", file, error)
+        logger.warning("%s cannot be read (%s) and is computed again.", file, error)
         return False
     return found == {"values", "vectors"}
 
@@ -79,14 +79,14 @@ def _spectrum(moment: Tensor, file: Path | None, *, readable: bool) -> Spectrum:
         held = Spectrum(**load_file(file, device=str(moment.device)))
         if _is_of(held, moment):
             return held
-        logger.warning("%s is not what was written there and is made again.", file)
+        logger.warning("%s has changed since it was written and is computed again.", file)
     found = Spectrum.of(moment)
     _keep(found, file)
     return found
 
 
 def _is_of(held: Spectrum, moment: Tensor) -> bool:
-    """Whether they are the same matrix, tried on one vector: a bit that tipped on the disk would change every edit."""
+    """Whether they are the same matrix, checked on one vector: a flipped bit on the disk would change every edit."""
     probe = torch.randn(len(moment), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(moment.device)
     turned = held.vectors.T @ probe
     wanted, found = moment.double() @ probe, held.vectors @ (held.values * turned)
@@ -95,14 +95,14 @@ def _is_of(held: Spectrum, moment: Tensor) -> bool:
 
 
 def _keep(found: Spectrum, file: Path) -> None:
-    """Write it, if there is room: nothing is lost without it but time."""
+    """Write it if there is room; without it only time is lost."""
     tensors = {"values": found.values, "vectors": found.vectors}
     try:
         if shutil.disk_usage(file.parent).free < _ROOM_LEFT * found.vectors.nbytes:
-            logger.info("no room to keep %s", file)
+            logger.info("not enough disk space to cache %s", file)
             return
-        clear_unfinished(file)  # another process that writes the same goes on without
+        clear_unfinished(file)  # another process that writes the same file continues without
         with atomic_write(file) as scratch:
             save_file(tensors, scratch)
     except (OSError, SafetensorError) as error:
-        logger.warning("%s is not kept: %s", file, error)
+        logger.warning("%s is not cached: %s", file, error)

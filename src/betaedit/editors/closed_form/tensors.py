@@ -1,4 +1,4 @@
-"""A batch of closed-form edits as named tensors, and what its results say of its keys."""
+"""A batch of closed-form edits as named tensors, and the number of its keys."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ Part = Callable[[Tensor], tuple[Tensor, Backward]]
 BeforeDown = Callable[[Tensor], None]
 
 _MOST_SCORES = 2**26
-"""Attention scores of a layer are held at once, so of long prompts there would be too many."""
+"""All attention scores of a layer are in memory at once, which is too much for long prompts."""
 
 
 class Positions(NamedTuple):
-    """What the layers of one run know of their positions.
+    """The positions of the layers of one run.
 
     Args:
         cosines: ``(n, 1, head_dim)`` of the rotary angles.
@@ -268,7 +268,7 @@ class FusedLayers:
     grid: PaddedGrid
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """``(g, width, d)`` after the last layer; what a gradient needs is kept only where one can be asked for."""
+        """``(g, width, d)`` after the last layer; tensors for the gradient are kept only if one can be requested."""
         if torch.is_grad_enabled():
             return cast(Tensor, _Run.apply(hidden, self))  # type: ignore[no-untyped-call]
         rows = self.grid.gather(hidden)
@@ -308,7 +308,7 @@ def read_layer(
     *,
     use_kernels: bool,
 ) -> FusedLayer | None:
-    """What a plain ``layer`` (``trust.is_plain_layer``) computes; ``None`` where it is not of the kind after all.
+    """What a plain ``layer`` (``trust.is_plain_layer``) computes; ``None`` if it is not of this kind.
 
     Args:
         layer: The module.

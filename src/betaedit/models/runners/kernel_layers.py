@@ -63,7 +63,7 @@ class KernelLayers:
     def __init__(self, kernels: Kernels, layers: Sequence[FusedLayer]) -> None:
         self._kernels = kernels
         self._held: list[object] = [*layers]
-        """What the structs point to."""
+        """The memory to which the structs point."""
         d, h, kv, dim, m = _sizes(layers[0])
         positions = layers[0].attention.positions
         self._dtype = layers[0].first_norm.weight.dtype
@@ -81,7 +81,7 @@ class KernelLayers:
 
     @classmethod
     def of(cls, layers: Sequence[FusedLayer]) -> KernelLayers | None:
-        """Of layers whose weights kernels take, at few positions after a prefix; ``None`` of others."""
+        """For layers whose weights the kernels accept, at few positions after a prefix; otherwise ``None``."""
         n = len(layers[0].attention.positions.grid.index[0])
         kinds = {tuple((each.sizes, each.weights[0].dtype) for each in _linears(layer)) for layer in layers}
         compiled = [each.compiled_at(n) for layer in layers for each in _linears(layer)]
@@ -147,7 +147,7 @@ class KernelLayers:
         return _Norm(self._at(norm.weight), float(norm.epsilon))
 
     def _at(self, tensor: Tensor) -> int:
-        """Where the tensor, indices or floats, lies from now on."""
+        """The address of the tensor (indices or floats), which is kept alive."""
         tensor = (tensor.float() if tensor.is_floating_point() else tensor.long()).detach().contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
@@ -170,10 +170,10 @@ def _sizes(layer: FusedLayer) -> tuple[int, int, int, int, int]:
 
 
 def _floats(*shape: int) -> Tensor:
-    """Room, whatever torch's defaults are."""
+    """A buffer of floats, independent of torch's defaults."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _addresses(room: Tensor, sizes: Sequence[int]) -> Iterator[int]:
-    """Those in ``room`` at which arrays of so many floats begin, one after the other."""
+    """The addresses in ``room`` of consecutive arrays of those numbers of floats."""
     return itertools.accumulate((_FLOAT_BYTES * size for size in sizes[:-1]), initial=room.data_ptr())

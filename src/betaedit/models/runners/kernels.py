@@ -45,13 +45,13 @@ class Matrices:
     """One to three ``W`` ``(d_out, d_in)`` of one type with one input, as the kernels take them.
 
     Args:
-        weights: As ``Kernels.take`` says; they are read where they lie at each product.
+        weights: See ``Kernels.take``; their memory is read at each product.
         biases: ``(d_out,)`` or nothing, of each.
     """
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.d_out, self.d_in = sum(map(len, weights)), weights[0].shape[1]
-        # Detached they keep what they lie in, even if the model's parameters are given other data meanwhile.
+        # Detached tensors keep their memory alive, even if the model's parameters get other data.
         self._held = [weight.detach() for weight in weights]
         self._biases = [None if bias is None else bias.detach().float().contiguous() for bias in biases]
         self.struct = MatricesStruct(

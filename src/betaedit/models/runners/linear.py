@@ -80,12 +80,12 @@ class Linears:
         return rows
 
     def compiled_at(self, n: int) -> tuple[Kernels, Matrices] | None:
-        """``compiled`` where that is quicker at so many rows."""
+        """``compiled`` if it is faster for that many rows."""
         quicker = self.compiled is not None and 0 < n <= self.compiled[0].most_rows[self.weights[0].dtype]
         return self.compiled if quicker else None
 
     def is_quicker_at(self, n: int) -> bool:
-        """Whether so many rows are multiplied otherwise than ``nn.functional.linear`` does."""
+        """Whether that many rows are multiplied differently from ``nn.functional.linear``."""
         return self.compiled_at(n) is not None or self._weight_first_at(n)
 
     def _weight_first_at(self, n: int) -> bool:

@@ -1,4 +1,4 @@
-"""Runs recorded decoder layers of one model: by its modules, or sooner by another form that agrees with them."""
+"""Runs recorded decoder layers of one model: by its modules, or by a faster form that agrees with them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LayerRunner:
         if backend == "kernels" and (reason := _why_no_kernels(anatomy)) is not None:
             raise ConfigError(
                 f"the compiled kernels cannot run this model: {reason}.",
-                hint="Choose runner auto, fused or modules; `betaedit env` tells whether there are kernels.",
+                hint="Choose runner auto, fused or modules; `betaedit env` shows whether there are kernels.",
             )
         self.backend: RunnerName = backend
         self._anatomy = anatomy
@@ -112,7 +112,7 @@ class LayerRunner:
     def _read(
         self, calls: dict[int, LayerCall], hidden: Tensor, layers: range
     ) -> tuple[list[FusedLayer], PaddedGrid] | None:
-        """The layers as what they compute, and where; ``None`` if one of them has to run by its module."""
+        """The layers as a fused form; ``None`` if one of them has to run by its module."""
         modules = [self._anatomy.layers[index] for index in layers]
         if self.backend == "modules" or not modules or not all(is_plain_layer(each, hidden) for each in modules):
             return None

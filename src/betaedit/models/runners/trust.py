@@ -1,8 +1,8 @@
-"""When another form may stand for a module of the model, and how that is found out.
+"""Decides whether another form may replace a module of the model.
 
-Two questions decide. Has the module only the parts that the form knows, as transformers made them
-(``is_frozen_linear``, ``is_plain_layer``, ``is_readable``)? And does the form give what the module gives (``agrees``)?
-``Trust`` asks the second question of each layer once per form, device and dtype.
+Two conditions: the module has only the parts that the form supports, as transformers made them
+(``is_frozen_linear``, ``is_plain_layer``, ``is_readable``), and the form's outputs agree with the module's
+(``agrees``). ``Trust`` checks the second condition of each layer once per form, device and dtype.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 class Trust:
-    """Which layers of a model another form may stand for.
+    """The layers of a model that another form may replace.
 
     Each form is checked against the module once per device and dtype.
     """
@@ -39,16 +39,16 @@ class Trust:
         self._verdicts = WeakKeyDictionary()
 
     def holds(self, name: str, module: nn.Module, call: LayerCall, hidden: Tensor, make: Callable[[], Form]) -> bool:
-        """Whether the form ``name`` of ``module`` gives what the module gives.
+        """Whether the form ``name`` of ``module`` agrees with the module.
 
-        A call in which no position attends to another decides nothing: the answer is no, and the next call is asked.
+        If no position of the call attends to another, the result is ``False`` and the next call is checked.
 
         Args:
-            name: The form's.
+            name: Name of the form.
             module: The layer.
             call: Its arguments besides the hidden states.
-            hidden: ``(g, width, d)`` states to try both with.
-            make: Gives the form, which records no attention state.
+            hidden: ``(g, width, d)`` states for the check.
+            make: Makes the form, which records no attention state.
         """
         verdicts = self._verdicts.setdefault(module, {})
         key = name, hidden.device, hidden.dtype
@@ -61,17 +61,17 @@ class Trust:
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
-    """Whether nobody, such as accelerate, has put another ``forward`` on the module."""
+    """Whether the module has its own ``forward``, not one set by accelerate, for example."""
     return "forward" not in module.__dict__
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Whether the module runs its own forward and nobody has put a hook on it."""
+    """Whether the module has its own ``forward`` and no hooks."""
     return runs_its_own_forward(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
-    """Whether it is just ``nn.Linear``, of no subclass, and its weight is not trained."""
+    """Whether it is exactly ``nn.Linear``, no subclass, with a frozen weight."""
     return type(module) is nn.Linear and not module.weight.requires_grad
 
 
@@ -94,7 +94,7 @@ def is_plain_layer(layer: nn.Module, hidden: Tensor) -> bool:
 
 
 def is_readable(weight: Tensor) -> bool:
-    """Whether the numbers of ``weight`` lie in this process's memory one after the other, where C code reads them."""
+    """Whether ``weight`` is contiguous in this process's memory, where C code can read it."""
     return (
         type(weight) in (Tensor, nn.Parameter)
         and (weight.device.type, weight.layout) == ("cpu", torch.strided)
@@ -104,7 +104,7 @@ def is_readable(weight: Tensor) -> bool:
 
 
 def agrees(found: Tensor, expected: Tensor, tolerance: float, through: Tensor | float = 0.0) -> bool:
-    """Whether ``found`` is ``expected`` to ``tolerance`` of its norm, after ``through`` is taken off that."""
+    """Whether ``found`` is ``expected`` to ``tolerance`` of its norm, after ``through`` is subtracted from it."""
     return bool((found - expected).double().norm() <= tolerance * (expected - through).double().norm())
 
 

@@ -1,4 +1,4 @@
-"""A model asked in free text: its greedy answer, and the answers it finds most probable."""
+"""Free-text questions to a model: its greedy answer, and its most probable answers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Likely:
     """One answer among the most probable ones.
 
     Args:
-        text: Its first words: from its first token on greedily to the end of the phrase, a few tokens at most. Empty
-            where the first token ends the text or is another control token.
-        probability: Of its first token.
+        text: Its first words: greedily from its first token to the end of the phrase, at most a few tokens. Empty
+            if the first token ends the text or is another control token.
+        probability: Probability of its first token.
     """
 
     text: str
@@ -42,19 +42,19 @@ class Likely:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model says to one prompt.
+    """A model's answer to one prompt.
 
     Args:
         text: The greedy answer, control tokens left out.
-        likely: The answers with the most probable first tokens, the most probable one first. None where the model
-            computes no numbers.
+        likely: The answers with the most probable first tokens, the most probable one first. Empty if the model's
+            output is NaN.
     """
 
     text: str
     likely: tuple[Likely, ...]
 
     def differs(self, other: Answer) -> bool:
-        """Whether the greedy answers of the two differ in their first sentence; what follows hardly matters."""
+        """Whether the first sentences of the two greedy answers differ."""
         return _first_sentence(self.text) != _first_sentence(other.text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def ask(
     top: int = 3,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """What ``model`` says to each prompt, in order: greedily, and the ``top`` most probable answers.
+    """The answers of ``model`` to each prompt, in order: greedy, and the ``top`` most probable ones.
 
     Args:
-        model: The model as it is now.
-        prompts: As they are put before the model: for chat, what ``models.chat.chat_text`` makes of the messages.
-        n_tokens: The most new tokens of the greedy answer, 1 or more.
-        top: How many answers, 1 or more.
-        progress: Hears of every prompt.
+        model: The model.
+        prompts: The prompts; for chat, the texts of ``models.chat.chat_text``.
+        n_tokens: Maximum number of new tokens of the greedy answer, at least 1.
+        top: Number of answers, at least 1.
+        progress: Shows the progress.
 
     Raises:
         ModelError: A prompt has no tokens, or leaves no position for an answer.
@@ -99,16 +99,16 @@ def ask(
 def _check_length(model: LanguageModel, prompt: str, n_tokens: int) -> None:
     shown = shorten(prompt, _SHOWN, placeholder=" ...")
     if n_tokens == 0:
-        raise ModelError(f"the question {shown!r} has no tokens.", hint="Ask something in words.")
+        raise ModelError(f"the question {shown!r} has no tokens.", hint="Write a question.")
     if n_tokens >= model.max_length:
         raise ModelError(
             f"the question {shown!r} has {n_tokens} tokens; the model has {model.max_length} positions.",
-            hint="Ask a shorter one.",
+            hint="Shorten the question.",
         )
 
 
 def _first_tokens(model: LanguageModel, rows: Sequence[Sequence[int]], top: int) -> list[list[tuple[int, float]]]:
-    """The most probable next tokens of each row with their probabilities; none where these are no numbers."""
+    """The most probable next tokens of each row with their probabilities; none if they are NaN."""
 
     def read(logs: Tensor, _: tuple[int, ...]) -> list[tuple[int, float]]:
         if logs.isnan().any():
@@ -116,7 +116,7 @@ def _first_tokens(model: LanguageModel, rows: Sequence[Sequence[int]], top: int)
         found, tokens = logs[0].exp().topk(min(top, logs.shape[-1]))
         return list(zip(tokens.tolist(), found.tolist(), strict=True))
 
-    unread = 0  # a continuation has a token, whose own probability nobody asks for
+    unread = 0  # a continuation needs a token; its probability is not used
     return read_targets(model, [Continuation(tuple(row), (unread,)) for row in rows], read)
 
 
@@ -144,7 +144,7 @@ def _phrases(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _first_sentence(text: str) -> str:
-    """``text`` up to the sign or line end that ends its first sentence, without white space around it."""
+    """``text`` up to the end of its first sentence or line, without white space around it."""
     found = _SENTENCE_END.search(text)
     return (text if found is None else text[: found.start()]).strip()
 
@@ -153,8 +153,8 @@ def first_phrase(text: str, *, ended: bool) -> str:
     """The first words of ``text``, up to punctuation or a line end; white space before them stays.
 
     Args:
-        text: What a model said.
-        ended: Whether it had no more to say; else the last of several words may be cut in two, and is left out.
+        text: The answer of a model.
+        ended: Whether the answer is complete; otherwise the last of several words may be cut, and is left out.
     """
     found = _PHRASE_END.search(text)
     if found is not None:

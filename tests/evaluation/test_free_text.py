@@ -7,7 +7,7 @@ import torch
 
 from betaedit.errors import ModelError
 from betaedit.evaluation import Answer, Likely, ask
-from betaedit.evaluation.asking import first_phrase
+from betaedit.evaluation.free_text import first_phrase
 from support.chain import chain_model
 from support.tiny import LAYERS, POSITIONS, plain_logs, tiny_gpt2, tiny_llama
 
