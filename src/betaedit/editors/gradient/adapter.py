@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.asked import with_status
+from betaedit.editors.batches import BatchEditor
 from betaedit.editors.gradient.config import AdaptiveRankConfig, LowRankConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
 from betaedit.editors.matrix import EditedMatrix, check_modules_unedited, set_aside
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.extras import import_extra
 from betaedit.facts.fact import Fact
 from betaedit.models.anatomy import is_transposed
-from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 
 _NAME = "default"
 """Of the one adapter, as peft names it."""
 
 
-class AdapterTuning:
+class AdapterTuning(BatchEditor):
     """One model under an adapter: an ``EditingMethod`` that ``EditsWeights`` and ``HasAdapter``.
 
     Every batch goes on training the adapter of the batches before it, with an optimizer of its own.
@@ -49,7 +49,8 @@ class AdapterTuning:
     """
 
     def __init__(self, model: LanguageModel, config: LowRankConfig) -> None:
-        self.model, self.config = model, config
+        super().__init__(model)
+        self.config = config
         self._peft = import_extra("peft", "peft", "an adapter")
         self._names = _target_modules(model, config)
         self._paths = [path for path, module in model.model.named_modules() if self._is_target(path, module)]
@@ -61,7 +62,6 @@ class AdapterTuning:
         self._check_unedited()
         self._weights: dict[str, EditedMatrix] = {}
         self._adapter: dict[str, Tensor] = {}
-        self._results: list[EditResult] = []
 
     @property
     def weights(self) -> Mapping[str, EditedMatrix]:
@@ -71,36 +71,9 @@ class AdapterTuning:
             self._weights = {path: EditedMatrix(self.model.model, path) for path in self._paths}
         return self._weights
 
-    @property
-    def results(self) -> Sequence[EditResult]:
-        """One per fact written."""
-        return tuple(self._results)
-
     def prepare(self) -> None:
         """Take up the matrices."""
         _ = self.weights
-
-    def plan(self, fact: Fact) -> PlannedEdit:
-        """See ``EditingMethod.plan``."""
-        return plan_fact(self.model, fact)
-
-    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Everything can be trained on."""
-
-    def stride(self, batch_size: int) -> int:
-        """A batch is trained on by itself."""
-        return batch_size
-
-    @usual_gradients
-    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
-        """Train the adapter on the facts of each batch, then ask the model about them.
-
-        Raises:
-            NumericalError: The adapter is not finite; the batch is undone.
-            WeightsChangedError: A matrix is not as it was written last.
-        """
-        for at in range(0, len(facts), batch_size):
-            yield self._write(facts[at : at + batch_size])
 
     def replay(self, batch: WrittenBatch) -> None:
         """Take the adapter of after the batch."""
@@ -155,7 +128,6 @@ class AdapterTuning:
             for path, matrix in self.weights.items():
                 matrix.restore(before[path])
             raise
-        self._results += results
         return WrittenBatch(results, self._adapter)
 
     def _train(self, batch: TargetBatch) -> float:

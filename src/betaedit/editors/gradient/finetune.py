@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.asked import with_status
+from betaedit.editors.batches import BatchEditor
 from betaedit.editors.gradient.config import DECAY_LOG_SCALE, DECAY_POWER, FineTuneConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
 from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import AnatomyError, NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.models.anatomy import is_transposed
-from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 from betaedit.progress import Progress
 
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 21, 32
 
 
-class FineTuning:
+class FineTuning(BatchEditor):
     """One model under fine-tuning of one matrix: an ``EditingMethod`` that ``EditsMatrices``.
 
     Args:
@@ -40,14 +40,14 @@ class FineTuning:
     """
 
     def __init__(self, model: LanguageModel, config: FineTuneConfig, progress: Progress) -> None:
-        self.model, self.config, self._progress = model, config, progress
+        super().__init__(model)
+        self.config, self._progress = config, progress
         n_layers = model.anatomy.n_layers
         self.layer = n_layers * _PUBLISHED_LAYER // _PUBLISHED_DEPTH if config.layer is None else config.layer
         if self.layer >= n_layers:
             raise AnatomyError(f"there is no layer {self.layer}.", hint=f"The model has layers 0 to {n_layers - 1}.")
         check_unedited(model.anatomy, [self.layer])
         self._matrix: EditedMatrix | None = None
-        self._results: list[EditResult] = []
 
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
@@ -57,36 +57,9 @@ class FineTuning:
             self._matrix = edited_matrices(self.model.anatomy, [self.layer])[self.layer]
         return {self.layer: self._matrix}
 
-    @property
-    def results(self) -> Sequence[EditResult]:
-        """One per fact written."""
-        return tuple(self._results)
-
     def prepare(self) -> None:
         """Take up the matrix."""
         _ = self.matrices
-
-    def plan(self, fact: Fact) -> PlannedEdit:
-        """See ``EditingMethod.plan``."""
-        return plan_fact(self.model, fact)
-
-    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Everything can be trained on."""
-
-    def stride(self, batch_size: int) -> int:
-        """A batch is trained on by itself."""
-        return batch_size
-
-    @usual_gradients
-    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
-        """Train on the facts of each batch until its loss is low, then ask the model about them.
-
-        Raises:
-            NumericalError: The loss is not finite; the batch is undone.
-            WeightsChangedError: The matrix is not as it was written last.
-        """
-        for at in range(0, len(facts), batch_size):
-            yield self._write(facts[at : at + batch_size])
 
     def replay(self, batch: WrittenBatch) -> None:
         """Add the change that the batch made."""
@@ -129,7 +102,6 @@ class FineTuning:
         except BaseException:
             matrix.restore(before)
             raise
-        self._results += results
         return WrittenBatch(results, {self._change_name: change})
 
     def _train(self, before: Tensor, batch: TargetBatch) -> tuple[Tensor, float, int]:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.asked import with_status
+from betaedit.editors.batches import BatchEditor
 from betaedit.editors.gradient.config import UltraEditConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
 from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import AnatomyError, NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.update import Update
-from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 
 _PUBLISHED_LAYERS, _PUBLISHED_DEPTH = (18, 26), 28
@@ -91,7 +91,7 @@ def ridge_update(inputs: Tensor, normalized: Tensor, learning_rate: float) -> Up
     return Update(values.T, torch.linalg.solve(system, inputs).T)
 
 
-class UltraEdit:
+class UltraEdit(BatchEditor):
     """One model under UltraEdit: an ``EditingMethod`` that ``EditsMatrices``.
 
     Args:
@@ -104,7 +104,8 @@ class UltraEdit:
     """
 
     def __init__(self, model: LanguageModel, config: UltraEditConfig) -> None:
-        self.model, self.config = model, config
+        super().__init__(model)
+        self.config = config
         n_layers = model.anatomy.n_layers
         first, last = (n_layers * layer // _PUBLISHED_DEPTH for layer in _PUBLISHED_LAYERS)
         self.layers = tuple(range(first, last + 1)) if config.changed_layers is None else config.changed_layers
@@ -115,7 +116,6 @@ class UltraEdit:
         check_unedited(model.anatomy, self.layers)
         self._matrices: dict[int, EditedMatrix] = {}
         self._moments: dict[str, RunningMoments] = {}
-        self._results: list[EditResult] = []
 
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
@@ -125,36 +125,9 @@ class UltraEdit:
             self._matrices = edited_matrices(self.model.anatomy, self.layers)
         return self._matrices
 
-    @property
-    def results(self) -> Sequence[EditResult]:
-        """One per fact written."""
-        return tuple(self._results)
-
     def prepare(self) -> None:
         """Take up the matrices."""
         _ = self.matrices
-
-    def plan(self, fact: Fact) -> PlannedEdit:
-        """See ``EditingMethod.plan``."""
-        return plan_fact(self.model, fact)
-
-    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Everything has a gradient."""
-
-    def stride(self, batch_size: int) -> int:
-        """A batch is solved for by itself."""
-        return batch_size
-
-    @usual_gradients
-    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
-        """Add the solution for each batch, then ask the model about its facts.
-
-        Raises:
-            NumericalError: An update is not finite; the batch is undone.
-            WeightsChangedError: A matrix is not as it was written last.
-        """
-        for at in range(0, len(facts), batch_size):
-            yield self._write(facts[at : at + batch_size])
 
     def replay(self, batch: WrittenBatch) -> None:
         """Add the updates that the batch made, and take over what it knew of gradients."""
@@ -208,7 +181,6 @@ class UltraEdit:
             for layer, matrix in self.matrices.items():
                 matrix.restore(before[layer])
             raise
-        self._results += results
         return WrittenBatch(results, self._tensors(updates))
 
     def _tensors(self, updates: Mapping[int, Update]) -> dict[str, Tensor]:

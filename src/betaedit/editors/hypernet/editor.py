@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.asked import with_status
+from betaedit.editors.batches import BatchEditor
 from betaedit.editors.hypernet.config import HypernetConfig
 from betaedit.editors.hypernet.passes import EditedLayers, Texts
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.editors.hypernet.training import edit_factors
 from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import NumericalError
 from betaedit.evaluation.scoring import Continuation
 from betaedit.facts.fact import Fact
@@ -25,7 +26,7 @@ from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 
 
-class HypernetEditing:
+class HypernetEditing(BatchEditor):
     """One model under a trained hypernetwork: an ``EditingMethod`` that ``EditsMatrices``.
 
     The gradient of a batch is taken on the weights that the edits before it left; the statistics that normalize it stay
@@ -42,12 +43,12 @@ class HypernetEditing:
     """
 
     def __init__(self, model: LanguageModel, config: HypernetConfig, trained: TrainedEditor) -> None:
-        self.model, self.config, self._trained = model, config, trained
+        super().__init__(model)
+        self.config, self._trained = config, trained
         trained.check_fits(model)
         trained.network.to(model.device)
         check_unedited(model.anatomy, trained.network.layers)
         self._matrices: dict[int, EditedMatrix] = {}
-        self._results: list[EditResult] = []
 
     @property
     def matrices(self) -> Mapping[int, EditedMatrix]:
@@ -57,36 +58,9 @@ class HypernetEditing:
             self._matrices = edited_matrices(self.model.anatomy, self._trained.network.layers)
         return self._matrices
 
-    @property
-    def results(self) -> Sequence[EditResult]:
-        """One per fact written."""
-        return tuple(self._results)
-
     def prepare(self) -> None:
         """Take up the matrices."""
         _ = self.matrices
-
-    def plan(self, fact: Fact) -> PlannedEdit:
-        """See ``EditingMethod.plan``."""
-        return plan_fact(self.model, fact)
-
-    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Everything has a gradient."""
-
-    def stride(self, batch_size: int) -> int:
-        """A batch has one backward pass."""
-        return batch_size
-
-    @usual_gradients
-    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
-        """Change the matrices by what the hypernetwork makes of each batch's gradient, then ask the model.
-
-        Raises:
-            NumericalError: A change is not finite; the batch is undone.
-            WeightsChangedError: A matrix is not as it was written last.
-        """
-        for at in range(0, len(facts), batch_size):
-            yield self._write(facts[at : at + batch_size])
 
     @usual_gradients
     def replay(self, batch: WrittenBatch) -> None:
@@ -127,7 +101,6 @@ class HypernetEditing:
             for layer, matrix in self.matrices.items():
                 matrix.restore(before[layer])
             raise
-        self._results += results
         return WrittenBatch(results, tensors)
 
     def _tensors(self, facts: Sequence[Fact]) -> tuple[dict[str, Tensor], float]:
