@@ -213,7 +213,7 @@ def test_special_tokens_in_a_question_are_told(betaedit, tiny_folder, caplog) ->
         (["Who?", "--chat"], 4, "no chat template"),
         (["Who?", "--system", "Be brief."], 2, "--chat"),
         (["Who?", "--workspace", "nowhere"], 2, "cannot be combined"),
-        (["Who?", " "], 2, "blank"),
+        (["Who?", " "], 2, "is empty"),
         ([], 2, "no question"),
         (["Who?", "--tokens", "0"], 2, "--tokens"),
         (["Who?", "--top", "0"], 2, "--top"),

@@ -42,7 +42,7 @@ def test_everything_found_is_shown_with_its_place(betaedit, flawed) -> None:
     assert "line 2 as line 1: [Rome] is in France" in out
     assert f"{flawed}:4: [prompt] the field is missing. Every record of a file in the own format has it." in out
     assert f"{flawed}:5: this is not JSON" in out
-    assert "A .jsonl file holds one record {...} a line" in out
+    assert "A .jsonl file holds one record {...} per line" in out
     assert "Rome 3" in out
 
 

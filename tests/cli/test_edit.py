@@ -86,7 +86,7 @@ def test_a_plan_shows_what_can_be_written_before_it_asks_about_the_rest(betaedit
     ran = betaedit("edit", "--from", file, "--plan", *tiny)
     assert ran.code == 3
     assert ran.out.count("->") == 2
-    assert "f.jsonl:2: [subject] the subject 'art' stands only inside other words" in ran.err
+    assert "f.jsonl:2: [subject] the subject 'art' occurs only inside other words" in ran.err
     assert "f.jsonl:4: [subject] the subject 'art' occurs 2 times in the prompt" in ran.err
     assert betaedit("edit", "--from", file, "--plan", "--skip-invalid", *tiny).code == 0
     assert betaedit("edit", "--from", file, *tiny).code == 3

@@ -73,8 +73,8 @@ def test_only_the_first_facts_are_listed_until_all_are_asked_for() -> None:
     short, whole = (told_facts(["memit", "betaedit"], 50, all_) for all_ in (False, True))
     assert sum("lives in" in line for line in short) == 20
     assert sum("lives in" in line for line in whole) == 50
-    assert "1 fact of 50 on which the runs differ; 30 more with --all" in short[-1]
-    assert "1 fact of 50 told apart" in whole[-1]
+    assert "runs differ on 1 of 50 facts; 30 more with --all" in short[-1]
+    assert "runs differ on 1 of 50 facts" in whole[-1]
     assert "--all" not in whole[-1]
     assert any("[b]Bob[/b] 0 lives in" in line and line.split()[-2:] == ["held", "no"] for line in short)
 

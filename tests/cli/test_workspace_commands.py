@@ -516,7 +516,7 @@ def test_a_name_of_several_facts_is_asked_about(betaedit, two_files, command, na
     before = betaedit("log", "--workspace", two_files, "--json").out
     ran = betaedit(command[0], name, *command[1:], "--workspace", two_files)
     assert ran.code == 9
-    assert f"{name!r} means {listed_as.count('#')} facts: {listed_as}." in ran.err
+    assert f"{name!r} matches {listed_as.count('#')} facts: {listed_as}." in ran.err
     assert "Name one by its number" in ran.err
     assert betaedit("log", "--workspace", two_files, "--json").out == before
 

@@ -113,7 +113,7 @@ def test_a_trial_that_failed_or_broke_the_model_is_the_worst(changes: dict[str, 
 
 def test_the_best_trial_is_the_earlier_of_two_equal_ones_and_never_the_unedited_model() -> None:
     assert best_of([trial(0, efficacy=figure(1, 1)), trial(1, error="x"), trial(2), trial(3)]).number == 2
-    with pytest.raises(ConfigError, match="no setting"):
+    with pytest.raises(ConfigError, match="no trial finished"):
         best_of([trial(0), trial(1, error="x")])
 
 
@@ -200,7 +200,7 @@ def test_more_trials_are_added_to_those_made_and_a_new_best_is_checked_again(
 ) -> None:
     starts = [{**START, "nullspace_threshold": 1e-30}, {**START, "nullspace_threshold": 0.3, "value_clamp": 0.01}]
     starts.append({**START, "nullspace_threshold": 0.3, "value_clamp": 4.0})
-    monkeypatch.setattr("betaedit.experiments.calibrate._Bench.starts", lambda _: starts)
+    monkeypatch.setattr("betaedit.experiments.calibrate._TrialRunner.starts", lambda _: starts)
     journal = tmp_path / "trials.jsonl"
     first, _ = run(model, journal, n_trials=2)
     more, new = run(model, journal, n_trials=3)
@@ -213,9 +213,9 @@ def test_more_trials_are_added_to_those_made_and_a_new_best_is_checked_again(
 def test_a_calibration_of_something_else_is_not_continued(model: LanguageModel, tmp_path: Path) -> None:
     journal = tmp_path / "trials.jsonl"
     run(model, journal, n_trials=1, check=())
-    with pytest.raises(RunFolderError, match="another data"):
+    with pytest.raises(RunFolderError, match="data differs"):
         calibrate(model, CASES[:2], n_trials=1, journal=journal)
-    with pytest.raises(RunFolderError, match="a different method"):
+    with pytest.raises(RunFolderError, match="method differs"):
         run(model, journal, method="alphaedit", n_trials=1, check=())
     journal.write_text(json.dumps({"setup": {}}) + "\n")
     with pytest.raises(RunFolderError, match=r"trials\.jsonl:1"):
@@ -232,7 +232,7 @@ def test_a_setting_that_cannot_write_is_kept_with_its_reason(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = [{**START, "nullspace_threshold": 1e-30}, {**START, "nullspace_threshold": 0.3}]
-    monkeypatch.setattr("betaedit.experiments.calibrate._Bench.starts", lambda _: starts)
+    monkeypatch.setattr("betaedit.experiments.calibrate._TrialRunner.starts", lambda _: starts)
     found, _ = run(model, n_trials=2, check=())
     assert "no direction" in (found.trials[1].error or "")
     assert found.best.number == 2
@@ -265,5 +265,5 @@ def test_a_calibration_goes_on_whatever_its_model_and_facts_are_called(tmp_path:
     Journal(SETUP, tmp_path / "trials.jsonl").keep_trace(TRACE)
     again = Journal(SETUP.model_copy(update=changes), tmp_path / "trials.jsonl")
     assert again.trace == TRACE
-    with pytest.raises(RunFolderError, match="a different model"):
+    with pytest.raises(RunFolderError, match="model differs"):
         Journal(SETUP.model_copy(update={"model": {"name": "./m", "weights": "sha256:3"}}), tmp_path / "trials.jsonl")

@@ -220,9 +220,7 @@ def held_table(facts: Sequence[HeldFact], edits: int, all_: bool) -> Table:
         table.add_row(Text(one_line(fact.prompt) + corrected), Text(one_line(fact.wanted)), *marks)
     notes = [f"{head}: {name}" for head, name in zip(heads, runs, strict=True)] if lettered else []
     if len(runs) > 1:
-        notes.append(
-            f"{counted(sum(fact.rank == 0 for fact in facts), 'fact')} of {len(facts):,} on which the runs differ"
-        )
+        notes.append(f"runs differ on {sum(fact.rank == 0 for fact in facts):,} of {counted(len(facts), 'fact')}")
     if len(shown) < len(facts):
         notes.append(f"{len(facts) - len(shown):,} more with --all")
     table.caption = Text("; ".join(notes))

@@ -140,7 +140,7 @@ class Journal:
         before, now = found.identifying_fields(), setup.identifying_fields()
         for name, value in now.items():
             if before[name] != value:
-                raise RunFolderError(f"{self._path} holds a calibration with a different {name}.", hint=_HINT)
+                raise RunFolderError(f"{self._path} holds a calibration whose {name} differs.", hint=_HINT)
 
 
 def score(before: Trial, trial: Trial) -> float:

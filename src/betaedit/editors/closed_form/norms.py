@@ -27,9 +27,7 @@ def before_norm(norm: nn.Module, outputs: Tensor, residuals: Tensor) -> Tensor:
     gain = torch.where(before == 0, 0.0, normed / before)
     squared, pull = gain**2, gain * (normed + wanted)
     length, scale = before.norm(dim=0), squared.mean(dim=0)
-    above_least = (
-        squared - squared.min(dim=0).values
-    )  # mu starts at minus the smallest: the wanted output may be reachable
+    above_least = squared - squared.min(dim=0).values  # mu starts at minus the smallest, where wanted may be reachable
     low, high = torch.full_like(length, -_WIDEST), torch.full_like(length, _WIDEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
