@@ -116,7 +116,7 @@ def test_no_facts_are_no_work() -> None:
 @pytest.mark.parametrize(
     ("facts", "kind", "message"),
     [
-        (["The capital of Japan is Madrid"], FactError, "is no fact"),
+        (["The capital of Japan is Madrid"], FactError, "is not a Fact"),
         ([Fact("{} is", "A", "b", id="x"), Fact("{} was", "B", "c", id="x")], FactError, "share the id 'x'"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{broken", "no JSON"),
+        ("{broken", "not JSON"),
         ('{"label": 1}', r"\[sentence\] the field is missing"),
         ('{"sentence": "a"}', r"\[label\] the field is missing"),
         ('{"sentence": "a", "label": 7}', r"\[label\] 7 is not a label of sst2\. Use one of 0, 1"),

@@ -163,7 +163,7 @@ def test_trouble_is_tried_again_until_there_is_a_verdict(endpoint: Endpoint, tro
     ("trouble", "message"),
     [
         ((503, "overloaded"), "status 503: overloaded"),
-        ((200, "no json"), "no chat completion"),
+        ((200, "no json"), "not a chat completion"),
         ("CORRECT", "replies 'CORRECT' instead of A or B"),
         ("A, not B", "instead of A or B"),
         ("", "instead of A or B"),

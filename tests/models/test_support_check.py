@@ -118,7 +118,7 @@ def test_weights_that_are_not_in_memory_are_refused():
 def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         model = tiny_model("llama")
-    with pytest.raises(ModelError, match=r"made within torch\.inference_mode"):
+    with pytest.raises(ModelError, match=r"created in torch\.inference_mode"):
         LanguageModel.wrap(model, shared_tokenizer())
 
 

@@ -200,7 +200,7 @@ def test_an_id_that_another_fact_has_is_warned_of_and_then_asked_about(
     editor.edit([Fact("{} was born in", "Ana", "Lima", id="own-1"), Fact("{} was born in", "Carl", "Oslo")])
     caplog.clear()
     editor.edit(other)
-    assert ("an id that another fact of the model has (own-1)" in caplog.text) == told
+    assert ("the id of another fact in the model (own-1)" in caplog.text) == told
     if told:
         with pytest.raises(FactError, match="'own-1' matches 2 facts"):
             editor.forget("own-1")
@@ -211,7 +211,7 @@ def test_an_id_that_another_fact_has_is_warned_of_and_then_asked_about(
 def test_a_name_that_nothing_has_is_answered_with_the_nearest() -> None:
     model = language_model("llama")
     editor = editor_for(model)
-    with pytest.raises(FactError, match="Nothing is written"):
+    with pytest.raises(FactError, match="No facts are written"):
         editor.forget("Ana")
     editor.edit(FACTS[0])
     before = weights(model)
