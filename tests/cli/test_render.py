@@ -17,7 +17,7 @@ from betaedit.facts import Fact
 def planned(tokens: tuple[str, ...], lookup: int, target: tuple[str, ...]) -> str:
     """A plan as a pipe gets it: without colors."""
     out = io.StringIO()
-    plan = PlannedEdit(Fact("{} is", "Japan", "Rome"), tokens, lookup, target)
+    plan = PlannedEdit(Fact("{} is", "Japan", "Rome"), tokens, target, lookup)
     Console(file=out, width=20, color_system=None).print(render.highlighted(plan), soft_wrap=True)
     return out.getvalue()
 

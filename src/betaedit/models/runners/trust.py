@@ -38,6 +38,10 @@ class Trust:
         self._verdicts: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.device, torch.dtype], bool]]
         self._verdicts = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[Trust], tuple[()]]:
+        """A copy, and what comes out of a pickle, belongs to other modules: it checks them itself."""
+        return Trust, ()
+
     def holds(self, name: str, module: nn.Module, call: LayerCall, hidden: Tensor, make: Callable[[], Form]) -> bool:
         """Whether the form ``name`` of ``module`` agrees with the module.
 
