@@ -59,7 +59,7 @@ def test_an_unknown_shape_is_refused_with_the_nearest_one() -> None:
 
 
 def test_one_fact_is_too_few() -> None:
-    with pytest.raises(ConfigError, match="one fact is too few"):
+    with pytest.raises(ConfigError, match="at least two facts are needed"):
         benchmark.shape(TINY, tiny_tokenizer(), FACTS[:1])
 
 

@@ -454,7 +454,7 @@ def test_thirty_layers_of_rounding_to_half_precision_do_not_fail_the_check(smoll
 def test_a_family_that_cannot_be_replayed_is_refused_by_its_class_when_the_editor_is_made(name: str):
     """Before statistics, which may take minutes, are collected."""
     model = model_of(OWN_MASKS[name]())
-    with pytest.raises(ModelError, match=rf"layers of {type(model).__name__} cannot be run on a part"):
+    with pytest.raises(ModelError, match=rf"layers of {type(model).__name__} cannot be run on a subset"):
         Editor.from_pretrained(model, tokenizer=tiny_tokenizer(), layers=(1,))
 
 

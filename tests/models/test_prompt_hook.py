@@ -8,7 +8,7 @@ from torch import Tensor
 
 from betaedit import Editor
 from betaedit.errors import ModelError
-from betaedit.evaluation.asking import ask
+from betaedit.evaluation.free_text import ask
 from betaedit.evaluation.scoring import Continuation, score_continuations
 from betaedit.models import LanguageModel
 from betaedit.models.generate import complete, continue_rows, most_likely

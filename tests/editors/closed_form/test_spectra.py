@@ -90,7 +90,7 @@ def test_a_number_that_changed_on_disk_is_noticed(at, made, folder, caplog) -> N
     held[at].view(-1)[5] += 1e-6
     file.write_bytes(save(held))
     assert torch.equal(spectrum(moment(0)).vectors, whole.vectors)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert made == [WIDTH, WIDTH]
 
 

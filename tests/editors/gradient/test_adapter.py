@@ -131,7 +131,7 @@ def test_a_saved_model_is_the_edited_one(method: str, tmp_path: Path) -> None:
 
 
 def test_it_is_refused_as_a_change_of_mlp_output_matrices(method: str) -> None:
-    with pytest.raises(MethodError, match=f"{method} cannot say which matrices"):
+    with pytest.raises(MethodError, match=f"{method} cannot give edited matrices"):
         small_editor(method, language_model("llama")).matrices()
 
 
