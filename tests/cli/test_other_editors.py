@@ -53,6 +53,17 @@ def test_edit_writes_and_reports_each_fact(betaedit, tiny_folder: Path, facts: P
 
 
 @EVERY
+def test_people_are_shown_the_facts_and_what_is_known_of_drift(
+    betaedit, tiny_folder: Path, facts: Path, method: str
+) -> None:
+    ran = betaedit("edit", "--model", tiny_folder, "--method", method, "--from", facts, *SETTINGS[method])
+    assert ran.code == 0, ran.err
+    assert "Ana was born in" in ran.out
+    assert "perplexity" in ran.out
+    assert ("weight change" in ran.out) == (method == "ft")
+
+
+@EVERY
 def test_a_run_is_kept_continued_evaluated_and_drawn(
     betaedit, tiny_folder: Path, facts: Path, tmp_path: Path, method: str
 ) -> None:

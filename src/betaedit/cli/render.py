@@ -188,10 +188,13 @@ def _add_drift(table: Table, report: RunReport) -> None:
         return
     table.add_row("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.2%} on text that no edit saw")
     table.add_row("agreement", "100%", f"{agreement:.2%}", "of that text's next tokens are the same")
+    if not report.after.layers:  # the method changes no MLP output matrices
+        return
     drift = report.to_dict()
     table.add_row("leakage", "0", _percent(drift["leakage"]["relative"]), "of the edited layers' outputs on that text")
     own = drift["statistics_text_leakage"]["relative"]
-    table.add_row("leakage, own text", "0", _percent(own), "the same on the statistics' own text")
+    if own is not None:
+        table.add_row("leakage, own text", "0", _percent(own), "the same on the statistics' own text")
     table.add_row("weight change", "0", f"{drift['weight_change']['relative']:.2%}", "of the edited matrices' norm")
 
 
