@@ -85,11 +85,15 @@ def test_a_run_is_kept_continued_evaluated_and_drawn(
 
 
 def test_compare_takes_methods_of_all_families(betaedit, tiny_folder: Path, facts: Path, tmp_path: Path) -> None:
-    ran = betaedit("compare", "--model", tiny_folder, "--methods",
-                   "memit,ft[steps=2],scr[confirm=none],counting", "--from", facts, "--out", tmp_path / "runs",
-                   "--set", "layers=[1]", "--set", "value_steps=3", "--set", "statistics_tokens=600",
-                   "--set", "layer=1", "--json")  # fmt: skip
+    options = ["compare", "--model", tiny_folder, "--methods",
+               "memit,ft[steps=2],scr[confirm=none],counting", "--from", facts, "--out", tmp_path / "runs",
+               "--set", "layers=[1]", "--set", "value_steps=3", "--set", "statistics_tokens=600",
+               "--set", "layer=1"]  # fmt: skip
+    ran = betaedit(*options, "--json")
     assert ran.code == 0, ran.err
+    shown = betaedit(*options)
+    assert shown.code == 0, shown.err
+    assert "counting" in shown.out
     assert not json.loads(ran.out).get("failed")
     assert sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/run.json")) == [
         "counting", "ft-steps-2", "memit", "scr-confirm-none"

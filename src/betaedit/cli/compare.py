@@ -190,13 +190,14 @@ def _model_table(found: dict[str, RunReport | BetaEditError]) -> Table:
             continue
         for point in report.checkpoints:
             states = list(point.layers.values())
+            leaked = mean_known([state.relative_leakage for state in states])
+            changed = mean_known([state.relative_weight_change for state in states])
             table.add_row(
                 name,
                 str(point.edits),
                 f"{point.perplexity:.2f}",
                 f"{point.agreement:.1%}",
-                "-" if (leaked := mean_known([s.relative_leakage for s in states])) is None else f"{leaked:.1%}",
-                f"{sum(state.relative_weight_change for state in states) / len(states):.1%}",
+                *("-" if share is None else f"{share:.1%}" for share in (leaked, changed)),
             )
         table.add_section()
     return table
