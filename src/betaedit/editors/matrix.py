@@ -310,6 +310,24 @@ def check_modules_unedited(modules: Iterable[nn.Module]) -> None:
 
 
 @contextmanager
+def undone_by_failure(matrices: Mapping[_Key, EditedMatrix]) -> Iterator[None]:
+    """A context that begins with ``check`` of ``matrices`` and puts them back, bit for bit, if it ends by an exception.
+
+    Raises:
+        WeightsChangedError: One of them does not hold what was written last.
+    """
+    for matrix in matrices.values():
+        matrix.check()
+    before = {key: matrix.snapshot() for key, matrix in matrices.items()}
+    try:
+        yield
+    except BaseException:
+        for key, matrix in matrices.items():
+            matrix.restore(before[key])
+        raise
+
+
+@contextmanager
 def recording(matrices: Mapping[int, EditedMatrix]) -> Iterator[dict[int, Changes]]:
     """A context that notes what is done to ``matrices``, by layer."""
     noted: dict[int, Changes] = {layer: Changes() for layer in matrices}

@@ -21,7 +21,7 @@ from betaedit.editors.asked import with_status
 from betaedit.editors.batches import BatchEditor
 from betaedit.editors.gradient.config import AdaptiveRankConfig, LowRankConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
-from betaedit.editors.matrix import EditedMatrix, check_modules_unedited, set_aside
+from betaedit.editors.matrix import EditedMatrix, check_modules_unedited, set_aside, undone_by_failure
 from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.extras import import_extra
@@ -79,7 +79,7 @@ class AdapterTuning(BatchEditor):
         """Take the adapter of after the batch."""
         self._adapter = {name: tensor.to(self.model.device) for name, tensor in batch.tensors.items()}
         self._merge(self._adapted())
-        self._results += batch.results
+        self._keep(batch.results)
 
     def unedited(self) -> AbstractContextManager[None]:
         """The original matrices."""
@@ -115,18 +115,14 @@ class AdapterTuning(BatchEditor):
 
     def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
         started, adapter = time.perf_counter(), self._adapter
-        for matrix in self.weights.values():
-            matrix.check()
-        before = {path: matrix.snapshot() for path, matrix in self.weights.items()}
         try:
-            loss = self._train(encode_targets(self.model, facts))
-            share = (time.perf_counter() - started) / len(facts)
-            figures = {"loss": loss, "steps": self.config.steps}
-            results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
+            with undone_by_failure(self.weights):
+                loss = self._train(encode_targets(self.model, facts))
+                share = (time.perf_counter() - started) / len(facts)
+                figures = {"loss": loss, "steps": self.config.steps}
+                results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
         except BaseException:
             self._adapter = adapter
-            for path, matrix in self.weights.items():
-                matrix.restore(before[path])
             raise
         return WrittenBatch(results, self._adapter)
 

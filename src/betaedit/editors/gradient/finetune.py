@@ -4,81 +4,48 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from betaedit.editors.asked import with_status
-from betaedit.editors.batches import BatchEditor
+from betaedit.editors.batches import MatrixEditor
 from betaedit.editors.gradient.config import DECAY_LOG_SCALE, DECAY_POWER, FineTuneConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
-from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
+from betaedit.editors.matrix import undone_by_failure
 from betaedit.editors.method import EditResult, WrittenBatch
-from betaedit.errors import AnatomyError, NumericalError
+from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.models.anatomy import is_transposed
 from betaedit.models.load import LanguageModel
-from betaedit.progress import Progress
 
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 21, 32
 
 
-class FineTuning(BatchEditor):
+class FineTuning(MatrixEditor):
     """One model under fine-tuning of one matrix: an ``EditingMethod`` that ``EditsMatrices``.
 
     Args:
         model: Unedited.
         config: Hyper-parameters.
-        progress: Where long work shows how far it is.
 
     Raises:
         AnatomyError: The model has no such layer.
         ModelError: It holds edits of another editor that is still there.
     """
 
-    def __init__(self, model: LanguageModel, config: FineTuneConfig, progress: Progress) -> None:
-        super().__init__(model)
-        self.config, self._progress = config, progress
-        n_layers = model.anatomy.n_layers
-        self.layer = n_layers * _PUBLISHED_LAYER // _PUBLISHED_DEPTH if config.layer is None else config.layer
-        if self.layer >= n_layers:
-            raise AnatomyError(f"there is no layer {self.layer}.", hint=f"The model has layers 0 to {n_layers - 1}.")
-        check_unedited(model.anatomy, [self.layer])
-        self._matrix: EditedMatrix | None = None
-
-    @property
-    def matrices(self) -> Mapping[int, EditedMatrix]:
-        """The one matrix, by its layer."""
-        if self._matrix is None:
-            check_unedited(self.model.anatomy, [self.layer])
-            self._matrix = edited_matrices(self.model.anatomy, [self.layer])[self.layer]
-        return {self.layer: self._matrix}
-
-    def prepare(self) -> None:
-        """Take up the matrix."""
-        _ = self.matrices
+    def __init__(self, model: LanguageModel, config: FineTuneConfig) -> None:
+        self.config = config
+        published = model.anatomy.n_layers * _PUBLISHED_LAYER // _PUBLISHED_DEPTH
+        super().__init__(model, [published if config.layer is None else config.layer])
+        (self.layer,) = self.layers
 
     def replay(self, batch: WrittenBatch) -> None:
         """Add the change that the batch made."""
         self.matrices[self.layer].add_dense(batch.tensors[self._change_name])
-        self._results += batch.results
-
-    def unedited(self) -> AbstractContextManager[None]:
-        """The original matrix."""
-        return set_aside(self.matrices)
-
-    def reset(self) -> None:
-        """The original matrix, for good.
-
-        Raises:
-            WeightsChangedError: The model has neither it nor the one that was written.
-        """
-        if self._matrix is not None:
-            self._matrix.restore()
-        self._matrix, self._results = None, []
+        self._keep(batch.results)
 
     def describe(self) -> dict[str, Any]:
         """The layer, which follows from the depth where it is not given."""
@@ -91,17 +58,12 @@ class FineTuning(BatchEditor):
     def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
         started = time.perf_counter()
         matrix = self.matrices[self.layer]
-        matrix.check()
-        change, loss, steps = self._train(matrix.current(), encode_targets(self.model, facts, self.config.loss))
-        before = matrix.snapshot()
-        matrix.add_dense(change)
-        try:
+        with undone_by_failure(self.matrices):
+            change, loss, steps = self._train(matrix.current(), encode_targets(self.model, facts, self.config.loss))
+            matrix.add_dense(change)
             share = (time.perf_counter() - started) / len(facts)
             figures = {"loss": loss, "steps": steps, "update_norms": {str(self.layer): float(change.norm())}}
             results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
-        except BaseException:
-            matrix.restore(before)
-            raise
         return WrittenBatch(results, {self._change_name: change})
 
     def _train(self, before: Tensor, batch: TargetBatch) -> tuple[Tensor, float, int]:

@@ -50,7 +50,7 @@ class FineTune(Method):
         """See ``Method.build``."""
         from betaedit.editors.gradient.finetune import FineTuning  # noqa: PLC0415 - imports torch
 
-        return FineTuning(model, cast(FineTuneConfig, config), resources.progress)
+        return FineTuning(model, cast(FineTuneConfig, config))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from betaedit.editors.asked import with_status
-from betaedit.editors.batches import BatchEditor
+from betaedit.editors.batches import MatrixEditor
 from betaedit.editors.gradient.config import UltraEditConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
-from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
+from betaedit.editors.matrix import undone_by_failure
 from betaedit.editors.method import EditResult, WrittenBatch
-from betaedit.errors import AnatomyError, NumericalError
+from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.update import Update
 from betaedit.models.load import LanguageModel
@@ -91,7 +91,7 @@ def ridge_update(inputs: Tensor, normalized: Tensor, learning_rate: float) -> Up
     return Update(values.T, torch.linalg.solve(system, inputs).T)
 
 
-class UltraEdit(BatchEditor):
+class UltraEdit(MatrixEditor):
     """One model under UltraEdit: an ``EditingMethod`` that ``EditsMatrices``.
 
     Args:
@@ -104,30 +104,11 @@ class UltraEdit(BatchEditor):
     """
 
     def __init__(self, model: LanguageModel, config: UltraEditConfig) -> None:
-        super().__init__(model)
         self.config = config
         n_layers = model.anatomy.n_layers
         first, last = (n_layers * layer // _PUBLISHED_DEPTH for layer in _PUBLISHED_LAYERS)
-        self.layers = tuple(range(first, last + 1)) if config.changed_layers is None else config.changed_layers
-        if self.layers[-1] >= n_layers:
-            raise AnatomyError(
-                f"there is no layer {self.layers[-1]}.", hint=f"The model has layers 0 to {n_layers - 1}."
-            )
-        check_unedited(model.anatomy, self.layers)
-        self._matrices: dict[int, EditedMatrix] = {}
+        super().__init__(model, config.changed_layers or range(first, last + 1))
         self._moments: dict[str, RunningMoments] = {}
-
-    @property
-    def matrices(self) -> Mapping[int, EditedMatrix]:
-        """The matrices by layer."""
-        if not self._matrices:
-            check_unedited(self.model.anatomy, self.layers)
-            self._matrices = edited_matrices(self.model.anatomy, self.layers)
-        return self._matrices
-
-    def prepare(self) -> None:
-        """Take up the matrices."""
-        _ = self.matrices
 
     def replay(self, batch: WrittenBatch) -> None:
         """Add the updates that the batch made, and take over what it knew of gradients."""
@@ -139,11 +120,7 @@ class UltraEdit(BatchEditor):
             name: RunningMoments(*(tensors[f"moments.{name}.{part}"].to(self._device) for part in _PARTS))
             for name in names
         }
-        self._results += batch.results
-
-    def unedited(self) -> AbstractContextManager[None]:
-        """The original matrices."""
-        return set_aside(self.matrices)
+        self._keep(batch.results)
 
     def reset(self) -> None:
         """The original matrices for good, and no gradients known.
@@ -151,9 +128,8 @@ class UltraEdit(BatchEditor):
         Raises:
             WeightsChangedError: The model has neither them nor those that were written.
         """
-        for matrix in self._matrices.values():
-            matrix.restore()
-        self._matrices, self._moments, self._results = {}, {}, []
+        super().reset()
+        self._moments = {}
 
     def describe(self) -> dict[str, Any]:
         """The layers, which follow from the depth where they are not given."""
@@ -165,21 +141,17 @@ class UltraEdit(BatchEditor):
 
     def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
         started, known = time.perf_counter(), self._moments
-        for matrix in self.matrices.values():
-            matrix.check()
-        before = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
         try:
-            updates, loss = self._updates(facts)
-            for layer, update in updates.items():
-                self.matrices[layer].add(update)
-            norms = {str(layer): update.norm() for layer, update in updates.items()}
-            share = (time.perf_counter() - started) / len(facts)
-            figures = {"loss": loss, "update_norms": norms}
-            results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
+            with undone_by_failure(self.matrices):
+                updates, loss = self._updates(facts)
+                for layer, update in updates.items():
+                    self.matrices[layer].add(update)
+                norms = {str(layer): update.norm() for layer, update in updates.items()}
+                share = (time.perf_counter() - started) / len(facts)
+                figures = {"loss": loss, "update_norms": norms}
+                results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
         except BaseException:
             self._moments = known
-            for layer, matrix in self.matrices.items():
-                matrix.restore(before[layer])
             raise
         return WrittenBatch(results, self._tensors(updates))
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from betaedit.editors.asked import with_status
-from betaedit.editors.batches import BatchEditor
+from betaedit.editors.batches import MatrixEditor
 from betaedit.editors.hypernet.config import HypernetConfig
 from betaedit.editors.hypernet.passes import EditedLayers, Texts
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.editors.hypernet.training import edit_factors
-from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
+from betaedit.editors.matrix import undone_by_failure
 from betaedit.editors.method import EditResult, WrittenBatch
 from betaedit.errors import NumericalError
 from betaedit.evaluation.scoring import Continuation
@@ -26,7 +25,7 @@ from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
 
 
-class HypernetEditing(BatchEditor):
+class HypernetEditing(MatrixEditor):
     """One model under a trained hypernetwork: an ``EditingMethod`` that ``EditsMatrices``.
 
     The gradient of a batch is taken on the weights that the edits before it left; the statistics that normalize it stay
@@ -43,44 +42,16 @@ class HypernetEditing(BatchEditor):
     """
 
     def __init__(self, model: LanguageModel, config: HypernetConfig, trained: TrainedEditor) -> None:
-        super().__init__(model)
         self.config, self._trained = config, trained
         trained.check_fits(model)
+        super().__init__(model, trained.network.layers)
         trained.network.to(model.device)
-        check_unedited(model.anatomy, trained.network.layers)
-        self._matrices: dict[int, EditedMatrix] = {}
-
-    @property
-    def matrices(self) -> Mapping[int, EditedMatrix]:
-        """The MLP output projections of the layers that the editor was trained for."""
-        if not self._matrices:
-            check_unedited(self.model.anatomy, self._trained.network.layers)
-            self._matrices = edited_matrices(self.model.anatomy, self._trained.network.layers)
-        return self._matrices
-
-    def prepare(self) -> None:
-        """Take up the matrices."""
-        _ = self.matrices
 
     @usual_gradients
     def replay(self, batch: WrittenBatch) -> None:
         """Add the change that the batch made."""
         self._add(batch.tensors)
-        self._results += batch.results
-
-    def unedited(self) -> AbstractContextManager[None]:
-        """The original matrices."""
-        return set_aside(self.matrices)
-
-    def reset(self) -> None:
-        """The original matrices, for good.
-
-        Raises:
-            WeightsChangedError: The model has neither them nor those that were written.
-        """
-        for matrix in self._matrices.values():
-            matrix.restore()
-        self._matrices, self._results = {}, []
+        self._keep(batch.results)
 
     def describe(self) -> dict[str, Any]:
         """The layers, and a hash of the trained editor: another one in the same folder writes other changes."""
@@ -88,19 +59,12 @@ class HypernetEditing(BatchEditor):
 
     def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
         started = time.perf_counter()
-        for matrix in self.matrices.values():
-            matrix.check()
-        tensors, loss = self._tensors(facts)
-        before = {layer: matrix.snapshot() for layer, matrix in self.matrices.items()}
-        try:
+        with undone_by_failure(self.matrices):
+            tensors, loss = self._tensors(facts)
             norms = self._add(tensors)
             share = (time.perf_counter() - started) / len(facts)
             figures = {"loss": loss, "update_norms": norms}
             results = with_status(self.model, [EditResult(fact, share, figures=figures) for fact in facts])
-        except BaseException:
-            for layer, matrix in self.matrices.items():
-                matrix.restore(before[layer])
-            raise
         return WrittenBatch(results, tensors)
 
     def _tensors(self, facts: Sequence[Fact]) -> tuple[dict[str, Tensor], float]:

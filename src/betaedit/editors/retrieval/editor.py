@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from betaedit.editors.asked import plan_fact, with_status
-from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
+from betaedit.editors.asked import with_status
+from betaedit.editors.batches import BatchEditor
+from betaedit.editors.method import EditResult, Forgets, WrittenBatch
 from betaedit.editors.retrieval.config import RetrievalConfig
 from betaedit.editors.retrieval.memory import FactMemory
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
 
 
-class FramingEditor:
+class FramingEditor(BatchEditor, Forgets):
     """One model whose prompts are framed with facts: an ``EditingMethod`` that ``Forgets``.
 
     Args:
@@ -26,34 +27,12 @@ class FramingEditor:
     """
 
     def __init__(self, model: LanguageModel, config: RetrievalConfig, memory: FactMemory) -> None:
+        super().__init__(replace(model, frame=memory))
         self.config, self.memory = config, memory
-        self.model = replace(model, frame=memory)
-        self._results: list[EditResult] = []
-
-    @property
-    def results(self) -> Sequence[EditResult]:
-        """One per fact kept."""
-        return tuple(self._results)
 
     def prepare(self) -> None:
         """Load the encoder, where there is one."""
         self.memory.retrieve(["a"], 1)
-
-    def plan(self, fact: Fact) -> PlannedEdit:
-        """See ``EditingMethod.plan``."""
-        return plan_fact(self.model, fact)
-
-    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
-        """Everything can be kept."""
-
-    def stride(self, batch_size: int) -> int:
-        """A batch is kept by itself."""
-        return batch_size
-
-    def write(self, facts: Sequence[Fact], *, batch_size: int) -> Iterator[WrittenBatch]:
-        """Keep the facts of each batch, and ask the model about them."""
-        for at in range(0, len(facts), batch_size):
-            yield self._write(facts[at : at + batch_size])
 
     def replay(self, batch: WrittenBatch) -> None:
         """Keep the facts of the batch, with the vectors that they were kept with."""
@@ -84,7 +63,6 @@ class FramingEditor:
         with self.memory.adding(facts) as encoded:
             share = (time.perf_counter() - started) / len(facts)
             results = with_status(self.model, [EditResult(fact, share) for fact in facts])
-        self._keep(results)
         return WrittenBatch(results, encoded)
 
     def _keep(self, results: Sequence[EditResult]) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.asked import plan_fact, with_status
+from betaedit.editors.batches import check_layer
 from betaedit.editors.matrix import check_unedited
 from betaedit.editors.method import EditResult, PlannedEdit, WrittenBatch
 from betaedit.editors.side_memory.config import SideConfig
-from betaedit.errors import AnatomyError
 from betaedit.facts.fact import Fact
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.load import LanguageModel
@@ -47,8 +47,7 @@ class SideEditor(ABC, Generic[State]):
         self.model = model
         n_layers = model.anatomy.n_layers
         self.layer = n_layers * _PUBLISHED_LAYER // _PUBLISHED_DEPTH if config.layer is None else config.layer
-        if self.layer >= n_layers:
-            raise AnatomyError(f"there is no layer {self.layer}.", hint=f"The model has layers 0 to {n_layers - 1}.")
+        check_layer(model, self.layer)
         check_unedited(model.anatomy, [self.layer])
         self._hook = PromptHook(model.anatomy, model.anatomy.projection_path(self.layer), self)
         self._state = self._empty()
