@@ -69,7 +69,7 @@ class Engine:
         contexts: Context templates, the bare one first.
         value_cache: Values found under the model's unedited weights, shared with other engines.
 
-    ``live`` holds the facts that the weights hold, in the order in which they were written.
+    ``live_facts`` are the facts that the weights hold, in the order in which they were written.
 
     Raises:
         StatisticsError: The moments do not fit the model.
