@@ -125,6 +125,7 @@ def test_what_changes_no_weights_is_not_saved_as_a_model(
                    *SETTINGS[method])  # fmt: skip
     assert ran.code != 0
     assert f"{method} cannot be saved as a model" in ran.err
+    assert "Ana" not in ran.out, "nothing is written before that is said"
     assert not (tmp_path / "saved").exists()
 
 

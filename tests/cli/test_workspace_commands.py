@@ -449,7 +449,8 @@ def test_a_folder_or_method_that_cannot_become_a_workspace_is_refused(betaedit, 
     assert "not empty" in ran.err
     ran = betaedit("init", tmp_path / "new", "--method", "rect", *tiny)
     assert ran.code == 2
-    assert "its facts cannot be forgotten" in ran.err
+    assert "rect cannot be used in a workspace" in ran.err
+    assert "take single facts out" in ran.err
     assert not (tmp_path / "new").exists()
 
 

@@ -244,6 +244,8 @@ def _show_run(
     from betaedit.cli.render import summary_table
     from betaedit.evaluation.continuing import complete_greedily
 
+    if save is not None:
+        editor.check_can_be_saved(save)
     prompts = [] if json_ else [case.fact.text for case in cases]
     before = complete_greedily(editor.language_model, prompts, _BEFORE_TOKENS, label="asking")
     report = run(editor, cases)

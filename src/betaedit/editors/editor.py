@@ -288,8 +288,8 @@ class Editor:
     @contextmanager
     def saved_into(self, folder: Path) -> Iterator[Path]:
         """``save_pretrained`` as a context, for adding files to the folder before it appears."""
-        weights = self.weights("be saved as a model: it changes no weights")
-        check_can_be_saved(self.language_model, folder)
+        self.check_can_be_saved(folder)
+        weights = self.weights()
         for matrix in weights.values():
             matrix.check()
         with file_errors(folder, OutputError), atomic_folder(folder) as scratch:
@@ -301,15 +301,24 @@ class Editor:
             (scratch / EDITS_FILE).write_text(f"{plain}\n", encoding="utf-8")
             yield scratch
 
+    def check_can_be_saved(self, folder: str | Path) -> None:
+        """Refuse what ``save_pretrained`` would refuse, before facts are written.
+
+        Raises:
+            MethodError: The method changes no weights.
+            ModelError: Something is attached to the model, it frames its prompts, or an adapter lies in ``folder``.
+        """
+        if not isinstance(self.editing, EditsWeights):
+            self._editing_matrices("be saved as a model: it changes no weights")
+        check_can_be_saved(self.language_model, Path(folder))
+
     def matrices(self, what: str = "give edited matrices") -> Mapping[int, EditedMatrix]:
         """The edited matrices by layer; ``what`` completes the error message "METHOD cannot ...".
 
         Raises:
             MethodError: The method edits none.
         """
-        hint = "Store its run with --out, or use a method that edits MLP output matrices."
-        editing = require(self.editing, EditsMatrices, self.method, what, hint)  # type: ignore[type-abstract]
-        return editing.matrices
+        return self._editing_matrices(what).matrices
 
     def weights(self, what: str = "say which matrices it edits") -> Mapping[str, EditedMatrix]:
         """The edited matrices by the paths of their modules; ``what`` as for ``matrices``.
@@ -331,6 +340,10 @@ class Editor:
             **self.editing.describe(),
             "edits": [result.to_dict() for result in self.results],
         }
+
+    def _editing_matrices(self, what: str) -> EditsMatrices:
+        hint = "Store its run with --out, or use a method that edits MLP output matrices."
+        return require(self.editing, EditsMatrices, self.method, what, hint)  # type: ignore[type-abstract]
 
     def _record(self, folder: Path) -> dict[str, Any]:
         """What a saved folder records in addition to ``to_dict``, so that it can be used as a model again."""

@@ -109,13 +109,13 @@ def resumable(editor: Editor) -> Resumable:
     """What the editor's method built, typed as ``Resumable``.
 
     Raises:
-        MethodError: Facts of this method cannot be forgotten.
+        MethodError: This method writes no keys and values from which single facts can be taken out again.
     """
     return require(
         editor.editing,
         Resumable,  # type: ignore[type-abstract]
         editor.method,
-        "be used in a workspace: its facts cannot be forgotten",
+        "be used in a workspace: those store the keys and values of facts, and take single facts out by them",
         "Use memit-h, alphaedit or betaedit; `betaedit edit --out` stores runs of every method.",
     )
 

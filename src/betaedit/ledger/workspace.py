@@ -95,7 +95,7 @@ class Workspace:
 
         Raises:
             LedgerError: The folder is a workspace or holds other things, or cannot be written.
-            MethodError: Facts of this method cannot be forgotten.
+            MethodError: As ``resumable``.
             ConfigError: The editor has edits.
         """
         folder = Path(folder)
