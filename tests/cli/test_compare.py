@@ -57,6 +57,20 @@ def test_a_slip_is_told_before_the_model_is_loaded(betaedit, tmp_path: Path, opt
     assert told in ran.err
 
 
+def test_records_that_cannot_be_used_are_skipped_and_listed(betaedit, tiny_folder, tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text(
+        '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima", "target_true": "Lima"}\n'
+        '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n'
+    )
+    args = ["compare", "--model", tiny_folder, "--from", tmp_path / "facts.jsonl", "--out", tmp_path / "runs",
+            "--methods", "scr", "--json"]  # fmt: skip
+    assert betaedit(*args).code == 3
+    found = betaedit(*args, "--skip-invalid")
+    assert json.loads(found.out)["scr"]["edits"] == 1
+    assert "skipped: " in found.err
+    assert "facts.jsonl:1: [target_new]" in found.err
+
+
 def test_a_method_is_compared_with_itself_under_another_setting(betaedit, tiny_folder, tmp_path: Path) -> None:
     (tmp_path / "facts.jsonl").write_text('{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n')
     (tmp_path / "text.txt").write_text(

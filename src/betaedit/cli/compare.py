@@ -31,6 +31,7 @@ def compare(
     ] = "memit,memit-h,alphaedit,betaedit",
     model: options.ModelOption = "smollm2",
     limit: options.LimitOption = None,
+    skip_invalid: options.SkipInvalidOption = False,
     batch_size: options.BatchSizeOption = 1,
     evaluate_at: options.EvaluateAtOption = "",
     text: options.TextOption = None,
@@ -64,7 +65,9 @@ def compare(
     check_variants(variants, preset, values)
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)
-    cases = list(read_cases(source, limit=limit).cases)
+    facts = read_cases(source, limit=limit, skip_invalid=skip_invalid)
+    options.say_skipped(facts.rejected)
+    cases = list(facts.cases)
     from betaedit.cli.render import Bars
     from betaedit.experiments.compare import compare_methods
     from betaedit.experiments.run import measuring_points

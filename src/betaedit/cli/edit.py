@@ -56,9 +56,7 @@ def edit(
     json_: options.JsonOption = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the edited model to this folder.")] = None,
     text: options.TextOption = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Skip records that cannot be used, and list them.")
-    ] = False,
+    skip_invalid: options.SkipInvalidOption = False,
     zsre_target: options.ZsreTargetOption = "alt",
     out: Annotated[
         Path | None, typer.Option("--out", help="Keep the run in this folder; the same command continues it.")
@@ -214,11 +212,9 @@ def _cases(
     if prompt is not None or true is not None:
         raise ConfigError("a typed fact (or --true) and --from cannot be combined.", hint="Give one of them.")
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid or plan, zsre_target=zsre_target)
-    errors = [rejected.error for rejected in facts.rejected]
     if not skip_invalid:
-        return list(facts.cases), facts.format, errors
-    for error in errors:
-        typer.echo(f"skipped: {error}", err=True)
+        return list(facts.cases), facts.format, [rejected.error for rejected in facts.rejected]
+    options.say_skipped(facts.rejected)
     return list(facts.cases), facts.format, []
 
 

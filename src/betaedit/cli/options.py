@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
     from betaedit.experiments.figures import Measures
     from betaedit.experiments.variants import Variant
+    from betaedit.facts.readers import Rejected
     from betaedit.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -127,6 +129,9 @@ StatisticsOption = Annotated[
 ]
 FactsOption = Annotated[Path, typer.Option("--from", help="Facts with the prompts to measure on; - for a pipe.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N facts of the file.")]
+SkipInvalidOption = Annotated[
+    bool, typer.Option("--skip-invalid", help="Skip records that cannot be used, and list them.")
+]
 ZsreTargetOption = Annotated[
     Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
 ]
@@ -175,6 +180,12 @@ WorkspaceOption = Annotated[
     typer.Option("--workspace", "-w", help="A workspace; default: the one that contains the current folder."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+
+
+def say_skipped(rejected: Iterable[Rejected]) -> None:
+    """List the records that are skipped on stderr, with what is wrong with each."""
+    for record in rejected:
+        typer.echo(f"skipped: {record.error}", err=True)
 
 
 def overrides(config: Path | None, settings: list[str] | None, seed: int | None) -> dict[str, Any]:

@@ -30,9 +30,7 @@ def train_editor(
         Path | None, typer.Option("--out", help="Folder of the trained editor; the same command continues it.")
     ] = None,
     limit: options.LimitOption = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out records that cannot be used, and list them.")
-    ] = False,
+    skip_invalid: options.SkipInvalidOption = False,
     zsre_target: options.ZsreTargetOption = "alt",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting of the training. Repeatable.")
@@ -62,8 +60,7 @@ def train_editor(
     from betaedit.facts.sources import source_name
 
     facts = read_cases(source, limit=limit, skip_invalid=skip_invalid, zsre_target=zsre_target)
-    for rejected in facts.rejected:
-        typer.echo(f"left out: {rejected.error}", err=True)
+    options.say_skipped(facts.rejected)
     row.check_training(facts.cases)
     from betaedit.models.load import load_language_model
 
