@@ -114,6 +114,14 @@ def test_every_preset_is_a_possible_configuration_for_every_recipe(preset, recip
     assert preset.config(recipe).layers
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora", "ultraedit", "wise"])
+def test_what_was_measured_for_smollm2_takes_the_place_of_what_is_published_and_untuned_keeps_it(method: str):
+    row, measured = METHODS[method], find_preset("smollm2")
+    assert measured is not None
+    assert measured.config(row) != row.configure({})
+    assert untuned(30).config(row) == row.configure({})
+
+
 @pytest.mark.parametrize("depth", range(1, 101))
 def test_untuned_layers_lie_inside_a_model_of_any_depth_and_follow_each_other(depth: int):
     layers = untuned(depth).config(find_recipe("betaedit")).layers

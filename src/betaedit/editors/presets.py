@@ -69,6 +69,8 @@ _SINGLE = ("rome", "r-rome")
 # Measured on three CounterFact records: at WISE's published rate its two distances do not settle (docs/side-memory.md).
 # docs/side-memory.md and docs/gradient-methods.md say on how few facts these were chosen.
 _SMOLLM2_OTHERS: dict[str, dict[str, Any]] = {
+    "lora": {"learning_rate": 2e-4, "steps": 12},
+    "adalora": {"learning_rate": 1e-3, "steps": 20},
     "ultraedit": {"learning_rate": 3e-4},
     "wise": {"layer": 20, "learning_rate": 0.3},
 }

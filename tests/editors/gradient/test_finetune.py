@@ -14,12 +14,18 @@ from betaedit import Editor, Fact
 from betaedit.editors.gradient.config import FineTuneConfig
 from betaedit.editors.methods import find_method
 from betaedit.errors import ConfigError, NumericalError
+from betaedit.evaluation import perplexity
 from betaedit.models import LanguageModel
 from support.edits import FACTS, unchanged, weights
 from support.families import language_model
 from support.methods import small_editor
 
 LAYER, RATE = 2, 0.01
+PROSE = (
+    "A short text about the city and the river.",
+    "And another one, a little longer than that: people lived there.",
+    "The mother tongue of Ana is French, and the bridge is in the city of Paris.",
+)
 
 
 @dataclass
@@ -136,6 +142,31 @@ def test_unconstrained_fine_tuning_moves_the_weight_far_more_than_constrained() 
         editor.edit(FACTS)
         lengths[limit] = float(editor.matrices()[LAYER].change().norm())
     assert lengths[None] > 10 * lengths[1e-3]
+
+
+def model_that_knows(texts: Sequence[str]) -> LanguageModel:
+    """A tiny model trained on ``texts`` until it says them."""
+    model = language_model("llama")
+    optimizer = torch.optim.Adam(model.model.requires_grad_().parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        for text in texts:
+            ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+            model.model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    model.model.requires_grad_(False)
+    return model
+
+
+def test_unconstrained_fine_tuning_harms_other_text_far_more_than_constrained() -> None:
+    rises = {}
+    for limit in (None, 0.02):
+        model = model_that_knows(PROSE)
+        before = perplexity(model, PROSE)
+        small_editor("ft", model, norm_limit=limit, steps=25).edit(FACTS)
+        rises[limit] = perplexity(model, PROSE) / before - 1
+    assert rises[None] > 0.1
+    assert rises[0.02] < 0.01
 
 
 def test_ft_m_refuses_the_other_loss() -> None:
