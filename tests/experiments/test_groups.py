@@ -58,12 +58,11 @@ def figures(folder: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(
-    "method", ["betaedit", "rect", "ft", "ultraedit", "grace", "wise", "scr", "mend", "memit-h+scr"]
+    "method", ["betaedit", "rect", "ft", "lora", "ultraedit", "grace", "wise", "scr", "mend", "memit-h+scr"]
 )
-def test_each_group_is_measured_as_if_it_were_a_run_of_its_own(tmp_path: Path, method: str, size: int) -> None:
-    cases = CASES[:3]
+def test_each_group_is_measured_as_if_it_were_a_run_of_its_own(tmp_path: Path, method: str) -> None:
+    cases, size = CASES[:3], 2
     grouped(tmp_path / "groups", size, method, cases)
     alone = []
     for start in range(0, len(cases), size):
@@ -95,16 +94,20 @@ def test_figures_of_the_model_are_means_over_the_first_groups_and_the_record_say
     tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(evaluate, "WHOLE_MODEL", 2)
-    report = grouped(tmp_path / "run", 1, measures=dataclasses.replace(MEASURES, extras=("latency",)))
+    report = grouped(tmp_path / "run", 1)
     groups = RunFolder(tmp_path / "run").groups.checkpoints()
     assert [group.perplexity is not None for group in groups] == [True, True, False, False, False]
-    assert ["seconds per 50 tokens" in group.measures for group in groups] == [True, True, False, False, False]
     assert report.after.groups.model_dump() == {"size": 1, "count": 5, "drift": 2}
     for name in ("perplexity", "agreement", "kl"):
         assert getattr(report.after, name) == pytest.approx(sum(getattr(group, name) for group in groups[:2]) / 2)
     changes = [group.layers[1].relative_weight_change for group in groups[:2]]
     assert report.after.layers[1].relative_weight_change == pytest.approx(sum(changes) / 2)
     assert report.after.seconds_editing == pytest.approx(sum(result.seconds for result in report.results))
+
+
+def test_abilities_and_latency_are_figures_of_the_model() -> None:
+    of_facts = dataclasses.replace(MEASURES, extras=("abilities", "tokens", "latency", "questions")).of_facts
+    assert (of_facts.drift, of_facts.extras) == (False, ("tokens", "questions"))
 
 
 def test_an_ability_task_keeps_the_count_of_its_items() -> None:
