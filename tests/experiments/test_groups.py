@@ -166,10 +166,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (run_module, "save_batch", 1),
         (run_module, "save_batch", 3),
         (Evaluator, "checkpoint", 3),
-        (Checkpoints, "write_checkpoint", 2),
         (Checkpoints, "write_checkpoint", 4),
         (run_module, "measure_held", 2),
     ],
