@@ -122,3 +122,22 @@ def test_the_table_cuts_no_name_off_in_a_narrow_terminal(
         ["method", "edits", "perplexity", "agreement", "leakage", "weight", "change"],
         ["fact", "wanted", "alphaedit-naive"],
     ]
+
+
+def test_facts_are_written_in_groups_and_the_tables_say_so(betaedit, tiny, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(f'{{"subject": "{name}", "prompt": "The home of {{}} is", "target_new": "Rome"}}\n'
+                             for name in ("Ana", "Bob", "Zoe")))  # fmt: skip
+    args = ["compare", "--from", facts, "--methods", "ft,grace", "--out", tmp_path / "runs", "--reset-every", "2",
+            *tiny[:2], "--set", "steps=2"]  # fmt: skip
+    found = json.loads(betaedit(*args, "--json").out)
+    for report in found.values():
+        assert report["setup"]["reset_every"] == 2
+        assert report["checkpoints"][-1]["groups"] == {"size": 2, "count": 2, "drift": 2}
+        assert report["edits"] == len(report["facts_held"]["facts"]) == 3
+    shown = " ".join(betaedit(*args).out.split())
+    assert "groups of 2 facts, each written into the unedited model" in shown
+    assert "figures of the model itself: mean over all 2 groups" in shown
+    ran = betaedit(*args, "--reset-every", "1")
+    assert ran.code != 0
+    assert "a different reset_every" in " ".join(ran.out.split())

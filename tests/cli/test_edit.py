@@ -146,6 +146,8 @@ BROKEN = '{"subject": "Ana", "prompt": "{} was born in", "target_new": "Lima"}\n
         (["edit", "The home of [Bob] is", "Rome", "--true", "Rome"], 3, ["would change nothing"]),
         (["edit", "The home of [Bob] is", "Rome", "--from", "x.jsonl"], 2, ["cannot be combined"]),
         (["edit", "--from", "missing.jsonl"], 3, ["missing.jsonl"]),
+        (["edit", "[Bob] is", "Rome", "--reset-every", "1", "--save", "new"], 2, ["no model holds all facts"]),
+        (["edit", "[Bob] is", "Rome", "--reset-every", "1", "--batch-size", "2"], 2, ["in batches of 2"]),
         (
             ["edit", "The home of [Bob] is", "<|endoftext|>"],
             3,

@@ -33,6 +33,7 @@ def compare(
     limit: options.LimitOption = None,
     skip_invalid: options.SkipInvalidOption = False,
     batch_size: options.BatchSizeOption = 1,
+    reset_every: options.ResetEveryOption = None,
     evaluate_at: options.EvaluateAtOption = "",
     text: options.TextOption = None,
     also: options.AlsoOption = "",
@@ -70,10 +71,12 @@ def compare(
     cases = list(facts.cases)
     from betaedit.cli.render import Bars
     from betaedit.experiments.compare import compare_methods
+    from betaedit.experiments.groups import check_group_size
     from betaedit.experiments.run import measuring_points
     from betaedit.models.load import load_language_model
 
-    measuring_points(counts, len(cases), batch_size)
+    check_group_size(reset_every, batch_size)
+    measuring_points(counts, len(cases), reset_every or batch_size)
     console = Console(stderr=json_)
     options.quiet_libraries()
     found = compare_methods(
@@ -86,6 +89,7 @@ def compare(
         progress=Bars(console),
         on_method=lambda name: console.print(f"[bold]{name}[/]"),
         batch_size=batch_size,
+        reset_every=reset_every,
         evaluate_at=counts,
         measures=measures,
         source=source_name(source),
@@ -183,11 +187,15 @@ def _facts_table(found: dict[str, RunReport | BetaEditError]) -> Table:
 
 def _model_table(found: dict[str, RunReport | BetaEditError]) -> Table:
     """The drift of the model."""
-    from betaedit.cli.render import short_columns
+    from betaedit.cli.render import groups_note, short_columns
     from betaedit.experiments.record import mean_known
 
     table = short_columns("method", "edits", "perplexity", "agreement", "leakage", "weight change")
     table.caption = "leakage (on held-out text) and weight change: relative, mean over layers"
+    notes = [
+        note for report in found.values() if not isinstance(report, BetaEditError) and (note := groups_note(report))
+    ]
+    table.caption = "\n".join([table.caption, *dict.fromkeys(notes)])
     for name, report in found.items():
         if isinstance(report, BetaEditError):
             continue

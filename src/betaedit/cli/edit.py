@@ -61,6 +61,7 @@ def edit(
     out: Annotated[
         Path | None, typer.Option("--out", help="Keep the run in this folder; the same command continues it.")
     ] = None,
+    reset_every: options.ResetEveryOption = None,
     evaluate_at: options.EvaluateAtOption = "",
     on_collapse: Annotated[
         Literal["ignore", "warn", "stop"],
@@ -118,6 +119,10 @@ def edit(
     values |= {name: value for name, value in chosen.items() if value is not None}
     cases, format_name, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
     options.check_new("--save", save)
+    if save is not None and reset_every is not None:
+        raise ConfigError(
+            "--save and --reset-every cannot be combined: no model holds all facts.", hint="Leave out one of them."
+        )
     if quick and out is not None:
         raise ConfigError("--out and --quick cannot be combined.", hint="Leave out one of them.")
     measures = options.measures(text, also, tasks, n_tests, judge, judge_model, quick=quick)
@@ -125,11 +130,13 @@ def edit(
     from rich.console import Console
 
     from betaedit.cli.render import Bars
+    from betaedit.experiments.groups import check_group_size
     from betaedit.experiments.run import measuring_points, run_edits
     from betaedit.facts.formats import OWN_FORMATS
     from betaedit.facts.sources import source_name
 
-    measuring_points(counts, len(cases), batch_size)
+    check_group_size(reset_every, batch_size)
+    measuring_points(counts, len(cases), reset_every or batch_size)
     console = Console(stderr=json_)
     editor = options.load_editor(
         model,
@@ -151,6 +158,7 @@ def edit(
     run = partial(
         run_edits,
         batch_size=batch_size,
+        reset_every=reset_every,
         evaluate_at=counts,
         measures=measures,
         folder=out,

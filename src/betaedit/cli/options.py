@@ -136,6 +136,16 @@ ZsreTargetOption = Annotated[
     Literal["alt", "answers"], typer.Option("--zsre-target", help="Which field of a zsRE record is written.")
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")]
+ResetEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--reset-every",
+        metavar="N",
+        min=1,
+        help="Write the facts in groups of N, each into the unedited model, and measure each group by itself; the "
+        "figures are those over all facts.",
+    ),
+]
 EvaluateAtOption = Annotated[
     str, typer.Option("--evaluate-at", help="Also measure after these numbers of edits: 30,300,1000.")
 ]

@@ -172,13 +172,27 @@ def summary_table(report: RunReport) -> Table:
         _add_figure(table, name, was, now, meaning)
     if (kept := report.after.neighbors_kept) is not None:
         table.add_row("neighbors kept", "100%", _share(kept), "neighbors whose answer is unchanged")
-    if corrected := report.after.corrected:
-        table.caption = corrected_facts(corrected)
+    notes = [groups_note(report), corrected_facts(report.after.corrected) if report.after.corrected else ""]
+    table.caption = "\n".join(note for note in notes if note) or None
     _add_drift(table, report)
     for name, value in report.after.measures.items():
         table.add_row(name, _value(report.before.measures.get(name)), _value(value), "")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
+
+
+def groups_note(report: RunReport) -> str:
+    """How the facts were grouped and where drift was measured; empty for one sequence."""
+    groups = report.after.groups
+    if groups is None:
+        return ""
+    facts = f"groups of {counted(groups.size, 'fact')}, each written into the unedited model"
+    if groups.drift == 0:
+        return facts
+    over = (
+        f"all {groups.count:,}" if groups.drift == groups.count else f"the first {groups.drift:,} of {groups.count:,}"
+    )
+    return f"{facts}; figures of the model itself: mean over {over} groups"
 
 
 def _add_drift(table: Table, report: RunReport) -> None:

@@ -26,7 +26,9 @@ from betaedit.experiments.figures import (
     mean_of,
     measure_task_abilities,
 )
+from betaedit.experiments.groups import WHOLE_MODEL, group_start
 from betaedit.experiments.record import (
+    WORST_PROMPTS,
     Checkpoint,
     HiddenView,
     Kind,
@@ -41,7 +43,6 @@ from betaedit.facts.fact import SLOT, EvaluationCase
 from betaedit.models.lookup import LookupStrategy, Prompt, encode_prompts
 from betaedit.models.replay import record
 
-_WORST = 12
 _VIEWED = 100
 _SAID = 12
 
@@ -53,17 +54,22 @@ class Evaluator:
         editor: Prepared; its original weights are restored for figures that compare.
         cases: The facts with the prompts they are measured on, in the order in which they are written.
         measures: What to measure.
+        group_size: Facts per group, if the model holds only one group at a time. The figures of the model itself are
+            measured in the first ``WHOLE_MODEL`` groups.
     """
 
-    def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
+    def __init__(
+        self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures, group_size: int | None = None
+    ) -> None:
         self._editor, self._cases, self._measures = editor, list(cases), measures.usable_on(editor.language_model)
+        self.group_size = group_size
         self._answers_before: FreeAnswers | None = None
         self._unedited, self._unedited_keys = UneditedStates(), UneditedStates()
 
     def checkpoint(
         self, edits: int, before: Sequence[Outcome], seconds_editing: float
     ) -> tuple[Checkpoint, list[Outcome]]:
-        """The model after ``edits`` edits, measured on the facts written so far; on all of them before the first.
+        """The model after ``edits`` edits, measured on the facts that it holds; on all of them before the first.
 
         Args:
             edits: How many facts are written.
@@ -72,13 +78,17 @@ class Evaluator:
         """
         started = time.perf_counter()
         model, progress = self._editor.language_model, self._editor.progress
-        cases = self._cases[:edits] if edits else self._cases
+        first = group_start(edits, self.group_size)
+        measures = self._measures
+        if self.group_size is not None and first >= WHOLE_MODEL * self.group_size:
+            measures = measures.of_facts
+        cases = self._cases[first:edits] if edits else self._cases
         # Nothing is corrected before anything is written.
         corrected = corrected_later([case.fact for case in cases]) if edits else [False] * len(cases)
         measured = measure_edits(model, cases, corrected=corrected, progress=progress, label="measuring")
         said, kept = self._neighbors(edits, cases, before)
-        outcomes = list(_outcomes(cases, measured.outcomes, said, kept))
-        drifted = self._measures.drift
+        outcomes = list(_outcomes(cases, measured.outcomes, said, kept, first))
+        drifted = measures.drift
         prose, agreement, kl = self._drift(edits) if drifted else (None, None, None)
         figures = edit_figures(measured)
         checkpoint = Checkpoint(
@@ -91,9 +101,9 @@ class Evaluator:
             perplexity=prose,
             agreement=agreement,
             kl=kl,
-            layers=layer_states(self._editor, self._measures.texts, self._unedited_keys) if drifted else {},
-            abilities=measure_task_abilities(model, self._measures, progress),
-            measures=self._extras(cases, corrected),
+            layers=layer_states(self._editor, measures.texts, self._unedited_keys) if drifted else {},
+            abilities=measure_task_abilities(model, measures, progress),
+            measures=self._extras(cases, corrected, measures, first),
             worst=self._worst(before, outcomes) if drifted else [],
             hidden=self._hidden(cases) if edits and drifted and self._layers() else None,
             seconds_editing=seconds_editing,
@@ -124,14 +134,17 @@ class Evaluator:
         drift = compare(model, texts, self._editor.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
-    def _extras(self, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> Figures:
+    def _extras(
+        self, cases: Sequence[EvaluationCase], corrected: Sequence[bool], measures: Measures, first: int
+    ) -> Figures:
         model, progress = self._editor.language_model, self._editor.progress
         if "questions" in self._measures.extras and self._answers_before is None:
             with self._editor.unedited():
                 self._answers_before = free_answers(model, self._cases, self._measures, progress)
         said = self._answers_before
-        before = None if said is None else {name: answers[: len(cases)] for name, answers in said.items()}
-        return extra_figures(model, cases, self._measures, progress, before, corrected)
+        last = first + len(cases)
+        before = None if said is None else {name: answers[first:last] for name, answers in said.items()}
+        return extra_figures(model, cases, measures, progress, before, corrected)
 
     def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:
         """The prompts on which the wanted answer lost most against the other one, with what is said there."""
@@ -141,7 +154,7 @@ class Evaluator:
         lost = sorted(
             ((was, margin, o) for was, margin, o in rows if was is not None and margin is not None and margin < was),
             key=lambda row: row[1] - row[0],
-        )[:_WORST]
+        )[:WORST_PROMPTS]
         after = self._says(lost)
         with self._editor.unedited():
             earlier = self._says(lost)
@@ -233,8 +246,9 @@ def _outcomes(
     outcomes: Sequence[CaseOutcome],
     said: Mapping[str, Ids],
     kept: Mapping[str, bool],
+    first: int,
 ) -> Iterator[Outcome]:
-    for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
+    for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True), start=first):
         fact = case.fact
         of_record = partial(_outcome, case_name(index, case), outcome.corrected)
         yield of_record("rewrite", fact.text, fact.target_new, fact.target_true, outcome.rewrite[0])

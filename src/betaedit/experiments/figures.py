@@ -76,6 +76,12 @@ class Measures:
         return replace(self, extras=tuple(name for name in self.extras if name != "chat"))
 
     @property
+    def of_facts(self) -> Measures:
+        """The same without figures of the model itself: drift, abilities and latency."""
+        extras = tuple(name for name in self.extras if name not in ("abilities", "latency"))
+        return replace(self, drift=False, extras=extras)
+
+    @property
     def asked_as(self) -> dict[str, AnswerStyle]:
         """Answer styles of questions, by the prefix of their figures' names."""
         return {name: style for name, style in _ASKED_AS.items() if not style.chat or "chat" in self.extras}

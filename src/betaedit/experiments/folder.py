@@ -22,38 +22,15 @@ FORMAT = 1
 Stored = TypeVar("Stored", bound=BaseModel)
 
 
-class RunFolder:
-    """A measured run on disk.
+class Checkpoints:
+    """Checkpoints and their outcomes on disk.
 
     Args:
         path: The folder.
-
-    Raises:
-        RunFolderError: It is not a run folder, or has a newer format.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        file = self.path / "run.json"
-        if not file.is_file():
-            missing = "it has no run.json" if self.path.is_dir() else "there is no such folder"
-            raise RunFolderError(
-                f"{self.path} is not a run folder: {missing}.", hint="Give a folder that a measured run wrote."
-            )
-        self.setup = parse(RunSetup, _checked_format(file), str(file))
-
-    @classmethod
-    def create(cls, path: Path | str, setup: RunSetup) -> RunFolder:
-        """A new run folder.
-
-        Raises:
-            RunFolderError: There is already a run.
-        """
-        file = Path(path) / "run.json"
-        if file.exists():
-            raise RunFolderError(f"{path} already holds a run.", hint="Name a new folder.")
-        write_json(file, setup)
-        return cls(path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def measured(self) -> list[int]:
         """The numbers of edits with a checkpoint, in order."""
@@ -81,13 +58,6 @@ class RunFolder:
         for place, line in read_lines(self._outcomes_file(edits)):
             yield parse(Outcome, line, place)
 
-    def edits(self) -> Iterator[dict[str, Any]]:
-        """Every edit made, one by one."""
-        for place, line in read_lines(self.path / "edits.jsonl"):
-            if not isinstance(line, dict):
-                raise RunFolderError(f"{place}: must be a JSON object.", hint="Remove the line.")
-            yield line
-
     def write_checkpoint(self, checkpoint: Checkpoint, outcomes: Iterable[Outcome] = ()) -> None:
         """Store a checkpoint with its outcomes; the checkpoint is written last, so an existing one is complete."""
         lines = (json.dumps(outcome.model_dump(), ensure_ascii=False) for outcome in outcomes)
@@ -99,15 +69,59 @@ class RunFolder:
         for file in (self._checkpoint_file(edits), self._outcomes_file(edits)):
             file.unlink(missing_ok=True)
 
-    def append_edit(self, edit: dict[str, Any]) -> None:
-        """Add a line to ``edits.jsonl``."""
-        append_line(self.path / "edits.jsonl", edit)
-
     def _checkpoint_file(self, edits: int) -> Path:
         return self.path / "checkpoints" / f"{edits:08d}.json"
 
     def _outcomes_file(self, edits: int) -> Path:
         return self.path / "outcomes" / f"{edits:08d}.jsonl"
+
+
+class RunFolder(Checkpoints):
+    """A measured run on disk.
+
+    ``groups`` has the checkpoint of each group, by the number of its last edit, if the run resets the model.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunFolderError: It is not a run folder, or has a newer format.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(Path(path))
+        self.groups = Checkpoints(self.path / "groups")
+        file = self.path / "run.json"
+        if not file.is_file():
+            missing = "it has no run.json" if self.path.is_dir() else "there is no such folder"
+            raise RunFolderError(
+                f"{self.path} is not a run folder: {missing}.", hint="Give a folder that a measured run wrote."
+            )
+        self.setup = parse(RunSetup, _checked_format(file), str(file))
+
+    @classmethod
+    def create(cls, path: Path | str, setup: RunSetup) -> RunFolder:
+        """A new run folder.
+
+        Raises:
+            RunFolderError: There is already a run.
+        """
+        file = Path(path) / "run.json"
+        if file.exists():
+            raise RunFolderError(f"{path} already holds a run.", hint="Name a new folder.")
+        write_json(file, setup)
+        return cls(path)
+
+    def edits(self) -> Iterator[dict[str, Any]]:
+        """Every edit made, one by one."""
+        for place, line in read_lines(self.path / "edits.jsonl"):
+            if not isinstance(line, dict):
+                raise RunFolderError(f"{place}: must be a JSON object.", hint="Remove the line.")
+            yield line
+
+    def append_edit(self, edit: dict[str, Any]) -> None:
+        """Add a line to ``edits.jsonl``."""
+        append_line(self.path / "edits.jsonl", edit)
 
 
 def write_json(path: Path, data: BaseModel | dict[str, Any]) -> None:

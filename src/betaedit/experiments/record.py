@@ -21,6 +21,9 @@ Kind = Literal["rewrite", "paraphrase", "neighbor"]
 EXTRAS = ("abilities", "questions", "tokens", "chat", "fluency", "latency", "retrieval")
 """Slower figures, measured on request."""
 
+WORST_PROMPTS = 12
+"""How many prompts a checkpoint lists that lost most."""
+
 METRICS = ("efficacy", "generality", "specificity")
 
 
@@ -143,6 +146,20 @@ class HiddenView(Record):
     after: dict[str, list[tuple[float, float]]]
 
 
+class Groups(Record):
+    """The groups of facts, each written into the unedited model, whose figures a checkpoint pools.
+
+    Args:
+        size: Facts per group; the last one may have fewer.
+        count: Number of groups.
+        drift: In how many of them, the first ones, drift, abilities and latency were measured.
+    """
+
+    size: int
+    count: int
+    drift: int
+
+
 class Checkpoint(Record):
     """The figures of the model after a number of edits.
 
@@ -164,6 +181,7 @@ class Checkpoint(Record):
         hidden: Two-dimensional view of hidden states.
         seconds_editing: Time of all edits so far.
         seconds_evaluating: Time of this checkpoint.
+        groups: The groups whose figures these are; ``None`` for one model that holds all facts.
     """
 
     edits: int
@@ -182,6 +200,7 @@ class Checkpoint(Record):
     hidden: HiddenView | None = None
     seconds_editing: float = 0.0
     seconds_evaluating: float = 0.0
+    groups: Groups | None = None
 
 
 class RunSetup(Record):
@@ -196,6 +215,8 @@ class RunSetup(Record):
         data: File, its sha256, number of records.
         measured: Which figures, with hashes of the prompts and texts they are measured on; empty in older runs.
         evaluate_at: Edit counts.
+        batch_size: Facts solved together.
+        reset_every: Facts per group, if each group is written into the unedited model; else ``None``.
         versions: betaedit, torch, transformers, python.
         machine: Where the run began: device, processor, threads; empty in older runs. Not compared on resuming.
         details: Statistics, contexts, command line.
@@ -210,6 +231,7 @@ class RunSetup(Record):
     measured: dict[str, Any] = {}
     evaluate_at: list[int]
     batch_size: int
+    reset_every: int | None = None
     versions: dict[str, str]
     machine: dict[str, Any] = {}
     details: dict[str, Any] = {}

@@ -21,7 +21,7 @@ def open_run(
     """The run folder at ``path``: a new one, that of this same run, or that of a run on the first of its ``cases``.
 
     A run on the first cases loses its measurement of the unedited model, which was on those alone. ``stride`` facts of
-    it are processed together.
+    it are processed together, or are a group.
 
     Raises:
         RunFolderError: Something else is there.
@@ -77,6 +77,7 @@ def _identifying_fields(setup: RunSetup) -> dict[str, Any]:
         "method": setup.method,
         "config": config,
         "batch_size": setup.batch_size,
+        "reset_every": setup.reset_every,
         **{name: value for name, value in setup.details.items() if name not in ("preset", "statistics")},
     }
 
@@ -101,8 +102,9 @@ def _check_extension(found: RunFolder, cases: Sequence[EvaluationCase], stride: 
     if n >= len(cases) or describe_cases(cases[:n], None)["facts_sha256"] != found.setup.data["facts_sha256"]:
         raise _another_run(found.path, f"other facts than these {len(cases)}: {n} of {found.setup.data['source']}")
     if n % stride:
+        unit = "batch" if found.setup.reset_every is None else "group"
         raise _another_run(
-            found.path, f"{n} facts, which do not end with a whole batch of {stride}, so none can follow"
+            found.path, f"{n} facts, which do not end with a whole {unit} of {stride}, so none can follow"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from betaedit.errors import CollapseError, ConfigError
 from betaedit.evaluation.holding import STATUSES, Holding, measure_holding
 from betaedit.experiments.evaluate import Evaluator
 from betaedit.experiments.figures import Measures
-from betaedit.experiments.folder import RunFolder
+from betaedit.experiments.folder import Checkpoints, RunFolder
+from betaedit.experiments.groups import check_group_size, group_ends, group_start, pool
 from betaedit.experiments.record import (
     METRICS,
     Checkpoint,
@@ -29,7 +31,7 @@ from betaedit.experiments.resume import open_run, unedited_beside
 from betaedit.experiments.state import count_edits, load_batches, save_batch
 from betaedit.experiments.verdict import judge
 from betaedit.facts.corrections import corrected_later
-from betaedit.facts.fact import EvaluationCase
+from betaedit.facts.fact import EvaluationCase, Fact
 from betaedit.models.machine import describe_machine
 from betaedit.progress import Progress
 from betaedit.statistics.corpus import placed_corpus
@@ -48,7 +50,8 @@ class RunReport:
         setup: Model, method, hyper-parameters, statistics.
         results: Every edit.
         checkpoints: The unedited model first, the finished one last.
-        holdings: How the finished model holds each fact; ``None`` if a later one corrects it.
+        holdings: How the finished model, or that of the fact's group, holds each fact; ``None`` if a later one corrects
+            it.
         folder: Folder of the run, if any.
     """
 
@@ -133,11 +136,12 @@ class _Done:
 
     results: list[EditResult] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    groups: list[Checkpoint] = field(default_factory=list)
+    holdings: list[Holding | None] = field(default_factory=list)
     before: list[Outcome] = field(default_factory=list)
 
-    @property
-    def seconds_editing(self) -> float:
-        return sum(result.seconds for result in self.results)
+    def seconds_editing(self, start: int = 0) -> float:
+        return sum(result.seconds for result in self.results[start:])
 
 
 def run_edits(
@@ -145,6 +149,7 @@ def run_edits(
     cases: Sequence[EvaluationCase],
     *,
     batch_size: int = 1,
+    reset_every: int | None = None,
     evaluate_at: Sequence[int] = (),
     measures: Measures | None = None,
     folder: Path | str | None = None,
@@ -160,10 +165,14 @@ def run_edits(
     ends with the same weights and figures. A call with more cases after those of a stored run continues from its end;
     only the unedited model is measured again, on all of them.
 
+    With ``reset_every`` the facts are written in groups, each into the unedited model. A group is measured after its
+    last edit; a checkpoint pools all groups so far (``experiments.groups``). In the end the model holds the last group.
+
     Args:
         editor: Holds the unedited model, which is changed.
         cases: The facts with the prompts they are measured on.
         batch_size: Facts solved together.
+        reset_every: Facts per group; all are written one after another when not given.
         evaluate_at: Numbers of edits after which to measure; the beginning and the end are always measured.
         measures: What to measure; the edit metrics and drift when not given.
         folder: Folder to store the run in.
@@ -173,8 +182,8 @@ def run_edits(
         beside: A folder of runs. If one of them has measured the same unedited model in the same way, that is reused.
 
     Raises:
-        ConfigError: A count of ``evaluate_at`` does not lie between two batches, the model already holds edits, or a
-            folder is given without drift.
+        ConfigError: A count of ``evaluate_at`` does not lie between two batches or groups, a group is smaller than a
+            batch, the model already holds edits, or a folder is given without drift.
         RunFolderError: The folder holds another run, or is damaged.
         StatisticsError: The stored run was made with other statistics.
         CollapseError: The model collapsed and ``on_collapse`` is ``stop``; the folder has the run so far.
@@ -184,23 +193,33 @@ def run_edits(
     measures = measures or Measures()
     if folder is not None and not measures.drift:
         raise ConfigError("drift=False and a folder cannot be combined.", hint="Leave out one of them.")
-    points = measuring_points(evaluate_at, len(cases), editor.editing.stride(batch_size))
+    check_group_size(reset_every, batch_size)
+    step = reset_every or editor.editing.stride(batch_size)
+    points = measuring_points(evaluate_at, len(cases), step)
     editor.plan(cases)
     editor.prepare()
-    setup = _setup(editor, cases, points, batch_size, source, measures)
-    kept = None if folder is None else open_run(Path(folder), setup, cases, measures, editor.editing.stride(batch_size))
+    setup = _setup(editor, cases, points, batch_size, reset_every, source, measures)
+    kept = None if folder is None else open_run(Path(folder), setup, cases, measures, step)
     unedited = None if beside is None else unedited_beside(beside, setup)
-    evaluator = Evaluator(editor, cases, measures)
+    evaluator = Evaluator(editor, cases, measures, reset_every)
     done = _Done()
-    batches = _batches(editor, cases, batch_size, kept)
+    batches = _batches(editor, cases, batch_size, reset_every or len(cases), kept)
     for point in points:
-        _edit_until(point, batches, done, editor.progress, on_edit)
-        _measure(evaluator, kept, point, done, unedited)
+        if reset_every is None or point == 0:
+            _edit_until(point, batches, done, editor.progress, on_edit)
+            checkpoint = _measure(evaluator, kept, point, done, unedited)
+        else:
+            for end in group_ends(point, reset_every)[len(done.groups) :]:
+                _edit_until(end, batches, done, editor.progress, on_edit)
+                done.groups.append(_measure(evaluator, None if kept is None else kept.groups, end, done))
+                done.holdings += measure_held(editor, done.results[len(done.holdings) :])
+            checkpoint = _pooled(kept, done, reset_every)
+        done.checkpoints.append(checkpoint)
         _guard(done.checkpoints, on_collapse)
     plain = {key: value for key, value in editor.to_dict().items() if key != "edits"}
-    plain |= {name: getattr(setup, name) for name in ("dtype", "measured", "versions", "machine")}
+    plain |= {name: getattr(setup, name) for name in ("reset_every", "dtype", "measured", "versions", "machine")}
     path = None if kept is None else kept.path
-    holdings = measure_held(editor, done.results)
+    holdings = done.holdings + measure_held(editor, done.results[len(done.holdings) :])
     return RunReport(plain, tuple(done.results), tuple(done.checkpoints), tuple(holdings), path)
 
 
@@ -226,39 +245,55 @@ def measuring_points(evaluate_at: Sequence[int], total: int, step: int) -> list[
     """The counts at which a run of ``total`` edits is measured, ``step`` of them searched or written together.
 
     Raises:
-        ConfigError: One of ``evaluate_at`` lies beyond the last edit or within a step.
+        ConfigError: One of ``evaluate_at`` lies beyond the last edit or within a step, which may be a group.
     """
     wrong = [count for count in evaluate_at if not 0 <= count <= total or (count % step and count != total)]
     if wrong:
-        steps = "" if step == 1 else f" in steps of {step} (batch size times look-ahead)"
+        steps = "" if step == 1 else f" in steps of {step} (a group, or batch size times look-ahead)"
         raise ConfigError(f"cannot measure after {wrong[0]} edits.", hint=f"Give numbers from 0 to {total}{steps}.")
     return sorted({0, *evaluate_at, total})
 
 
 def _batches(
-    editor: Editor, cases: Sequence[EvaluationCase], batch_size: int, kept: RunFolder | None
+    editor: Editor, cases: Sequence[EvaluationCase], batch_size: int, group_size: int, kept: RunFolder | None
 ) -> Iterator[WrittenBatch]:
-    """Every batch of the run: those on disk first, written again without a search; then new ones, which are stored."""
-    done = listed = 0
-    if kept is not None:
-        listed = sum(1 for _ in kept.edits())
-        for batch in load_batches(kept.path / "state", _whole_windows(editor, kept, len(cases), batch_size)):
-            editor.replay(batch)
+    """Every batch of the run; the model is reset when the first one of another group is asked for."""
+    facts = [case.fact for case in cases]
+    listed = 0 if kept is None else sum(1 for _ in kept.edits())
+    start = 0
+    for end in group_ends(len(cases), group_size):
+        if start:
+            editor.reset()
+        done = start
+        for batch in _of_group(editor, facts, start, end, batch_size, kept):
             done += len(batch.results)
             listed = _list_edits(kept, batch, done, listed)
             yield batch
-    for batch in editor.write([case.fact for case in cases[done:]], batch_size=batch_size):
+        start = end
+
+
+def _of_group(
+    editor: Editor, facts: Sequence[Fact], start: int, end: int, batch_size: int, kept: RunFolder | None
+) -> Iterator[WrittenBatch]:
+    """The batches of ``facts[start:end]``: those on disk first, replayed without a search; then new ones, stored."""
+    done = start
+    if kept is not None:
+        usable = _whole_windows(editor, kept, start, end, batch_size)
+        for batch in load_batches(kept.path / "state", usable, start):
+            editor.replay(batch)
+            done += len(batch.results)
+            yield batch
+    for batch in editor.write(facts[done:end], batch_size=batch_size):
         if kept is not None:
             save_batch(kept.path / "state", done + 1, batch)
         done += len(batch.results)
-        listed = _list_edits(kept, batch, done, listed)
         yield batch
 
 
-def _whole_windows(editor: Editor, kept: RunFolder, total: int, batch_size: int) -> int:
-    """How many stored edits can be used: values that are searched together must be searched together again."""
+def _whole_windows(editor: Editor, kept: RunFolder, start: int, end: int, batch_size: int) -> int:
+    """Up to which edit of a group stored ones can be used: values searched together must be searched together again."""
     count = count_edits(kept.path / "state")
-    return count if count == total else count - count % editor.editing.stride(batch_size)
+    return end if count >= end else count - (count - start) % editor.editing.stride(batch_size)
 
 
 def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: int) -> int:
@@ -271,7 +306,9 @@ def _list_edits(kept: RunFolder | None, batch: WrittenBatch, done: int, listed: 
     return done
 
 
-def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Done, unedited: RunFolder | None) -> None:
+def _measure(
+    evaluator: Evaluator, kept: Checkpoints | None, point: int, done: _Done, unedited: RunFolder | None = None
+) -> Checkpoint:
     """The checkpoint at ``point``: from the folder if it is there, else measured and stored."""
     if kept is not None and point in kept.measured():
         checkpoint, outcomes = kept.checkpoint(point), list(kept.outcomes(point)) if point == 0 else []
@@ -279,12 +316,22 @@ def _measure(evaluator: Evaluator, kept: RunFolder | None, point: int, done: _Do
         if point == 0 and unedited is not None:
             checkpoint, outcomes = evaluator.taken_over(unedited.checkpoint(0)), list(unedited.outcomes(0))
         else:
-            checkpoint, outcomes = evaluator.checkpoint(point, done.before, done.seconds_editing)
+            seconds = done.seconds_editing(group_start(point, evaluator.group_size))
+            checkpoint, outcomes = evaluator.checkpoint(point, done.before, seconds)
         if kept is not None:
             kept.write_checkpoint(checkpoint, outcomes)
     if point == 0:
         done.before = outcomes
-    done.checkpoints.append(checkpoint)
+    return checkpoint
+
+
+def _pooled(kept: RunFolder | None, done: _Done, size: int) -> Checkpoint:
+    """The checkpoint over all groups so far, stored if it is not in the folder yet."""
+    checkpoint = pool(done.groups, size)
+    if kept is not None and checkpoint.edits not in kept.measured():
+        outcomes = (kept.groups.outcomes(group.edits) for group in done.groups)
+        kept.write_checkpoint(checkpoint, chain.from_iterable(outcomes))
+    return checkpoint
 
 
 def _guard(checkpoints: Sequence[Checkpoint], on_collapse: OnCollapse) -> None:
@@ -303,6 +350,7 @@ def _setup(
     cases: Sequence[EvaluationCase],
     points: Sequence[int],
     batch_size: int,
+    reset_every: int | None,
     source: str | None,
     measures: Measures,
 ) -> RunSetup:
@@ -320,6 +368,7 @@ def _setup(
         measured=measures.describe(cases),
         evaluate_at=list(points),
         batch_size=batch_size,
+        reset_every=reset_every,
         versions=library_versions(),
         machine=describe_machine(model),
         details=_as_stored({"preset": plain["preset"], **editor.editing.describe()}),

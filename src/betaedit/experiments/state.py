@@ -40,14 +40,14 @@ def count_edits(folder: Path) -> int:
     return int(files[-1].stem) - 1 + len(_load(files[-1]).results) if files else 0
 
 
-def load_batches(folder: Path, limit: int) -> Iterator[WrittenBatch]:
-    """The batches of the first ``limit`` stored edits, in order.
+def load_batches(folder: Path, limit: int, after: int = 0) -> Iterator[WrittenBatch]:
+    """The batches of the first ``limit`` stored edits, in order, without those of the first ``after``.
 
     Raises:
         RunFolderError: A file is damaged, or one is missing between others.
     """
-    expected = 1
-    for file in sorted(folder.glob("*.safetensors")):
+    expected = after + 1
+    for file in sorted(file for file in folder.glob("*.safetensors") if int(file.stem) > after):
         if expected > limit:
             return
         if int(file.stem) != expected:

@@ -86,7 +86,7 @@ def editor_of(
     """
     if (Path(name) / LEDGER).is_file():
         return _workspace_editor(name, statistics, dtype, device)
-    run = _run(name)
+    run = _one_model(_run(name))
     setup = run.setup
     own = cast(DtypeName, setup.dtype or dtype or "float32")
     _check_type(name, own, dtype)
@@ -141,7 +141,7 @@ def facts_of(name: str) -> list[Fact]:
     if (Path(name) / LEDGER).is_file():
         with closing(Store(Path(name) / LEDGER)) as store:
             return [version.fact for version in store.live()]
-    run = _run(name)
+    run = _one_model(_run(name))
     method = find_method(run.setup.method)
     config = method.resolve_config(method.configure(run.setup.config))
     held: list[Fact] = []
@@ -231,6 +231,17 @@ def _run(name: str) -> RunFolder:
         missing = "is neither a run folder nor a workspace" if Path(name).is_dir() else "is not a folder"
         raise RunFolderError(f"{name} {missing}.", hint="Give a run folder or a workspace.")
     return RunFolder(name)
+
+
+def _one_model(run: RunFolder) -> RunFolder:
+    """``run``, if one model holds all its facts."""
+    if run.setup.reset_every is not None:
+        raise RunFolderError(
+            f"no model holds all facts of {run.path}: each group of {run.setup.reset_every} was written into the "
+            "unedited model.",
+            hint="Its figures are in its folder: betaedit report. Make a run without --reset-every.",
+        )
+    return run
 
 
 def _share(found: Mean | None) -> float | None:

@@ -105,7 +105,7 @@ def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
         None if (kept := checkpoint.neighbors_kept) is None else f"{percent(kept.mean)} of neighbors kept",
     ]
     parts = [
-        f"{checkpoint.edits:,} fact{'' if checkpoint.edits == 1 else 's'} written",
+        f"{checkpoint.edits:,} fact{'' if checkpoint.edits == 1 else 's'} written{_grouped(checkpoint)}",
         ", ".join(part for part in parts_of_edits if part),
         _prose(base, checkpoint),
         "drift not measured"
@@ -113,6 +113,11 @@ def summarize(base: Checkpoint | None, checkpoint: Checkpoint) -> str:
         else f"{percent(checkpoint.agreement, 1)} of next tokens unchanged",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _grouped(checkpoint: Checkpoint) -> str:
+    groups = checkpoint.groups
+    return "" if groups is None else f" in groups of {groups.size:,}, each into the unedited model"
 
 
 def said_share(figure: EditFigure) -> float | None:

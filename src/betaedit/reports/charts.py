@@ -136,13 +136,23 @@ class Cloud:
 
 
 def name_folders(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
-    """Runs by unique names: that of the folder, numbered if two are the same."""
+    """Runs by unique names: that of the folder, numbered if two are the same.
+
+    Where some runs reset the model and others do not, or after another number of facts, the names say so.
+    """
     names = [folder.path.resolve().name for folder in folders]
+    sizes = [folder.setup.reset_every for folder in folders]
+    if len(set(sizes)) > 1:
+        names = [f"{name} ({_grouping(size)})" for name, size in zip(names, sizes, strict=True)]
     unique = [
         name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
         for place, name in enumerate(names)
     ]
     return dict(zip(unique, folders, strict=True))
+
+
+def _grouping(size: int | None) -> str:
+    return "one sequence" if size is None else f"groups of {size:,}"
 
 
 def read_runs(folders: Sequence[RunFolder]) -> tuple[Run, ...]:
