@@ -12,7 +12,7 @@ from torch import Tensor
 
 from betaedit.errors import NumericalError
 from betaedit.memory import AssociativeMemory, Postprocessing, Postprocessor, RandomKeys, Update
-from betaedit.memory.postprocess import Whitening, prune, rect
+from betaedit.memory.postprocess import Whitening, prune, rect, sphere
 from betaedit.memory.rule import PostprocessKind
 from memory.test_associative import LAWS, Case, cases, eye
 from support.reference import (
@@ -22,6 +22,7 @@ from support.reference import (
     one_time_solution,
     relative_error,
     simie_solution,
+    spared,
     sparse_in_whitened_keys,
 )
 
@@ -76,6 +77,26 @@ def test_adaedit_as_read_here_is_sparse_in_whitened_keys(case: Case, fraction: f
     change = numbers(3, 4, case.moment.shape[0])
     wanted = sparse_in_whitened_keys(change, case.moment, fraction)
     assert relative_error(Whitening(case.moment).sparsify(change, fraction), wanted) < 1e-6
+
+
+@MANY
+@given(
+    st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 20), st.floats(0.05, 0.95), st.sampled_from([0.5, 1.0])
+)
+def test_sphere_spares_the_main_directions_of_the_weights_rows(
+    seed: int, d_out: int, d_in: int, share: float, strength: float
+):
+    change, weight = numbers(seed, d_out, d_in), numbers(seed + 1, d_out, d_in)
+    wanted = spared(change, weight, share, strength)
+    assert relative_error(sphere(change, weight, share, strength), wanted) < 1e-8
+
+
+def test_sphere_by_hand():
+    """Rows along the first axis twice and the second once: the first alone has two thirds of the energy."""
+    weight = torch.tensor([[5.0, 0.0], [-2.0, 0.0], [0.0, 9.0]]).double()
+    change = torch.tensor([[1.0, 1.0]]).double()
+    torch.testing.assert_close(sphere(change, weight, 0.5, 0.5), torch.tensor([[0.5, 1.0]]).double())
+    torch.testing.assert_close(sphere(change, weight, 0.7, 0.5), torch.tensor([[0.5, 0.5]]).double())
 
 
 @LAWS

@@ -7,7 +7,7 @@ official way), not from character offsets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -145,13 +145,21 @@ def optimize_value_by_projected_bb(
 
 
 def edit(
-    model, tokenizer, facts, moments: dict[int, Tensor], settings: Settings, tau: int = 10**9, look_ahead: int = 1
+    model,
+    tokenizer,
+    facts,
+    moments: dict[int, Tensor],
+    settings: Settings,
+    tau: int = 10**9,
+    look_ahead: int = 1,
+    per_layer: bool = False,
 ) -> None:
     """BetaEdit by its official code: batch size 1, in place, projector refreshed every ``tau`` edits.
 
     ``look_ahead`` is no part of the official code: so many values are sought under the weights as they are, before the
-    first of them is written.
+    first of them is written. ``per_layer`` is BLUE (B.10): a value for each layer in turn, its residual undivided.
     """
+    passes = [replace(settings, layers=(layer,)) for layer in settings.layers] if per_layer else [settings]
     projectors = {layer: _projector(moments[layer].double(), settings.threshold) for layer in settings.layers}
     history = {layer: torch.zeros_like(moments[layer], dtype=torch.float64) for layer in settings.layers}
     last_refresh = 0
@@ -163,12 +171,13 @@ def edit(
                 projectors[layer] = _projector(blend / (settings.lambda1 + 1), settings.threshold)
         if count % look_ahead == 0:
             ahead = facts[count : count + look_ahead]
-            values = [optimize_value(model, tokenizer, each, settings) for each in ahead]
-        z = values[count % look_ahead]
-        for i, layer in enumerate(settings.layers):
-            key = compute_key(model, tokenizer, fact, settings, layer).double()
-            current = read_output(model, tokenizer, fact, settings)
-            residual = ((z - current) / (len(settings.layers) - i)).double()
+            values = [optimize_value(model, tokenizer, each, passes[0]) for each in ahead]
+        for own, i, layer in [(each, i, layer) for each in passes for i, layer in enumerate(each.layers)]:
+            if i == 0:
+                z = values[count % look_ahead] if own is passes[0] else optimize_value(model, tokenizer, fact, own)
+            key = compute_key(model, tokenizer, fact, own, layer).double()
+            current = read_output(model, tokenizer, fact, own)
+            residual = ((z - current) / (len(own.layers) - i)).double()
             protected = history[layer] + settings.lambda1 * moments[layer].double()
             P, K, R = projectors[layer], key[:, None], residual[:, None]
             system = P @ (K @ K.T + protected) + settings.lambda2 * torch.eye(len(key), dtype=torch.float64)

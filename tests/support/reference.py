@@ -81,6 +81,7 @@ SAME_RULE = {
     "pmet": "memit",
     "pmet-h": "memit-h",
     "pmet-ns": "betaedit",
+    "sphere": "alphaedit",
     **dict.fromkeys(("rect", "prune", "simie", "adaedit"), "memit"),
     **{
         f"{operator}-{variant}": "memit-h"
@@ -204,6 +205,20 @@ def keep_top(change: Tensor, scores: Tensor, fraction: float) -> Tensor:
     if rank == 0:
         return change
     return change * (scores >= sorted(scores.flatten().tolist())[rank - 1])
+
+
+def spared(change: Tensor, weight: Tensor, share: float, strength: float) -> Tensor:
+    """B.10, SPHERE: ``D (I - alpha U U^T)``, ``U`` of ``C = W^^T W^ / d_out`` up to the one that passes the share."""
+    rows = torch.stack([row / (row.norm() + 1e-8) for row in weight])
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    taken, energy = [], 0.0
+    for i in reversed(range(len(values))):
+        taken.append(vectors[:, i])
+        energy += float(values[i])
+        if energy > share * float(values.sum()):
+            break
+    U = torch.stack(taken, dim=1)
+    return change @ (_identity(C := U @ U.T) - strength * C)
 
 
 def log_compressed(change: Tensor, weight: Tensor, base: float) -> Tensor:

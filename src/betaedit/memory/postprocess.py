@@ -59,6 +59,23 @@ def prune(
     return pruned
 
 
+def sphere(
+    change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], share: float, strength: float
+) -> Float[Tensor, "d_out d_in"]:
+    """``D (I - strength U U^T)``: less along the main directions of the weight's rows (methods.md B.10, SPHERE).
+
+    ``U`` are the eigenvectors of largest eigenvalue of ``W^^T W^ / d_out``, where ``W^`` has rows of length one, up to
+    and with the one at which their sum passes ``share`` of the trace.
+    Cost: a singular value decomposition of ``weight``.
+    """
+    rows = weight / (weight.norm(dim=1, keepdim=True) + _EPSILON)
+    _, values, directions = torch.linalg.svd(rows, full_matrices=False)
+    energies = values.square().cumsum(0)
+    main = directions[: int((energies <= share * energies[-1]).sum()) + 1]
+    spared: Tensor = change - strength * (change @ main.T) @ main
+    return spared
+
+
 class Whitening:
     """``C0^(1/2)`` and its inverse, in which keys of ordinary text are uncorrelated and of unit energy.
 
@@ -160,6 +177,8 @@ class Postprocessor:
             return rect(change, weight, self.rule.rect_fraction)
         if self.rule.kind == "prune":
             return prune(change, weight, self.rule.prune_base)
+        if self.rule.kind == "sphere":
+            return sphere(change, weight, self.rule.sphere_share, self.rule.sphere_strength)
         return change
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 ProjectorKind = Literal["none", "fixed", "refreshed"]
 RefreshRule = Literal["normalised", "literal"]
 FormKind = Literal["ridge", "equality"]
-PostprocessKind = Literal["none", "rect", "prune", "simie", "adaedit"]
+PostprocessKind = Literal["none", "rect", "prune", "simie", "adaedit", "sphere"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class Postprocessing:
         prune_base: Base of the logarithm of ``prune``.
         simie_ridge: ``lambda`` of ``simie``.
         adaedit_fraction: Share of entries that ``adaedit`` keeps.
+        sphere_share: Share of the weight's energy whose directions ``sphere`` spares.
+        sphere_strength: How much of an update along these directions it takes away.
     """
 
     kind: PostprocessKind
@@ -70,3 +72,5 @@ class Postprocessing:
     prune_base: float = math.e
     simie_ridge: float = 10.0
     adaedit_fraction: float = 0.4
+    sphere_share: float = 0.5
+    sphere_strength: float = 0.5

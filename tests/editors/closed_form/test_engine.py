@@ -57,6 +57,28 @@ def test_five_edits_leave_the_weights_of_the_official_procedure(family: str, loo
     assert_same_changes(ours, reference, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_blue_seeks_a_value_for_each_layer_under_the_layers_before_it(family: str) -> None:
+    """methods.md B.10: the residual is not divided, and the second layer corrects what the first one left."""
+    ours, reference = language_model(family), language_model(family)
+    editor = editor_for(ours, value_per_layer=True)
+    before = weights(ours)
+    results = editor.edit(FACTS[:3])
+    settings = settings_of(reference, editor.config)
+    moments = moments_for(ours).matrices
+    plain_edit(reference.model, reference.tokenizer, FACTS[:3], moments, settings, tau=2, per_layer=True)
+    assert_same_changes(ours, reference, before)
+    alone = editor_for(language_model(family), layers=(1,)).edit(FACTS[0])[0].figures["evaluations"]
+    assert results[0].figures["evaluations"] > alone, "those of both searches count"
+
+
+def test_blue_in_one_layer_is_the_usual_search() -> None:
+    ours, usual = language_model("llama"), language_model("llama")
+    editor_for(ours, layers=(2,), value_per_layer=True).edit(FACTS[:2])
+    editor_for(usual, layers=(2,)).edit(FACTS[:2])
+    assert unchanged(weights(ours), weights(usual))
+
+
 # ---- the walk through the layers
 
 
@@ -320,9 +342,9 @@ def test_the_values_of_a_look_ahead_are_those_of_the_weights_before_it(monkeypat
     found: list[Tensor] = []
     write_values = editor.editing.engine._write_values
 
-    def listen(encoded: Any, batch: range, values: list[Any]) -> Any:
+    def listen(encoded: Any, batch: range, values: list[Any], config: EditConfig) -> Any:
         found.extend(value.target for value in values)
-        return write_values(encoded, batch, values)
+        return write_values(encoded, batch, values, config)
 
     monkeypatch.setattr(editor.editing.engine, "_write_values", listen)
     editor.edit(FACTS[:4])

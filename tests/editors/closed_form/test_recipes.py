@@ -32,6 +32,7 @@ TERMS = {
     "encore": ("none", 1, True, True),
     "alphaedit": ("fixed", 0, True, True),
     "alphaedit-naive": ("fixed", 0, False, True),
+    "sphere": ("fixed", 0, True, True),
     "betaedit": ("refreshed", 1, True, True),
     "betaedit-no-kl": ("refreshed", 0, True, True),
     "betaedit-no-ns": ("fixed", 1, True, True),

@@ -97,6 +97,11 @@ class EditConfig(ContextConfig, StatisticsConfig):
         description="Length to which every value is scaled at the MLP's output (NAS); facts that would need more than "
         "twice this length are not written.",
     )
+    value_per_layer: bool = Field(
+        False,
+        description="A value is sought for each edited layer in turn, on weights in which the layers before it are "
+        "written, and no residual is divided (BLUE; published with two layers, e.g. layers=[4, 8]).",
+    )
     value_look_ahead: int = Field(
         1, ge=1, description="Batches whose values are searched together before the first is written."
     )
@@ -128,6 +133,12 @@ class EditConfig(ContextConfig, StatisticsConfig):
     )
     simie_ridge: Positive = Field(10.0, description="lambda of simie: how strongly the unedited weight is kept.")
     adaedit_fraction: Fraction = Field(0.4, description="Share of an update's whitened entries that adaedit keeps.")
+    sphere_share: Fraction = Field(
+        0.5, description="Share of the energy of a weight's rows whose main directions sphere spares."
+    )
+    sphere_strength: Fraction = Field(
+        0.5, description="Share of an update along these directions that sphere takes away."
+    )
     update_norm_limit: Positive | None = Field(
         None,
         description="Refuse an edit whose update norm, divided by the root of its number of facts, is larger "
@@ -155,6 +166,12 @@ class EditConfig(ContextConfig, StatisticsConfig):
         if template.count(SLOT) != 1:
             raise ValueError("needs exactly one {}")
         return template
+
+    def passes(self) -> tuple[EditConfig, ...]:
+        """The settings of each pass of search and writing: all layers in one, or with ``value_per_layer`` one each."""
+        if not self.value_per_layer:
+            return (self,)
+        return tuple(self.replace(layers=(layer,), value_per_layer=False) for layer in self.layers)
 
     def correcting(self) -> EditConfig:
         """The search of a retry, which starts near its end: L-BFGS, and nothing is added for a margin."""

@@ -58,6 +58,18 @@ class _FoundValues:
     values: list[Value]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What was written in one layer: what its matrix was asked to add at which keys, the update, and its norm."""
+
+    asked: Associations
+    update: Update
+    norm: float
+
+
+_ByLayer = dict[int, _Written]
+
+
 class Engine:
     """One model under one recipe: the edited matrices and what each remembers.
 
@@ -90,6 +102,7 @@ class Engine:
         self.model, self.recipe, self.contexts = model, recipe, contexts
         self._progress: Progress = progress or SilentProgress()
         self.config = config = recipe.resolve_config(config)
+        self._passes = config.passes()
         projections = {layer: model.anatomy.projection(layer) for layer in config.layers}
         moments.require({layer: projection_shape(module)[1] for layer, module in projections.items()})
         self.matrices = edited_matrices(model.anatomy, config.layers)
@@ -396,8 +409,9 @@ class Engine:
         This search goes on from the edited model, in all prompts, and what it finds is added to the value.
         """
         facts = [found.facts[row] for row in rows]
-        encoded = encode_batch(self.model, facts, self.contexts, self.config)
-        lacking = optimize_values(self.model, encoded, self.config.correcting())
+        config = self._passes[0]
+        encoded = encode_batch(self.model, facts, self.contexts, config)
+        lacking = optimize_values(self.model, encoded, config.correcting())
         values, changed = list(found.values), False
         for row, value in zip(rows, lacking, strict=True):
             before, change = values[row], value.target - value.initial
@@ -422,11 +436,17 @@ class Engine:
         return [weight_state(weight) for weight in self.model.model.parameters() if id(weight) not in edited]
 
     def _search(self, facts: list[Fact]) -> _FoundValues:
-        encoded = encode_batch(self.model, facts, self.contexts, self.config)
-        search = partial(optimize_values, self.model, encoded, self.config)
+        """The values of the first pass."""
+        config = self._passes[0]
         if self._value_cache is None or self._n_batches > 0:
-            return _FoundValues(facts, encoded, search())
-        return _FoundValues(facts, encoded, self._value_cache.get_or_search(facts, self.contexts, self.config, search))
+            return self._search_now(facts, config)
+        encoded = encode_batch(self.model, facts, self.contexts, config)
+        search = partial(optimize_values, self.model, encoded, config)
+        return _FoundValues(facts, encoded, self._value_cache.get_or_search(facts, self.contexts, config, search))
+
+    def _search_now(self, facts: list[Fact], config: EditConfig) -> _FoundValues:
+        encoded = encode_batch(self.model, facts, self.contexts, config)
+        return _FoundValues(facts, encoded, optimize_values(self.model, encoded, config))
 
     def _write_rows(
         self,
@@ -442,13 +462,18 @@ class Engine:
         """
         started = time.perf_counter()
         self._prepare([found.facts[row] for row in rows])
-        written, updates, norms = self._write_values(found.encoded, rows, [found.values[row] for row in rows])
+        by_layer, values = self._write_passes(found, rows)
+        written = {layer: one.asked for layer, one in by_layer.items()}
         self._update_memories(written)
         self.check_weights()
         seconds += (time.perf_counter() - started) / max(len(rows) - n_rewritten, 1)
-        results = tuple(_result(found.facts[row], found.values[row], norms, seconds) for row in rows)
+        norms = {layer: one.norm for layer, one in by_layer.items()}
+        results = tuple(
+            _result(found.facts[row], value, norms, seconds) for row, value in zip(rows, values, strict=True)
+        )
         self._update_live_facts(removed, results, written)
         keys = {layer: facts.keys for layer, facts in written.items()}
+        updates = {layer: one.update for layer, one in by_layer.items()}
         return WrittenBatch(results[n_rewritten:], to_tensors(keys, updates), results[:n_rewritten])
 
     def _update_live_facts(
@@ -512,18 +537,32 @@ class Engine:
                 matrix.add(memory.solve(segment.keys, segment.residuals(matrix.change())))
                 memory.remember(segment.keys)
 
+    def _write_passes(self, found: _FoundValues, rows: Sequence[int]) -> tuple[_ByLayer, list[Value]]:
+        """Write ``rows`` of ``found``; with ``value_per_layer``, search and write each further layer (B.10, BLUE).
+
+        Returns what was written, and the value of each row: of the last search, with the evaluations of all.
+        """
+        values = [found.values[row] for row in rows]
+        written = self._write_values(found.encoded, rows, values, self._passes[0])
+        for config in self._passes[1:]:
+            again = self._search_now([found.facts[row] for row in rows], config)
+            written |= self._write_values(again.encoded, range(len(rows)), again.values, config)
+            values = [
+                replace(value, n_evaluations=before.n_evaluations + value.n_evaluations)
+                for before, value in zip(values, again.values, strict=True)
+            ]
+        return written, values
+
     def _write_values(
-        self, encoded: EncodedBatch, batch: Sequence[int], values: Sequence[Value]
-    ) -> tuple[dict[int, Associations], dict[int, Update], dict[int, float]]:
-        """Spread the residual over the layers, updating each in turn."""
+        self, encoded: EncodedBatch, batch: Sequence[int], values: Sequence[Value], config: EditConfig
+    ) -> _ByLayer:
+        """Spread the residual over the layers of ``config``, updating each in turn."""
         changes = [value.target - value.initial for value in values for _ in range(value.n_keys)]
-        targets = encoded.leading_states(batch, self.config.layers[-1] + 1) + torch.stack(changes, dim=1)
-        walk = LayerWalk(self.model, encoded, batch, self.config)
-        written: dict[int, Associations] = {}
-        updates: dict[int, Update] = {}
-        norms: dict[int, float] = {}
-        for step, layer in enumerate(self.config.layers):
-            share = self.recipe.residual_divisor(len(self.config.layers) - step)
+        targets = encoded.leading_states(batch, config.layers[-1] + 1) + torch.stack(changes, dim=1)
+        walk = LayerWalk(self.model, encoded, batch, config)
+        written: _ByLayer = {}
+        for step, layer in enumerate(config.layers):
+            share = self.recipe.residual_divisor(len(config.layers) - step)
 
             def write(key: Tensor, output: Tensor, layer: int = layer, share: float = share) -> None:
                 matrix = self.matrices[layer]
@@ -532,12 +571,12 @@ class Engine:
                 missing = ((targets.to(output) - output) / share).to(key.device)
                 residual = self._before_norm(layer, key, missing).contiguous()
                 update = self._solve(layer, key, residual, walk.bare_keys)
-                written[layer], updates[layer] = Associations.written(matrix.change(), key, residual), update
-                norms[layer] = self._add_update(layer, update)
-                self._check_norm(layer, norms[layer], len(batch))
+                asked = Associations.written(matrix.change(), key, residual)
+                written[layer] = _Written(asked, update, self._add_update(layer, update))
+                self._check_norm(layer, written[layer].norm, len(batch))
 
             walk.pass_layer(layer, write)
-        return written, updates, norms
+        return written
 
     def _before_norm(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Residuals before a norm behind the MLP, which move the residual stream by ``residuals`` ``(d_out, b)``."""

@@ -81,6 +81,8 @@ class Recipe(Method):
             prune_base=config.prune_base,
             simie_ridge=config.simie_ridge,
             adaedit_fraction=config.adaedit_fraction,
+            sphere_share=config.sphere_share,
+            sphere_strength=config.sphere_strength,
         )
 
     def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
@@ -412,6 +414,21 @@ RECIPES: tuple[Recipe, ...] = (
             "with: a layer's keys depend on the layers below it alone, which have their final weights by then."
         ),
         aliases=("alphaedit-h",),
+    ),
+    Recipe(
+        name="sphere",
+        title="alphaedit whose updates spare the main directions of the weight's rows",
+        projector="fixed",
+        leakage=0,
+        history=True,
+        ridge=True,
+        paper="SPHERE: Energy-Regularized Sequential Model Editing on the Sphere (2026)",
+        equation="R K^T P ((K K^T + H) P + lambda2 I)^-1, then D (I - alpha U U^T)",
+        notes=(
+            "On alphaedit, as its authors' settings (their lambda2 is 1). U belongs to the weight as it is at each "
+            "update, so a small batch size makes it slow: a singular value decomposition per layer."
+        ),
+        postprocess="sphere",
     ),
     Recipe(
         name="alphaedit-naive",

@@ -24,6 +24,8 @@ NOT_IN_SEARCH = {
     "prune_base",
     "simie_ridge",
     "adaedit_fraction",
+    "sphere_share",
+    "sphere_strength",
     "update_norm_limit",
     "conflicts",
     "statistics_corpus",
