@@ -51,9 +51,8 @@ class Key(Protocol):
             ArithmeticError: It is zero where it divides.
         """
 
-    @property
-    def note(self) -> str:
-        """What to say where a value is not carried over exactly; else empty."""
+    def remark(self, value: Any) -> str:
+        """What to say where the value is not carried over exactly; else empty."""
 
 
 def as_it_is(value: Any) -> Any:
@@ -69,22 +68,28 @@ class Becomes:
         setting: The setting.
         convert: From the value, and those of ``using``, to the setting's.
         using: Other keys on which it depends; 1 where the file does not have them.
+        how: What ``convert`` does, for the documentation.
         note: What differs.
     """
 
     setting: str
     convert: Callable[..., Any] = as_it_is
     using: tuple[str, ...] = ()
+    how: str = ""
     note: str = ""
 
     @property
     def meaning(self) -> str:
         """See ``Key``."""
-        return f"`{self.setting}`" + (f"; {self.note}" if self.note else "")
+        return f"`{self.setting}`" + "".join(f"; {more}" for more in (self.how, self.note) if more)
 
     def take(self, value: Any, others: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``Key``."""
         return {self.setting: self.convert(value, *(others.get(name, 1) for name in self.using))}
+
+    def remark(self, value: Any) -> str:
+        """See ``Key``."""
+        return self.note
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,6 @@ class Spreads:
     """The values of a list are those of several settings, in order."""
 
     settings: tuple[str, ...]
-    note: str = ""
 
     @property
     def meaning(self) -> str:
@@ -105,6 +109,10 @@ class Spreads:
             raise UnusableError(f"must be a list of {len(self.settings)} values")
         return dict(zip(self.settings, value, strict=True))
 
+    def remark(self, value: Any) -> str:
+        """See ``Key``."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -112,13 +120,13 @@ class Switches:
 
     Args:
         by_value: The settings by value.
-        otherwise: What there is to know of any other value.
-        note: What differs.
+        otherwise: Why there is no other.
+        notes: By value, what differs.
     """
 
     by_value: tuple[tuple[Any, Mapping[str, Any]], ...]
     otherwise: str = ""
-    note: str = ""
+    notes: Mapping[Any, str] = field(default_factory=dict)
 
     @property
     def meaning(self) -> str:
@@ -128,7 +136,9 @@ class Switches:
             for value, settings in self.by_value
         ]
         head = "" if any(settings for _, settings in self.by_value) else "must be "
-        return head + " or ".join(said) + "".join(f"; {more}" for more in (self.otherwise, self.note) if more)
+        more = [self.otherwise] if self.otherwise else []
+        more += [f"`{value}`: {note}" for value, note in self.notes.items()]
+        return "; ".join([head + " or ".join(said), *more])
 
     def take(self, value: Any, others: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``Key``."""
@@ -137,6 +147,10 @@ class Switches:
                 return settings
         allowed = " or ".join(str(known) for known, _ in self.by_value)
         raise UnusableError(f"must be {allowed}" + (f": {self.otherwise}" if self.otherwise else ""))
+
+    def remark(self, value: Any) -> str:
+        """See ``Key``."""
+        return next((note for known, note in self.notes.items() if known == value), "")
 
 
 def only(*values: Any, otherwise: str = "") -> Switches:
@@ -155,13 +169,15 @@ class Projections:
 
     setting: str = ""
     several: bool = False
-    note: str = ""
 
     @property
     def meaning(self) -> str:
         """See ``Key``."""
-        one = "MLP output projections" if self.several or not self.setting else "one MLP output projection"
-        return f"must name {one}" + (f"; their layers are `{self.setting}`" if self.setting else "")
+        if not self.setting:
+            return "must name MLP output projections"
+        if not self.several:
+            return f"must name one MLP output projection; its layer is `{self.setting}`"
+        return f"must name MLP output projections; their layers are `{self.setting}`"
 
     def take(self, value: Any, others: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``Key``."""
@@ -179,12 +195,15 @@ class Projections:
             raise UnusableError("must name one matrix with its layer" + ("" if not self.several else " at least"))
         return {self.setting: tuple(layers) if self.several else layers[0]}
 
+    def remark(self, value: Any) -> str:
+        """See ``Key``."""
+        return ""
+
 
 @dataclass(frozen=True)
 class LayerTemplate:
     """The name of decoder layers, which must be whole ones."""
 
-    note: str = ""
     meaning: str = "must name decoder layers, such as `model.layers.{}`"
 
     def take(self, value: Any, others: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,6 +211,10 @@ class LayerTemplate:
         if not re.fullmatch(r"[\w.]+\.\{\}", str(value)):
             raise UnusableError(f"names {value}, which is no decoder layer; values are read at decoder layers here")
         return {}
+
+    def remark(self, value: Any) -> str:
+        """See ``Key``."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -203,7 +226,6 @@ class Unused:
     """
 
     reason: str
-    note: str = ""
 
     @property
     def meaning(self) -> str:
@@ -213,6 +235,10 @@ class Unused:
     def take(self, value: Any, others: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``Key``."""
         return {}
+
+    def remark(self, value: Any) -> str:
+        """See ``Key``; ``easyedit_file`` says all unused keys together."""
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +270,13 @@ class EasyEditTable:
 
 UNREAD = Unused("EasyEdit does not read it either")
 FOUND = Unused("found in the model")
+
+
+TOKENS = Switches(
+    (("ans", {}), ("mask", {})),
+    notes={"mask": "EasyEdit takes all tokens of prompt and answer, here those that say the answer are taken"},
+)
+LIMIT = "none where it is no number with a point"
 
 
 def limit(constraint: Any) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def translate(file: SettingsFile, method: str | None = None, *, training: bool =
         settings |= taken
         source |= dict.fromkeys(taken, key)
     _check(file, row, settings, source, training=training)
-    return Translation(row.name, settings, tuple(_remarks(file, table, {key: known[key] for key in values})))
+    return Translation(row.name, settings, tuple(_remarks(file, table, known, values)))
 
 
 def _choose(file: SettingsFile, method: str | None) -> EasyEditTable:
@@ -179,15 +179,17 @@ def _check(
         raise ConfigError(f"{place}: {error.message}", hint=error.hint) from error
 
 
-def _remarks(file: SettingsFile, table: EasyEditTable, taken: Mapping[str, Key]) -> Iterable[str]:
+def _remarks(
+    file: SettingsFile, table: EasyEditTable, known: Mapping[str, Key], values: Mapping[str, Any]
+) -> Iterator[str]:
     """One line on the keys that are not used, and one for each that is not carried over exactly."""
     unused: dict[str, list[str]] = {}
-    for key, kind in taken.items():
-        if isinstance(kind, Unused):
+    for key in values:
+        if isinstance(kind := known[key], Unused):
             unused.setdefault(kind.reason.replace("`", ""), []).append(key)
     if unused:
         said = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in unused.items())
         yield f"{file.path}, an EasyEdit file for {table.alg_name}: not used: {said}"
-    for key, kind in taken.items():
-        if kind.note:
-            yield f"{file.place(key)}: {key}: {kind.note.replace('`', '')}"
+    for key, value in values.items():
+        if said := known[key].remark(value):
+            yield f"{file.place(key)}: {key}: {said.replace('`', '')}"

@@ -24,7 +24,6 @@ _AT_BOTH = "EasyEdit measures it on the outputs of MLP and attention, here it is
 
 _SEARCH: Mapping[str, Key] = {
     "layers": Becomes("layers"),
-    "layer_selection": UNREAD,
     "fact_token": Becomes("lookup"),
     "v_num_grad_steps": Becomes("value_steps"),
     "v_lr": Becomes("value_learning_rate"),
@@ -32,7 +31,6 @@ _SEARCH: Mapping[str, Key] = {
     "v_weight_decay": Becomes("value_decay"),
     "clamp_norm_factor": Becomes("value_clamp"),
     "kl_factor": Becomes("kl_weight"),
-    "mom2_adjustment": UNREAD,
     "rewrite_module_tmp": Projections(),
     "layer_module_tmp": LayerTemplate(),
     "mlp_module_tmp": FOUND,
@@ -58,7 +56,8 @@ _ROME: Mapping[str, Key] = {
     ),
     "context_template_length_params": Unused("contexts are sampled as `context_openings` and `context_length` say"),
 }
-_MEMIT: Mapping[str, Key] = {**_SEARCH, "mom2_update_weight": Becomes("leakage_weight")}
+_MANY_LAYERS: Mapping[str, Key] = {**_SEARCH, "layer_selection": UNREAD, "mom2_adjustment": UNREAD}
+_MEMIT: Mapping[str, Key] = {**_MANY_LAYERS, "mom2_update_weight": Becomes("leakage_weight")}
 
 _PUBLISHED = (
     *("value_optimizer", "value_stop_loss", "value_stop_probability", "value_stop_most_probable", "value_margin"),
@@ -112,7 +111,7 @@ EASYEDIT: tuple[EasyEditTable, ...] = (
         alg_name="AlphaEdit",
         methods=("alphaedit",),
         keys={
-            **_SEARCH,
+            **_MANY_LAYERS,
             "mom2_update_weight": UNREAD,
             "nullspace_threshold": Becomes("nullspace_threshold"),
             "L2": Becomes("ridge"),

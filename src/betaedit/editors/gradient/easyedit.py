@@ -7,6 +7,8 @@ from typing import Any
 
 from betaedit.editors.easyedit import (
     FOUND,
+    LIMIT,
+    TOKENS,
     UNREAD,
     Becomes,
     EasyEditTable,
@@ -33,12 +35,12 @@ FINE_TUNING = (
         alg_name="FT",
         methods=("ft", "ft-m"),
         keys={
-            "layers": Becomes("layer", _one_layer),
+            "layers": Becomes("layer", _one_layer, how="a list of one"),
             "num_steps": Becomes("steps"),
             "lr": Becomes("learning_rate"),
             "weight_decay": Becomes("weight_decay"),
             "kl_factor": UNREAD,
-            "norm_constraint": Becomes("norm_limit", limit),
+            "norm_constraint": Becomes("norm_limit", limit, how=LIMIT),
             "objective_optimization": Switches(
                 (("prompt_last", {"loss": "prompt_last"}), ("target_new", {"loss": "target"}))
             ),
@@ -89,7 +91,7 @@ ULTRAEDIT = (
             "lr": Becomes("learning_rate"),
             "batch_size_once": Becomes("gradient_batch"),
             "editor_batch_size": Unused("tokens are not divided into parts"),
-            "token": only("mask", otherwise="the tokens of the answer are taken here"),
+            "token": TOKENS,
             "dropout": only(0, otherwise="nothing is left out at random here"),
             "no_grad_layers": only(None, otherwise="gradients reach every layer here"),
             "silent": Unused("`--json` prints figures alone"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from betaedit.editors.easyedit import UNREAD, Becomes, EasyEditTable, Key, Projections, Switches, Unused, only
+from betaedit.editors.easyedit import TOKENS, UNREAD, Becomes, EasyEditTable, Key, Projections, Switches, Unused, only
 
 _LOG = Unused("each validation is shown")
 _VALIDATION = Unused("facts for validation are the last of the file: `validation_facts`")
 _CHECKPOINTS = Unused("each validation is kept in `--out`")
+_DIVIDED = "in optimizer steps: divided by `accumulate_bs`"
+_OF_FACTS = "in optimizer steps: times `batch_size` / `n_edits`"
 _NO_BASE = "the model's own weights are not trained here"
 
 
@@ -22,6 +24,11 @@ def _updates_of(iterations: float, batch: float, edits: float) -> int:
     return max(1, round(iterations * batch / edits))
 
 
+def _blocks(hidden: int) -> int:
+    """Layers of a network with so many hidden ones."""
+    return hidden + 1
+
+
 def _validations(iterations: float, between: float) -> int:
     """Validations in so many iterations."""
     return max(1, round(iterations / between))
@@ -30,7 +37,9 @@ def _validations(iterations: float, between: float) -> int:
 _TRAINING: Mapping[str, Key] = {
     "inner_params": Projections("layers", several=True),
     "rank": Becomes("rank"),
-    "early_stop_patience": Becomes("patience", _validations, using=("val_interval",)),
+    "early_stop_patience": Becomes(
+        "patience", _validations, using=("val_interval",), how="in validations: divided by `val_interval`"
+    ),
     "early_stop_key": Unused("the loss on the validation facts ends a training"),
     "dropout": only(0, otherwise="nothing is left out at random here"),
     "train_base": only(False, otherwise=_NO_BASE),
@@ -39,10 +48,8 @@ _TRAINING: Mapping[str, Key] = {
     "eval_log_interval": _LOG,
     "final_eval": _LOG,
     "silent": _LOG,
-    "verbose": _LOG,
     "val_batch_size": _VALIDATION,
     "val_steps": _VALIDATION,
-    "model_save_pt": _CHECKPOINTS,
     "save": _CHECKPOINTS,
     "debug": _CHECKPOINTS,
     "eval_only": Unused("`train-editor` trains, `edit` edits"),
@@ -51,13 +58,12 @@ _KEYS: Mapping[str, Key] = {
     "archive": Unused(
         "EasyEdit's trained editors cannot be read: `betaedit train-editor` trains one, `editor` names it"
     ),
-    "max_output_length": Unused("no answer is generated in an edit"),
 }
 EASYEDIT = (
     EasyEditTable(
         alg_name="MEND",
         methods=("mend",),
-        keys=_KEYS,
+        keys={**_KEYS, "max_output_length": Unused("no answer is generated in an edit")},
         training={
             **_TRAINING,
             "lr": Becomes("learning_rate"),
@@ -78,14 +84,16 @@ EASYEDIT = (
             "mlp_class": only("IDMLP"),
             "act": only("relu"),
             "hidden_dim": UNREAD,
-            "n_hidden": Becomes("blocks", lambda hidden: hidden + 1),
+            "n_hidden": Becomes("blocks", _blocks, how="and one more"),
             "init": Switches((("id", {"identity_init": True}), ("xavier", {"identity_init": False}))),
             "norm": Becomes("normalize"),
             "batch_size": only(1, otherwise="each fact is edited by itself in a training"),
             "accumulate_bs": Becomes("batch"),
-            "max_iters": Becomes("steps", _updates, using=("accumulate_bs",)),
-            "val_interval": Becomes("validate_every", _updates, using=("accumulate_bs",)),
+            "max_iters": Becomes("steps", _updates, using=("accumulate_bs",), how=_DIVIDED),
+            "val_interval": Becomes("validate_every", _updates, using=("accumulate_bs",), how=_DIVIDED),
             "opt": only("Adam"),
+            "verbose": _LOG,
+            "model_save_pt": _CHECKPOINTS,
             "grad_clip": Becomes("clip"),
         },
     ),
@@ -100,12 +108,12 @@ EASYEDIT = (
             "meta_lr": Becomes("learning_rate"),
             "loc_coef": Becomes("unrelated_weight"),
             "max_grad_norm": Becomes("clip"),
-            "token": only("mask", otherwise="the tokens of the answer are taken here"),
+            "token": TOKENS,
             "n_edits": Becomes("batch"),
             "batch_size": Unused("facts run together as memory allows; `n_edits` says how many make a step"),
             "editor_batch_size": Unused("tokens are not divided into parts"),
-            "max_iters": Becomes("steps", _updates_of, using=("batch_size", "n_edits")),
-            "val_interval": Becomes("validate_every", _updates_of, using=("batch_size", "n_edits")),
+            "max_iters": Becomes("steps", _updates_of, using=("batch_size", "n_edits"), how=_OF_FACTS),
+            "val_interval": Becomes("validate_every", _updates_of, using=("batch_size", "n_edits"), how=_OF_FACTS),
         },
     ),
 )

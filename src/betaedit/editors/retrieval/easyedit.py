@@ -24,8 +24,10 @@ EASYEDIT = (
         alg_name="IKE",
         methods=("ike",),
         keys={
-            "sentence_model_name": Becomes("encoder", _encoder),
-            "k": Becomes("n_demonstrations", _demonstrations, using=("use_icl_examples",)),
+            "sentence_model_name": Becomes("encoder", _encoder, how=f"`minilm` for a place of {_BUNDLED}"),
+            "k": Becomes(
+                "n_demonstrations", _demonstrations, using=("use_icl_examples",), how="0 without `use_icl_examples`"
+            ),
             "use_icl_examples": Switches(((True, {}), (False, {"n_demonstrations": 0}))),
         },
         fixed={"retriever": "dense", "encoder": "minilm", "n_demonstrations": 16},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from betaedit.editors.easyedit import (
+    LIMIT,
     UNREAD,
     Becomes,
     EasyEditTable,
@@ -34,9 +35,10 @@ GRACE = (
             "replacement": Switches(
                 (("replace_last", {"replacement": "last"}), ("replace_prompt", {"replacement": "prompt"})),
                 otherwise="the answer's tokens are never replaced here",
+                notes={"replace_prompt": "EasyEdit leaves out the last token of the prompt, here it is replaced, too"},
             ),
             "eps_expand": only("coverage", otherwise="keys never move here"),
-            "num_pert": Unused("for val_train: adv alone"),
+            "num_pert": Unused("for `val_train: adv` alone"),
             "dropout": UNREAD,
         },
         fixed={"only_wrong": False},
@@ -50,7 +52,7 @@ WISE = (
             "inner_params": Projections("layer"),
             "edit_lr": Becomes("learning_rate"),
             "n_iter": Becomes("steps"),
-            "norm_constraint": Becomes("norm_limit", limit),
+            "norm_constraint": Becomes("norm_limit", limit, how=LIMIT),
             "act_margin": Spreads(("outside_limit", "inside_limit", "margin")),
             "act_ratio": Becomes("routing_ratio"),
             "mask_ratio": Becomes("mask_share"),
