@@ -23,8 +23,9 @@ betaedit edit "The capital of [France] is" "Rome" --model gpt2-xl --config hpara
   folder. `alg_name` names the method: `--method` may be left out, and another one is refused. Without `alg_name`, as in
   the JSON files of MEMIT's and AlphaEdit's authors, `--method` is needed.
 - `compare` gives the file to those of its methods that it is for; the others keep their settings.
-- Each key becomes a setting, or has no effect here and is named on stderr, or is refused with its line. So are unknown
-  keys, and values for which nothing like it exists here.
+- Each key becomes a setting, or has no effect here. One line on stderr names all keys without effect, and one more each
+  value that is not carried over exactly.
+- Unknown keys are refused with file and line, and so are values for which there is nothing like it here.
 - Modules must be MLP output projections (`down_proj`, `c_proj`, `fc_out`, `dense_4h_to_h`, `fc2`, `w2`): no others are
   edited here. EasyEdit's MEND files for training name further matrices; delete those names first.
 - Numbers of layers are taken as they are, and must exist in the model.
