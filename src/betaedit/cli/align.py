@@ -19,7 +19,7 @@ _COLUMNS = ("written", "with_history", "without_history", "one_time_change")
 
 def align(
     source: Annotated[Path, typer.Option("--from", help="The facts.")],
-    method: options.MethodOption = "betaedit",
+    method: options.ChosenMethodOption = None,
     model: options.ModelOption = "smollm2",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N facts of the file.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Facts solved together.")] = 1,
@@ -44,14 +44,15 @@ def align(
     from betaedit.facts.readers import read_cases
 
     console = Console(stderr=json_)
+    chosen_method, values = options.choose(method, config, set_, seed)
     cases = read_cases(source, limit=limit).cases
     editor = options.load_editor(
         model,
-        method,
+        chosen_method,
         dtype=dtype,
         device=device,
         device_map=device_map,
-        values=options.overrides(config, set_, seed),
+        values=values,
         statistics=statistics,
         preset=preset,
         progress=Bars(console),

@@ -62,7 +62,7 @@ def compare(
     variants = options.variants(methods)
     if not variants:
         raise ConfigError("there is no method to compare.", hint="Write --methods memit,betaedit.")
-    values = options.overrides(config, set_, seed)
+    variants, values = options.choose_for(variants, config, set_, seed)
     check_variants(variants, preset, values)
     measures = options.measures(text, also, tasks, n_tests, None, None)
     counts = options.numbers("--evaluate-at", evaluate_at)

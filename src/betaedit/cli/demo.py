@@ -44,7 +44,7 @@ def demo(
         device=None,
         device_map=None,
         preset=preset,
-        values={"statistics_tokens": _STATISTICS_TOKENS, **options.overrides(None, None, seed)},
+        values={"statistics_tokens": _STATISTICS_TOKENS, **options.given(None, seed)},
         statistics=None,
         progress=Bars(console),
     )

@@ -43,7 +43,7 @@ def edit(
         ),
     ] = None,
     true: Annotated[str | None, typer.Option("--true", help="The model's present answer, for comparison.")] = None,
-    method: options.MethodOption = "betaedit",
+    method: options.ChosenMethodOption = None,
     model: options.ModelOption = "smollm2",
     batch_size: options.BatchSizeOption = 1,
     limit: options.LimitOption = None,
@@ -114,7 +114,7 @@ def edit(
         )
         _refuse(refused)
         return
-    values = options.overrides(config, set_, seed)
+    chosen_method, values = options.choose(method, config, set_, seed)
     chosen = {"form": form, "paraphrases": paraphrases, "keep_missed": keep_missed or None}
     values |= {name: value for name, value in chosen.items() if value is not None}
     cases, format_name, refused = _cases(prompt, target, true, source, limit, skip_invalid, zsre_target, plan)
@@ -140,7 +140,7 @@ def edit(
     console = Console(stderr=json_)
     editor = options.load_editor(
         model,
-        method,
+        chosen_method,
         dtype=dtype,
         device=device,
         device_map=device_map,

@@ -26,7 +26,7 @@ Names = Annotated[
 def init(
     folder: Annotated[Path, typer.Argument(help="The new workspace.")],
     model: options.ModelOption = "smollm2",
-    method: options.MethodOption = "betaedit",
+    method: options.ChosenMethodOption = None,
     preset: options.PresetOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -53,13 +53,14 @@ def init(
     from betaedit.ledger.workspace import Workspace
 
     console = Console(stderr=json_)
+    chosen_method, values = options.choose(method, config, set_, seed)
     editor = options.load_editor(
         model,
-        method,
+        chosen_method,
         dtype=dtype,
         device=device,
         device_map=None,
-        values=options.overrides(config, set_, seed),
+        values=values,
         statistics=statistics,
         preset=preset,
         progress=Bars(console),

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ import yaml
 
 from betaedit.errors import ConfigError
 from betaedit.models.runners import RunnerName
-from betaedit.settings import read_settings
+from betaedit.settings import read_settings_file
 
 if TYPE_CHECKING:
     from betaedit.editors.editor import Editor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+_CONFIG_HINT = "Write lines like value_clamp: 1.0"
 
 
 # Typos are reported before torch is imported; the library's own checks come later.
@@ -55,18 +57,25 @@ def _checked_preset(preset: str | None) -> str | None:
     return preset
 
 
+def _checked_choice(name: str | None) -> str | None:
+    return None if name is None else _checked_method(name)
+
+
 def _checked_config(config: Path | None) -> Path | None:
+    from betaedit.editors.easyedit_file import is_easyedit
     from betaedit.editors.methods import check_settings
 
     if config is not None and not config.is_fifo():  # a pipe can be read once, by the command
-        check_settings(overrides(config, None, None))
+        values = read_settings_file(config, _CONFIG_HINT).values
+        if not is_easyedit(values):  # whose names only the command knows what to do with
+            check_settings(values)
     return config
 
 
 def _checked_settings(settings: list[str] | None) -> list[str] | None:
     from betaedit.editors.methods import check_settings
 
-    check_settings(overrides(None, settings, None))
+    check_settings(given(settings, None))
     return settings
 
 
@@ -81,6 +90,14 @@ ModelOption = Annotated[
 ]
 MethodOption = Annotated[
     str, typer.Option("--method", callback=_checked_method, help="An editing method; see `betaedit methods`.")
+]
+ChosenMethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        callback=_checked_choice,
+        help="An editing method; see `betaedit methods`. Default: betaedit, or the one that an EasyEdit file names.",
+    ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto: the checkpoint's own type.")]
 OwnDtypeOption = Annotated[
@@ -104,7 +121,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         callback=_checked_config,
-        help="A YAML, JSON or TOML file of hyper-parameters; overrides the preset.",
+        help="A YAML, JSON or TOML file of hyper-parameters, or one of EasyEdit's; overrides the preset.",
     ),
 ]
 SetOption = Annotated[
@@ -199,14 +216,76 @@ def say_skipped(rejected: Iterable[Rejected]) -> None:
 
 
 def overrides(config: Path | None, settings: list[str] | None, seed: int | None) -> dict[str, Any]:
-    """Hyper-parameters the user gave: file, then ``--seed``, then ``--set``; later ones win.
+    """The hyper-parameters of ``choose``, for commands of which betaedit is the method."""
+    return choose("betaedit", config, settings, seed)[1]
+
+
+def choose(
+    method: str | None,
+    config: Path | None,
+    settings: list[str] | None,
+    seed: int | None,
+    *,
+    default: str = "betaedit",
+    training: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """The method, and the hyper-parameters the user gave: file, then ``--seed``, then ``--set``; later ones win.
+
+    An EasyEdit file names the method where ``method`` does not; what is not used of it is said on stderr.
 
     Raises:
-        ConfigError: The file cannot be read, or a setting is not KEY=VALUE.
+        ConfigError: The file cannot be read or is for another method, or a setting is not KEY=VALUE.
     """
-    values = {} if config is None else read_settings(config, "Write lines like value_clamp: 1.0")
-    if seed is not None:
-        values["seed"] = seed
+    values: dict[str, Any] = {}
+    if config is not None:
+        from betaedit.editors.easyedit_file import is_easyedit, translate
+
+        file = read_settings_file(config, _CONFIG_HINT)
+        if is_easyedit(file.values):
+            found = translate(file, method, training=training)
+            _say(found.remarks)
+            method, values = found.method, found.settings
+        else:
+            values = file.values
+    return method or default, values | given(settings, seed)
+
+
+def choose_for(
+    variants: list[Variant], config: Path | None, settings: list[str] | None, seed: int | None
+) -> tuple[list[Variant], dict[str, Any]]:
+    """As ``choose`` for several methods: an EasyEdit file is for those of them that it fits, any other for all.
+
+    Raises:
+        ConfigError: As ``choose``; or the file fits none of them.
+    """
+    if config is None:
+        return variants, given(settings, seed)
+    from betaedit.editors.easyedit_file import fits, is_easyedit, translate
+
+    file = read_settings_file(config, _CONFIG_HINT)
+    if not is_easyedit(file.values):
+        return variants, file.values | given(settings, seed)
+    found = {each.method: translate(file, each.method) for each in variants if fits(file, each.method)}
+    if not found:
+        hint = f"Write --methods {translate(file).method},..."
+        raise ConfigError(f"{config} is an EasyEdit file for a method that is not compared.", hint=hint)
+    _say(dict.fromkeys(remark for each in found.values() for remark in each.remarks))
+    filled = [replace(each, file=found[each.method].settings) if each.method in found else each for each in variants]
+    return filled, given(settings, seed)
+
+
+def _say(remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        typer.echo(remark, err=True)
+
+
+def given(settings: list[str] | None, seed: int | None) -> dict[str, Any]:
+    """Hyper-parameters by options: ``--seed``, then ``--set``.
+
+    Raises:
+        ConfigError: A setting is not KEY=VALUE.
+    """
+    values: dict[str, Any] = {} if seed is None else {"seed": seed}
     for setting in settings or []:
         values |= _setting(setting, "--set", "Write --set value_clamp=1.0.")
     return values

@@ -21,7 +21,10 @@ _SHARES = ("reliability", "generality", "locality")
 
 
 def train_editor(
-    method: options.MethodOption = "mend",
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="mend, malmen or rledit; default: mend, or the one that an EasyEdit file names."),
+    ] = None,
     model: options.ModelOption = "smollm2",
     source: Annotated[
         Path | None, typer.Option("--from", help="Records with rephrases and unrelated prompts, such as zsRE's; .gz.")
@@ -32,6 +35,10 @@ def train_editor(
     limit: options.LimitOption = None,
     skip_invalid: options.SkipInvalidOption = False,
     zsre_target: options.ZsreTargetOption = "alt",
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A YAML, JSON or TOML file of settings of the training, or one of EasyEdit's."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting of the training. Repeatable.")
     ] = None,
@@ -46,10 +53,13 @@ def train_editor(
     The last records of the file are only validated on; the editor with the lowest loss there is kept. An interrupted
     training goes on where its last validation was. Edit with: betaedit edit --method mend --set editor=FOLDER.
     """
-    row = _trainable(method)
-    config = row.configure_training(options.overrides(None, set_, seed))
+    if method is not None:
+        _trainable(method)
+    chosen, values = options.choose(method, config, set_, seed, default="mend", training=True)
+    row = _trainable(chosen)
+    training = row.configure_training(values)
     if settings:
-        _show_settings(config, json_=json_)
+        _show_settings(training, json_=json_)
         return
     if source is None or out is None:
         raise ConfigError("a training needs records and a folder.", hint="Give --from FILE and --out FOLDER.")
@@ -70,7 +80,7 @@ def train_editor(
     row.train(
         load_language_model(model, dtype=dtype, device=device),
         facts.cases,
-        config,
+        training,
         out,
         source=source_name(source),
         progress=Bars(console),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtim
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.errors import ConfigError, MethodError, did_you_mean
 from betaedit.facts.fact import EvaluationCase, Fact
 
@@ -97,6 +98,8 @@ class Method(ABC):
 
     family: ClassVar[str]
     config: ClassVar[type[MethodConfig]]
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = ()
+    """How the family's methods read EasyEdit files (``editors.easyedit_file``)."""
 
     name: str
     title: str
@@ -172,7 +175,7 @@ class TrainableMethod(Method):
 
     training: ClassVar[type[MethodConfig]]
 
-    training_defaults: Mapping[str, Any] = field(default_factory=dict)
+    training_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def configure_training(self, values: Mapping[str, Any]) -> MethodConfig:
         """The settings of a training from plain values.

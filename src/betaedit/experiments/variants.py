@@ -21,10 +21,12 @@ class Variant:
     Args:
         method: Its name or alias.
         settings: Hyper-parameters that override all others.
+        file: Hyper-parameters of a file for this method alone, which all others override; not part of the name.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
+    file: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -34,9 +36,10 @@ class Variant:
 
 
 def settings_of(variant: Variant, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``overrides`` that a variant's method has, overridden by its own settings."""
+    """Those of a variant's file, then the ``overrides`` that its method has, then its own; later ones win."""
     known = find_method(variant.method).config.model_fields
-    return {**{name: value for name, value in overrides.items() if name in known}, **variant.settings}
+    common = {name: value for name, value in overrides.items() if name in known}
+    return {**variant.file, **common, **variant.settings}
 
 
 def check_variants(

@@ -2,7 +2,7 @@
 
 Decides which matrices are the MLP output projections, which module ends the network and how hidden states become
 logits. The tree answers for the supported families (GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen, Gemma, Phi, OLMo);
-the names in ``_OUTPUT_NAMES`` only break ties. Orientation comes from the module's type, never from a shape.
+the names in ``OUTPUT_NAMES`` only break ties. Orientation comes from the module's type, never from a shape.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from betaedit.errors import AnatomyError, UnsupportedMatrixError
+from betaedit.models.output_names import OUTPUT_NAMES
 
-_OUTPUT_NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2")
 _NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _EXPERT_NAMES = ("experts", "expert")
 _MATRIX = 2
@@ -187,7 +187,7 @@ def _find_projection(block: nn.Module, hidden_size: int, layer: int) -> str:
             hint="Load the model without quantization (dtype float32, bfloat16 or float16).",
         )
     outputs = [path for path, m in matrices.items() if projection_shape(m)[0] == hidden_size]
-    named = [path for path in outputs if path.rpartition(".")[2] in _OUTPUT_NAMES]
+    named = [path for path in outputs if path.rpartition(".")[2] in OUTPUT_NAMES]
     found = named if len(outputs) > 1 else outputs
     if len(found) != 1:
         raise AnatomyError(

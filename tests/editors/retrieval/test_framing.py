@@ -171,6 +171,12 @@ class TestAnEditorUnderAMemory:
         assert isinstance(fine.editing, EditsMatrices)
         assert find_method("memit-h+scr") is memit.method
 
+    def test_an_editor_that_is_trained_can_stand_under_one(self) -> None:
+        made = small_editor("mend+scr", language_model("llama"))
+        assert made.edit(FACTS[0])
+        (text,) = made.language_model.framed([FACTS[0].text])
+        assert text == f"{sentence(FACTS[0])}\n{FACTS[0].text}"
+
     @pytest.mark.parametrize(("name", "said"), [("scr+rome", "cannot be put over"), ("scr+rag", "cannot be put over")])
     def test_what_does_not_combine_is_refused(self, name: str, said: str) -> None:
         with pytest.raises(MethodError, match=said):

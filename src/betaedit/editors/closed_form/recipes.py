@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from betaedit.editors.closed_form.config import EditConfig
+from betaedit.editors.closed_form.easyedit import EASYEDIT
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.editors.method import EditingMethod, Method, MethodConfig
 from betaedit.editors.methods import find_method
 from betaedit.errors import ConfigError, MethodError
@@ -45,6 +47,7 @@ class Recipe(Method):
 
     family: ClassVar[str] = "closed form"
     config: ClassVar[type[MethodConfig]] = EditConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = EASYEDIT
 
     projector: ProjectorKind
     leakage: float

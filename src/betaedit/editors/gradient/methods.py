@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.editors.gradient.config import AdaptiveRankConfig, FineTuneConfig, Loss, LowRankConfig, UltraEditConfig
+from betaedit.editors.gradient.easyedit import FINE_TUNING, LOW_RANK, ULTRAEDIT
 from betaedit.editors.method import EditingMethod, Method, MethodConfig
 from betaedit.errors import ConfigError
 
@@ -26,6 +28,7 @@ class FineTune(Method):
 
     family: ClassVar[str] = "fine-tuning"
     config: ClassVar[type[MethodConfig]] = FineTuneConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = FINE_TUNING
 
     loss: Loss | None = None
     weight_decay: float | Literal["by_count"] = 0.0
@@ -59,6 +62,7 @@ class LowRank(Method):
 
     family: ClassVar[str] = "LoRA"
     config: ClassVar[type[MethodConfig]] = LowRankConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = LOW_RANK
 
     def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
         """See ``Method.build``.
@@ -85,6 +89,7 @@ class Ultra(Method):
 
     family: ClassVar[str] = "UltraEdit"
     config: ClassVar[type[MethodConfig]] = UltraEditConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = ULTRAEDIT
 
     def build(self, model: LanguageModel, config: MethodConfig, resources: Resources) -> EditingMethod:
         """See ``Method.build``."""

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.editors.hypernet.complete import check_complete
 from betaedit.editors.hypernet.config import HypernetConfig, TrainingConfig, training_command
+from betaedit.editors.hypernet.easyedit import EASYEDIT
 from betaedit.editors.method import EditingMethod, MethodConfig, TrainableMethod
 from betaedit.errors import ConfigError
 from betaedit.facts.fact import EvaluationCase
@@ -27,6 +29,7 @@ class Hypernet(TrainableMethod):
     family: ClassVar[str] = "hypernetwork"
     config: ClassVar[type[MethodConfig]] = HypernetConfig
     training: ClassVar[type[MethodConfig]] = TrainingConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = EASYEDIT
 
     rule: Literal["sum", "least squares"]
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import create_model
 
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.editors.method import EditingMethod, Method, MethodConfig
 from betaedit.editors.retrieval.config import RetrievalConfig
+from betaedit.editors.retrieval.easyedit import EASYEDIT
 
 if TYPE_CHECKING:
     from betaedit.editors.resources import Resources
@@ -32,6 +34,7 @@ class Retrieval(Method):
 
     family: ClassVar[str] = "retrieval"
     config: ClassVar[type[MethodConfig]] = RetrievalConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = EASYEDIT
 
     form: Form
     demonstrates: bool = False

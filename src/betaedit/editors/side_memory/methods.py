@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from betaedit.editors.easyedit import EasyEditTable
 from betaedit.editors.method import EditingMethod, Method, MethodConfig
 from betaedit.editors.side_memory.config import GraceConfig, WiseConfig
+from betaedit.editors.side_memory.easyedit import GRACE, WISE
 
 if TYPE_CHECKING:
     from betaedit.editors.resources import Resources
@@ -19,6 +21,7 @@ class Codebook(Method):
 
     family: ClassVar[str] = "codebook"
     config: ClassVar[type[MethodConfig]] = GraceConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = GRACE
 
     @property
     def can_forget(self) -> bool:
@@ -38,6 +41,7 @@ class SideMemories(Method):
 
     family: ClassVar[str] = "side memory"
     config: ClassVar[type[MethodConfig]] = WiseConfig
+    easyedit: ClassVar[tuple[EasyEditTable, ...]] = WISE
 
     @property
     def can_forget(self) -> bool:
