@@ -27,6 +27,7 @@ from betaedit.cli.exit_codes import exit_code
 from betaedit.cli.export import export
 from betaedit.cli.import_facts import import_facts
 from betaedit.cli.info import doctor, env, methods, models
+from betaedit.cli.keys import keys
 from betaedit.cli.ledger import check, forget, gc, init, locate, replace, restore, verify
 from betaedit.cli.log import diff, log, show, status
 from betaedit.cli.report import report
@@ -51,6 +52,7 @@ _MEASURED = (
     evaluate,
     compare,
     align,
+    keys,
     calibrate,
     train_editor,
     report,

@@ -92,6 +92,20 @@ class LayerWalk:
 
 
 @torch.no_grad()
+def present_keys(model: LanguageModel, encoded: EncodedBatch, config: EditConfig) -> dict[int, Tensor]:
+    """By layer, the ``(d_in, c)`` keys of all encoded facts under the current weights, one fact after another."""
+    found: dict[int, Tensor] = {}
+    walk = LayerWalk(model, encoded, range(len(encoded)), config)
+    for layer in config.layers:
+
+        def keep(keys: Tensor, _: Tensor, layer: int = layer) -> None:
+            found[layer] = keys
+
+        walk.pass_layer(layer, keep)
+    return found
+
+
+@torch.no_grad()
 def bare_outputs(model: LanguageModel, encoded: EncodedBatch, facts: Sequence[int], config: EditConfig) -> Tensor:
     """``(b, d_out)`` output of the last edited matrix at the bare prompts' lookup tokens, under the current weights."""
     walk, last = LayerWalk(model, encoded, facts, config), config.layers[-1]
