@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -16,18 +16,21 @@ from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_
 from betaedit.evaluation.interval import estimate
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.evaluation.neighbors import Ids, first_tokens, followed_neighbors, still_says
+from betaedit.experiments.costs import cost_figures, latency_figures
 from betaedit.experiments.figures import (
-    Figures,
     FreeAnswers,
     Measures,
+    TokenChoices,
     edit_figures,
     extra_figures,
     free_answers,
     mean_of,
     measure_task_abilities,
+    neighbor_tokens,
 )
 from betaedit.experiments.record import (
     Checkpoint,
+    Figures,
     HiddenView,
     Kind,
     LayerState,
@@ -57,7 +60,6 @@ class Evaluator:
 
     def __init__(self, editor: Editor, cases: Sequence[EvaluationCase], measures: Measures) -> None:
         self._editor, self._cases, self._measures = editor, list(cases), measures.usable_on(editor.language_model)
-        self._answers_before: FreeAnswers | None = None
         self._unedited, self._unedited_keys = UneditedStates(), UneditedStates()
 
     def checkpoint(
@@ -93,7 +95,7 @@ class Evaluator:
             kl=kl,
             layers=layer_states(self._editor, self._measures.texts, self._unedited_keys) if drifted else {},
             abilities=measure_task_abilities(model, self._measures, progress),
-            measures=self._extras(cases, corrected),
+            measures=self._extras(edits, cases, corrected),
             worst=self._worst(before, outcomes) if drifted else [],
             hidden=self._hidden(cases) if edits and drifted and self._layers() else None,
             seconds_editing=seconds_editing,
@@ -124,14 +126,31 @@ class Evaluator:
         drift = compare(model, texts, self._editor.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
-    def _extras(self, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> Figures:
-        model, progress = self._editor.language_model, self._editor.progress
-        if "questions" in self._measures.extras and self._answers_before is None:
-            with self._editor.unedited():
-                self._answers_before = free_answers(model, self._cases, self._measures, progress)
-        said = self._answers_before
-        before = None if said is None else {name: answers[: len(cases)] for name, answers in said.items()}
-        return extra_figures(model, cases, self._measures, progress, before, corrected)
+    @cached_property
+    def _answers_before(self) -> FreeAnswers | None:
+        """Of the unedited model, to all questions; ``None`` if they are not asked."""
+        if "questions" not in self._measures.extras:
+            return None
+        with self._editor.unedited():
+            return free_answers(self._editor.language_model, self._cases, self._measures, self._editor.progress)
+
+    @cached_property
+    def _tokens_before(self) -> TokenChoices | None:
+        """Of the unedited model, after all neighbors; ``None`` if tokens are not compared."""
+        if "tokens" not in self._measures.extras:
+            return None
+        with self._editor.unedited():
+            return neighbor_tokens(self._editor.language_model, self._cases)
+
+    def _extras(self, edits: int, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> Figures:
+        model, progress, count = self._editor.language_model, self._editor.progress, len(cases)
+        said, tokens = self._answers_before, self._tokens_before
+        before = None if said is None else {name: answers[:count] for name, answers in said.items()}
+        chosen = None if tokens is None else tokens[:count]
+        found = extra_figures(model, cases, self._measures, progress, before, corrected, chosen)
+        if "latency" in self._measures.extras:
+            found |= cost_figures(self._editor, cases) if edits else latency_figures(model, cases, progress)
+        return found
 
     def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:
         """The prompts on which the wanted answer lost most against the other one, with what is said there."""
