@@ -120,6 +120,7 @@ def test_the_table_cuts_no_name_off_in_a_narrow_terminal(
     assert heads == [
         ["method", "edits", "efficacy", "generality", "specificity", "kept", "verdict"],
         ["method", "edits", "perplexity", "agreement", "leakage", "weight", "change"],
+        ["method", "edits", "edit"],
         ["fact", "wanted", "alphaedit-naive"],
     ]
 

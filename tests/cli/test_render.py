@@ -11,6 +11,7 @@ from betaedit.cli import render
 from betaedit.editors.editor import PlannedEdit
 from betaedit.evaluation.paired import PairedTest
 from betaedit.experiments.side_by_side import Comparison, HeldFact
+from betaedit.experiments.tables import FigureTable
 from betaedit.facts import Fact
 
 
@@ -113,3 +114,20 @@ def test_earlier_comparisons_are_listed_where_they_decide_or_all_are_asked_for()
     assert [line for line in whole if line.startswith("after")] == [f"after {edits} edits:" for edits in (10, 20, 30)]
     assert len(whole) == 6
     assert render.comparison_lines([], all_=True) == []
+
+
+def test_a_wide_group_of_figures_becomes_several_tables_that_cut_nothing_off() -> None:
+    names = tuple(f"{what}, {kind}" for what in ("retrieved at 10", "shown") for kind in ("prompts", "paraphrases"))
+    rows = (("unedited", 0, (None,) * 4), ("betaedit+scr", 100, (0.25,) * 4))
+    out = io.StringIO()
+    console = Console(file=out, width=55, color_system=None)
+    parts = render.further_tables(FigureTable("retrieval", names, rows), 55)
+    for part in parts:
+        console.print(part)
+    lines = out.getvalue().splitlines()
+    assert "…" not in out.getvalue()
+    assert max(map(len, lines)) <= 55
+    assert lines[0].startswith("Retrieval (retrieved at K: ")
+    assert len(parts) == 1 + 2
+    words = out.getvalue().split()
+    assert [words.count(word) for word in ("25.0%", "paraphrases", "betaedit+scr")] == [4, 2, 2]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from betaedit import Fact
-from betaedit.editors.method import EditsMatrices, EditsWeights, Forgets, Method
+from betaedit.editors.method import EditsMatrices, EditsWeights, Forgets, HoldsMemory, Method, memory_use
 from betaedit.editors.methods import METHODS, find_method
 from betaedit.errors import ConfigError, FactError, MethodError
 from betaedit.evaluation import score_targets
@@ -42,6 +42,11 @@ def answers(model: LanguageModel) -> list[float]:
     """How likely the model, as served, finds the answers of all facts."""
     pairs = [(fact.text, target) for fact in FACTS for target in (fact.target_new, fact.target_true or "none")]
     return [score.nll for score in score_targets(model, pairs)]
+
+
+def moved(before: Mapping[str, torch.Tensor], model: LanguageModel) -> set[str]:
+    """The weights that are not as ``before``."""
+    return {name for name, now in weights(model).items() if not torch.equal(before[name], now)}
 
 
 class TestEveryMethod:
@@ -141,6 +146,28 @@ class TestEveryMethod:
         assert plain["method"] == method.name
         assert plain["config"]["seed"] == 0
 
+    def test_answering_needs_memory_beside_the_weights_only_where_they_do_not_hold_the_edits(
+        self, method: Method
+    ) -> None:
+        model = language_model("llama")
+        before, editor = weights(model), small_editor(method, model)
+        said = answers(editor.language_model)
+        assert sum(memory_use(editor.editing).answering.values()) == 0
+        editor.edit(FACTS[:2])
+        use = memory_use(editor.editing)
+        assert json.loads(json.dumps([use.answering, use.editing])) == [dict(use.answering), dict(use.editing)]
+        assert all(type(size) is int and size >= 0 for size in (*use.answering.values(), *use.editing.values()))
+        in_weights = isinstance(editor.editing, EditsMatrices | EditsWeights) and model is editor.language_model
+        if in_weights:
+            assert sum(use.answering.values()) == 0
+        elif answers(editor.language_model) != said:
+            assert sum(use.answering.values()) > 0
+        if not unchanged(before, weights(model)):
+            assert isinstance(editor.editing, HoldsMemory)
+            assert sum(use.editing.values()) >= sum(before[name].nbytes for name in moved(before, model))
+        editor.reset()
+        assert sum(memory_use(editor.editing).answering.values()) == 0
+
 
 class TestEveryMethodThatForgets:
     """The capability ``Forgets``."""
@@ -171,8 +198,8 @@ class TestEveryMethodThatEditsWeights:
         model = language_model("llama")
         before, editor = weights(model), small_editor(method, model)
         editor.edit(FACTS[:2])
-        moved = {name for name, now in weights(model).items() if not torch.equal(before[name], now)}
+        changed = moved(before, model)
         if not isinstance(editor.editing, EditsMatrices | EditsWeights):
-            assert not moved
+            assert not changed
             return
-        assert moved == {f"{path}.weight" for path in editor.weights()}
+        assert changed == {f"{path}.weight" for path in editor.weights()}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from betaedit.experiments.costs import cost_figures
 from betaedit.experiments.evaluate import Evaluator, layer_states
-from betaedit.experiments.figures import Measures, extra_figures, free_answers, measure_model
+from betaedit.experiments.figures import Measures, extra_figures, free_answers, measure_model, neighbor_tokens
+from betaedit.experiments.tables import figure_tables
 from betaedit.facts import EvaluationCase, Fact, Probe, Question
 from betaedit.progress import SilentProgress
 from support.chain import chain_model
 from support.edits import FACTS, editor_for
 from support.families import language_model
+from support.methods import small_editor
 
 MEASURES = Measures(held_out=("A held-out text of some length.",))
 CASES = [EvaluationCase(fact, (), (Probe("Zoe was born in", "Oslo"),)) for fact in FACTS]
@@ -147,3 +150,76 @@ def test_free_answers_and_tokens_of_a_corrected_fact_are_left_out_but_what_shoul
     assert both["reliability"].mean == 0.5
     assert measure_model(model, cases, MEASURES, SilentProgress())["corrected"] == 1
     assert measure_model(model, cases, MEASURES, SilentProgress())["efficacy"]["argmax"]["mean"] == 1.0
+
+
+# Token-level locality, and costs
+
+
+def test_token_level_locality_compares_the_neighbors_tokens_with_those_before_the_edits() -> None:
+    """Before, ``king is gold river`` was said word by word; now ``king is sea``, so ``river`` no longer follows."""
+    before, now = chain_model(" king is gold river"), chain_model(" king is sea")
+    cases = [
+        EvaluationCase(Fact("{} king", "the", "is"), (), (Probe("a king", "is gold"), Probe("a", "king"))),
+        EvaluationCase(Fact("{} king", "old", "is"), (), (Probe("the", "gold river"), Probe("unknown"))),
+        EvaluationCase(Fact("{} king", "sad", "is")),
+    ]
+    measures = Measures(extras=("tokens",))
+    chosen = neighbor_tokens(before, cases)
+    assert [len(record) for record in chosen] == [2, 1, 0]
+    found = extra_figures(now, cases, measures, SilentProgress(), tokens_before=chosen)
+    # By the words said after (king, is), (a), (the, gold), before and now.
+    after = neighbor_tokens(now, cases)
+    shares = [
+        [sum(a == b for a, b in zip(x, y, strict=True)) / len(x) for x, y in zip(old, new, strict=True)]
+        for old, new in zip(chosen, after, strict=True)
+    ]
+    assert shares[0][0] == 0.5
+    means = [sum(record) / len(record) for record in shares if record]
+    assert (found["match ratio, neighbors"].mean, found["match ratio, neighbors"].count) == (sum(means) / 2, 2)
+    exact = [sum(share == 1 for share in record) / len(record) for record in shares if record]
+    assert found["exact match, neighbors"].mean == sum(exact) / 2
+    same = extra_figures(before, cases, measures, SilentProgress(), tokens_before=chosen)
+    assert same["match ratio, neighbors"].mean == same["exact match, neighbors"].mean == 1.0
+    assert "match ratio, neighbors" not in extra_figures(now, cases, measures, SilentProgress())
+
+
+def test_a_run_compares_tokens_with_the_unedited_model_and_times_both_in_turn() -> None:
+    editor = small_editor("grace", language_model("llama", max_position_embeddings=256))
+    cases = [EvaluationCase(fact, (), (Probe("Zoe was born in", "Oslo"),)) for fact in FACTS[:3]]
+    evaluator = Evaluator(editor, cases, Measures(held_out=MEASURES.held_out, extras=("tokens", "latency")))
+    first, before = evaluator.checkpoint(0, [], 0.0)
+    assert "relative latency" not in first.measures
+    assert first.measures["match ratio, neighbors"].mean == 1.0
+    editor.edit(FACTS[:3])
+    later, _ = evaluator.checkpoint(3, before, 0.0)
+    found = later.measures
+    assert found["exact match, neighbors"].mean == 1.0  # a codebook leaves unrelated prompts alone
+    ratio = found["relative latency"]
+    assert ratio.count == 10
+    assert ratio.mean == pytest.approx(found["seconds per 50 tokens"] / found["seconds per 50 tokens, unedited"])
+    own = sum(weight.nbytes for weight in editor.model.state_dict().values())
+    assert found["memory to answer"] == found["memory to answer, codebook"] > 0
+    assert found["relative memory"] == pytest.approx(1 + found["memory to answer"] / own, rel=1e-3)
+    assert found["memory to edit"] == found["memory to edit, what the facts came to"]
+    tables = figure_tables({"grace": [first, later]})
+    assert [table.key for table in tables] == ["tokens", "costs"]  # every figure is known under its name
+    assert {"relative latency", "relative memory", "memory to answer"} <= set(tables[1].names)
+
+
+def test_retrieval_and_confirmation_are_parts_of_the_latency() -> None:
+    editor = small_editor("scr", language_model("llama", max_position_embeddings=256), confirm="subject")
+    editor.edit(FACTS[:2])
+    cases = [EvaluationCase(fact) for fact in FACTS[:2]]
+    found = cost_figures(editor, cases)
+    parts = [found[f"seconds per 50 tokens, {part}"] for part in ("retrieval", "confirmation", "answer")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(found["seconds per 50 tokens"])
+
+
+def test_prompts_without_room_for_fifty_tokens_are_not_timed_and_the_run_goes_on(caplog) -> None:
+    editor = small_editor("grace", language_model("llama"))  # 64 positions
+    editor.edit(FACTS[:2])
+    found = cost_figures(editor, [EvaluationCase(Fact("so " * 40 + "{} is in", "Ana", "Rome"))])
+    assert "latency is not measured" in caplog.text
+    assert "relative latency" not in found
+    assert found["memory to answer"] > 0

@@ -7,33 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizerFast
 
 from betaedit.errors import ModelError, ModelNotFoundError
 from betaedit.models.bundled import EncoderBundle
 from betaedit.models.encoder import load_encoder
+from support.encoder import save_tiny_encoder
 
 TEXTS = ["a king", "the old town is near the river", "a king a king a king a king a king a king"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["a", "king", "the", "old", "town", "is", "near", "river"]]
-    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=512)
-    tokenizer.save_pretrained(tmp_path)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=10,
-        initializer_range=0.5,
-    )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(tmp_path)
-    return tmp_path
+    return save_tiny_encoder(tmp_path)
 
 
 def by_definition(folder: Path, text: str) -> torch.Tensor:

@@ -20,7 +20,7 @@ from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, WorstPrompt
 from betaedit.reports import charts, figures, render_report
 from betaedit.reports.page import verdicts
-from support.runs import BARE, TASKS, checkpoint, fabricate, figure, outcome, setup
+from support.runs import BARE, TASKS, checkpoint, fabricate, figure, mean, outcome, setup
 
 DRIFT = ("leakage", "statistics_text_leakage", "weight_change")
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -142,7 +142,7 @@ def test_every_layer_has_its_line_and_the_unedited_states_are_hollow(folders: li
 def test_tables_can_be_sorted_by_keyboard_and_told_apart_by_ear(page: str) -> None:
     heads = re.findall(r'<th scope="col"[^>]*aria-sort="none"><button type="button">', page)
     sortable = re.findall(r'<table class="(?:figures|prose)">', page)
-    assert len(sortable) == 7
+    assert len(sortable) == 7 + 4  # a group of further figures each
     assert len(heads) > 5 * 4
 
 
@@ -162,12 +162,27 @@ def test_data_cannot_become_markup(tmp_path: Path) -> None:
     assert embedded(page)["worst-<b>run"]["rows"][0][1] == HOSTILE
 
 
+def test_further_figures_have_a_table_per_group_with_intervals_and_plain_values(tmp_path: Path) -> None:
+    measures = {"reliability": mean(0.5, 40), "logical_generalization": mean(0.25, 40), "memory to answer": 2048.0}
+    folder = RunFolder.create(tmp_path / "run", setup())
+    folder.write_checkpoint(checkpoint(5, **{**BARE, "measures": measures}))
+    page = render_report([folder])
+    data = embedded(page)
+    assert data["questions"] == {
+        "columns": ["run", "edits", "reliability", "logical generalization"], "rows": [["run", 5, 0.5, 0.25]]
+    }  # fmt: skip
+    assert data["costs"]["rows"] == [["run", 5, 0.8, 2048.0]]
+    assert re.search(r">50.0%<small>35.2%-64.8%</small>", page)
+    assert ">2.0 KiB</td>" in page
+    assert "memory to answer, to edit: beside the model" in page
+
+
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", setup())
     none = figure(None, None)
     folder.write_checkpoint(checkpoint(5, efficacy=figure(None, 1.0), generality=none, specificity=none, **BARE))
     page = render_report([folder])
-    assert embedded(page).keys() == {"latest", "efficacy-argmax", "perplexity", "agreement", "kl"}
+    assert embedded(page).keys() == {"latest", "costs", "efficacy-argmax", "perplexity", "agreement", "kl"}
     assert "Abilities" not in page
     assert "Hidden states" not in page
 

@@ -15,6 +15,7 @@ from betaedit.errors import BetaEditError, ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from betaedit.experiments.folder import RunFolder
     from betaedit.experiments.run import RunReport
@@ -98,7 +99,7 @@ def compare(
     if json_:
         options.print_json(_plain(found, out))
     else:
-        for table in (_facts_table(found), _model_table(found)):
+        for table in (_facts_table(found), _model_table(found), *_further_tables(found, console.width)):
             console.print(table)
         for name, report in found.items():
             if isinstance(report, BetaEditError):
@@ -212,3 +213,12 @@ def _model_table(found: dict[str, RunReport | BetaEditError]) -> Table:
             )
         table.add_section()
     return table
+
+
+def _further_tables(found: dict[str, RunReport | BetaEditError], width: int) -> list[Table | Text]:
+    """One table per group of further figures, each behind a line on what they are; see ``render.further_tables``."""
+    from betaedit.cli.render import further_tables
+    from betaedit.experiments.tables import figure_tables
+
+    runs = {name: report.checkpoints for name, report in found.items() if not isinstance(report, BetaEditError)}
+    return [table for figures in figure_tables(runs) for table in further_tables(figures, width)]

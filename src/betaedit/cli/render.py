@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from string import ascii_uppercase
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
     from betaedit.experiments.record import EditFigure, Mean
     from betaedit.experiments.run import RunReport
     from betaedit.experiments.side_by_side import Comparison, HeldFact
+    from betaedit.experiments.tables import FigureTable
     from betaedit.ledger.health import Health
     from betaedit.ledger.store import FactVersion
 
 _SLOW = 10.0
 _FACTS_SHOWN = 20
 _LONGEST_NAMES = 40
+_BETWEEN = 2
+"""Spaces between the columns of ``short_columns``, and beside the outer ones."""
+_HEAD = 12
+"""Letters in a line of a column's head."""
 
 
 class _Rate(ProgressColumn):
@@ -158,6 +164,8 @@ def one_line(text: str) -> str:
 
 def summary_table(report: RunReport) -> Table:
     """The figures of a run, before and after."""
+    from betaedit.experiments.tables import show
+
     table = Table(title=f"{counted(len(report.results), 'edit')} · {report.setup['method']} · {report.setup['model']}")
     table.add_column("figure")
     table.add_column("before", justify="right")
@@ -176,7 +184,7 @@ def summary_table(report: RunReport) -> Table:
     table.caption = "\n".join(note for note in notes if note) or None
     _add_drift(table, report)
     for name, value in report.after.measures.items():
-        table.add_row(name, _value(report.before.measures.get(name)), _value(value), "")
+        table.add_row(name, show(name, report.before.measures.get(name)), show(name, value), "")
     table.add_row("seconds per edit", "", f"{report.seconds_per_edit:.2f}", "statistics and measuring not included")
     return table
 
@@ -219,6 +227,45 @@ def short_columns(first: str, *names: str) -> Table:
     for name in names:
         table.add_column(name, no_wrap=True)
     return table
+
+
+def further_tables(figures: FigureTable, width: int) -> list[Table | Text]:
+    """A group of further figures: a line on what they are, and as many tables below each other as ``width`` needs.
+
+    The figures' names are the heads of columns, a few words to a line.
+    """
+    rows = [figures.shown(row) for row in range(len(figures.rows))]
+    heads = ["\n".join(wrap(name.replace("_", " "), _HEAD, break_long_words=False)) for name in figures.names]
+    widths = [
+        max(len(line) for line in [*head.split("\n"), *cells]) + _BETWEEN
+        for head, *cells in zip(heads, *rows, strict=True)
+    ]
+    first = sum(max(map(len, column)) + _BETWEEN for column in _named(figures.rows)) + _BETWEEN
+    shown: list[Table | Text] = [Text.assemble((figures.title, "bold"), f" ({figures.note})" if figures.note else "")]
+    for columns in _fitting(widths, width - first):
+        table = short_columns("method", "edits", *(heads[column] for column in columns))
+        for (name, edits, _), cells in zip(figures.rows, rows, strict=True):
+            table.add_row(Text(name), str(edits), *(cells[column] for column in columns))
+        shown.append(table)
+    return shown
+
+
+def _named(rows: Sequence[tuple[str, int, Any]]) -> tuple[list[str], list[str]]:
+    """The first two columns: names of runs and numbers of edits."""
+    return ["method", *(name for name, _, _ in rows)], ["edits", *(str(edits) for _, edits, _ in rows)]
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns by number, in order, in as few lots as fit into ``room``; one that does not fit is a lot by itself."""
+    lots: list[list[int]] = [[]]
+    left = room
+    for column, width in enumerate(widths):
+        if width > left and lots[-1]:
+            lots.append([])
+            left = room
+        lots[-1].append(column)
+        left -= width
+    return lots
 
 
 def held_table(facts: Sequence[HeldFact], edits: int, all_: bool) -> Table:
@@ -291,10 +338,6 @@ def _add_figure(table: Table, name: str, before: EditFigure, after: EditFigure, 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
-
-
-def _value(value: Mean | float | None) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _share(value)
 
 
 def _share(value: Mean | None) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from betaedit.editors.asked import plan_fact
-from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, set_aside
-from betaedit.editors.method import EditResult, EditsMatrices, PlannedEdit, WrittenBatch
+from betaedit.editors.matrix import EditedMatrix, check_unedited, edited_matrices, held_bytes, set_aside
+from betaedit.editors.method import EditResult, EditsMatrices, MemoryUse, PlannedEdit, WrittenBatch
 from betaedit.errors import AnatomyError
 from betaedit.facts.fact import Fact
 from betaedit.models.gradients import usual_gradients
@@ -91,6 +91,11 @@ class MatrixEditor(BatchEditor, EditsMatrices):
             check_unedited(self.model.anatomy, self.layers)
             self._matrices = edited_matrices(self.model.anatomy, self.layers)
         return self._matrices
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``: the edits are in the weights."""
+        return MemoryUse(editing=held_bytes(self._matrices))
 
     def prepare(self) -> None:
         """Take up the matrices."""

@@ -137,6 +137,11 @@ class EditedMatrix:
         return d_out, d_in
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the original and the change, both beside the model's weight."""
+        return self._original.nbytes + self._change.nbytes
+
+    @property
     def device(self) -> torch.device:
         """Device of the change: that of the weight when this object was made."""
         return self._change.device
@@ -263,6 +268,11 @@ class EditedMatrix:
 
     def _oriented(self, stored: Tensor) -> Tensor:
         return stored.T if self._transposed else stored
+
+
+def held_bytes(matrices: Mapping[Any, EditedMatrix]) -> dict[str, int]:
+    """Bytes of ``matrices``, for ``MemoryUse.editing``."""
+    return {"originals and changes of the edited matrices": sum(matrix.nbytes for matrix in matrices.values())}
 
 
 _matrices: WeakKeyDictionary[nn.Module, WeakSet[EditedMatrix]] = WeakKeyDictionary()

@@ -3,7 +3,7 @@
 A family (closed form, fine-tuning, retrieval, ...) is a package beside this module. It subclasses ``Method`` for its
 rows and ``MethodConfig`` for its hyper-parameters, and builds objects that satisfy ``EditingMethod``. Nothing here
 imports a family, and no code outside a family checks for one: what only some editors can do is a protocol of its own
-(``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``).
+(``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``, ``HoldsMemory``).
 """
 
 from __future__ import annotations
@@ -431,6 +431,36 @@ class HasAdapter(Protocol):
 
     def save_adapter(self, folder: Path) -> int:
         """Write it into ``folder`` as peft does; returns its rank."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that an editor holds beside the model's own weights, by what they are.
+
+    Tensors count as they are stored and texts as UTF-8; Python's bookkeeping around them does not count, nor does what
+    a call needs for a moment (gradients, an optimizer's state).
+
+    Args:
+        answering: What answering needs. Nothing where the edits are in the weights, or before the first fact.
+        editing: What is held for further edits, and to take edits back.
+    """
+
+    answering: Mapping[str, int] = field(default_factory=dict)
+    editing: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class HoldsMemory(Protocol):
+    """An editor that holds tensors or texts of its own. Without this protocol it holds none."""
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """What it holds now."""
+
+
+def memory_use(editing: EditingMethod) -> MemoryUse:
+    """What ``editing`` holds now."""
+    return editing.memory_use if isinstance(editing, HoldsMemory) else MemoryUse()
 
 
 Capability = TypeVar("Capability")

@@ -16,7 +16,16 @@ from betaedit.evaluation.fluency import Fluency, TextSimilarity, measure_fluency
 from betaedit.evaluation.free_text import Answer, Likely, ask
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Answered, EndpointJudge, Judge, MatchJudge, agreement, normalize
-from betaedit.evaluation.latency import Latency, PeakMemory, measure_latency, peak_memory, reset_peak
+from betaedit.evaluation.latency import (
+    Latency,
+    PeakMemory,
+    RelativeLatency,
+    measure_latency,
+    measure_relative_latency,
+    peak_memory,
+    reset_peak,
+    timed_part,
+)
 from betaedit.evaluation.metrics import EditMeasures, Figure, before_and_after, measure_edits, summarize
 from betaedit.evaluation.paired import PairedTest, holm, paired_test
 from betaedit.evaluation.questions import QuestionMeasures, QuestionOutcome, measure_questions, summarize_questions
@@ -55,6 +64,7 @@ __all__ = [
     "PeakMemory",
     "QuestionMeasures",
     "QuestionOutcome",
+    "RelativeLatency",
     "Score",
     "TextSimilarity",
     "TokenAccuracy",
@@ -78,6 +88,7 @@ __all__ = [
     "measure_fluency",
     "measure_latency",
     "measure_questions",
+    "measure_relative_latency",
     "n_gram_entropy",
     "normalize",
     "paired_test",
@@ -88,6 +99,7 @@ __all__ = [
     "score_targets",
     "summarize",
     "summarize_questions",
+    "timed_part",
     "token_accuracy",
     "token_agreement",
 ]

@@ -131,13 +131,14 @@ def token_agreement(before: Sequence[Ids], after: Sequence[Ids]) -> TokenAgreeme
     Either ``TokenOutcome.chosen`` of the dataset's answers (teacher-forced, the published form) or ``greedy_tokens``.
     Positions count over the longer of the two, so tokens that only one of them has are unequal; two empty texts agree.
     """
-    shares = [_equal_share(first, second) for first, second in zip(before, after, strict=True)]
+    shares = [equal_share(first, second) for first, second in zip(before, after, strict=True)]
     return TokenAgreement(
         match_ratio=estimate(shares),
         exact_match=estimate([float(first == second) for first, second in zip(before, after, strict=True)]),
     )
 
 
-def _equal_share(first: Ids, second: Ids) -> float:
+def equal_share(first: Ids, second: Ids) -> float:
+    """Share of positions with the same token, over the longer of the two."""
     pairs = list(zip_longest(first, second))
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -16,20 +16,23 @@ from betaedit.evaluation.drift import UneditedStates, compare, leakage, leakage_
 from betaedit.evaluation.interval import estimate
 from betaedit.evaluation.metrics import CaseOutcome, PromptOutcome, measure_edits
 from betaedit.evaluation.neighbors import Ids, first_tokens, followed_neighbors, still_says
+from betaedit.experiments.costs import cost_figures, latency_figures
 from betaedit.experiments.figures import (
-    Figures,
     FreeAnswers,
     Measures,
+    TokenChoices,
     edit_figures,
     extra_figures,
     free_answers,
     mean_of,
     measure_task_abilities,
+    neighbor_tokens,
 )
 from betaedit.experiments.groups import WHOLE_MODEL, group_start
 from betaedit.experiments.record import (
     WORST_PROMPTS,
     Checkpoint,
+    Figures,
     HiddenView,
     Kind,
     LayerState,
@@ -63,7 +66,6 @@ class Evaluator:
     ) -> None:
         self._editor, self._cases, self._measures = editor, list(cases), measures.usable_on(editor.language_model)
         self.group_size = group_size
-        self._answers_before: FreeAnswers | None = None
         self._unedited, self._unedited_keys = UneditedStates(), UneditedStates()
 
     def checkpoint(
@@ -103,7 +105,7 @@ class Evaluator:
             kl=kl,
             layers=layer_states(self._editor, measures.texts, self._unedited_keys) if drifted else {},
             abilities=measure_task_abilities(model, measures, progress),
-            measures=self._extras(cases, corrected, measures, first),
+            measures=self._extras(edits, cases, corrected, measures, first),
             worst=self._worst(before, outcomes) if drifted else [],
             hidden=self._hidden(cases) if edits and drifted and self._layers() else None,
             seconds_editing=seconds_editing,
@@ -134,17 +136,39 @@ class Evaluator:
         drift = compare(model, texts, self._editor.unedited, states=self._unedited, progress=progress)
         return drift.perplexity, drift.agreement.mean, drift.kl
 
+    @cached_property
+    def _answers_before(self) -> FreeAnswers | None:
+        """Of the unedited model, to all questions; ``None`` if they are not asked."""
+        if "questions" not in self._measures.extras:
+            return None
+        with self._editor.unedited():
+            return free_answers(self._editor.language_model, self._cases, self._measures, self._editor.progress)
+
+    @cached_property
+    def _tokens_before(self) -> TokenChoices | None:
+        """Of the unedited model, after all neighbors; ``None`` if tokens are not compared."""
+        if "tokens" not in self._measures.extras:
+            return None
+        with self._editor.unedited():
+            return neighbor_tokens(self._editor.language_model, self._cases)
+
     def _extras(
-        self, cases: Sequence[EvaluationCase], corrected: Sequence[bool], measures: Measures, first: int
+        self,
+        edits: int,
+        cases: Sequence[EvaluationCase],
+        corrected: Sequence[bool],
+        measures: Measures,
+        first: int,
     ) -> Figures:
-        model, progress = self._editor.language_model, self._editor.progress
-        if "questions" in self._measures.extras and self._answers_before is None:
-            with self._editor.unedited():
-                self._answers_before = free_answers(model, self._cases, self._measures, progress)
-        said = self._answers_before
-        last = first + len(cases)
+        """The further figures of ``measures``; ``cases`` are those from number ``first`` on."""
+        model, progress, last = self._editor.language_model, self._editor.progress, first + len(cases)
+        said, tokens = self._answers_before, self._tokens_before
         before = None if said is None else {name: answers[first:last] for name, answers in said.items()}
-        return extra_figures(model, cases, measures, progress, before, corrected)
+        chosen = None if tokens is None else tokens[first:last]
+        found = extra_figures(model, cases, measures, progress, before, corrected, chosen)
+        if "latency" in measures.extras:
+            found |= cost_figures(self._editor, cases) if edits else latency_figures(model, cases, progress)
+        return found
 
     def _worst(self, before: Sequence[Outcome], now: Sequence[Outcome]) -> list[WorstPrompt]:
         """The prompts on which the wanted answer lost most against the other one, with what is said there."""

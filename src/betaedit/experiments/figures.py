@@ -17,14 +17,14 @@ from betaedit.evaluation.drift import held_out_prose, perplexity
 from betaedit.evaluation.fluency import measure_fluency, sample_texts
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.judge import Judge, MatchJudge
-from betaedit.evaluation.latency import measure_latency, peak_memory
 from betaedit.evaluation.metrics import EditMeasures, measure_edits
 from betaedit.evaluation.neighbors import FIRST_TOKENS, followed_neighbors
 from betaedit.evaluation.questions import measure_questions
 from betaedit.evaluation.retrieval import measure_retrieval
 from betaedit.evaluation.scoring import Pair
-from betaedit.evaluation.tokens import choose_tokens
-from betaedit.experiments.record import Ability, EditFigure, Mean
+from betaedit.evaluation.tokens import Ids, TokenOutcome, choose_tokens, equal_share
+from betaedit.experiments.costs import latency_figures
+from betaedit.experiments.record import Ability, EditFigure, Figures, Mean
 from betaedit.facts.corrections import corrected_later
 from betaedit.facts.fact import LOCALITY, EvaluationCase
 from betaedit.models.chat import has_chat
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 _ASKED_AS: dict[str, AnswerStyle] = {"": PLAIN, "chat ": CHAT}
 """Answer styles of questions, by the prefix of their figures' names."""
-_LATENCY_PROMPTS = 5
 _FLUENCY_PROMPTS = 100
 
-Figures = dict[str, Mean | float]
 FreeAnswers = Mapping[str, Sequence[Sequence[str]]]
 """Answers of a model by case and question, under the prefixes of ``_ASKED_AS``."""
+TokenChoices = Sequence[Sequence[Ids]]
+"""Tokens of a model by case and neighbor."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def measure_model(
         **edit_figures(measure_edits(model, cases, corrected=corrected, progress=progress)),
         **measure_task_abilities(model, measures, progress),
         **extra_figures(model, cases, measures, progress, corrected=corrected),
+        **(latency_figures(model, cases, progress) if "latency" in measures.extras else {}),
     }
     return {
         "corrected": sum(corrected),
@@ -178,6 +179,7 @@ def extra_figures(
     progress: Progress,
     answers_before: FreeAnswers | None = None,
     corrected: Sequence[bool] | None = None,
+    tokens_before: TokenChoices | None = None,
 ) -> Figures:
     """The slower figures of ``measures``, by name.
 
@@ -189,6 +191,7 @@ def extra_figures(
         answers_before: The ``free_answers`` of the unedited model.
         corrected: For each record, whether a later one corrects it: then only prompts that should keep
             their answer are asked.
+        tokens_before: The ``neighbor_tokens`` of the unedited model.
 
     Raises:
         ModelError: Chat figures are requested and the model has no chat template, or it refuses a request.
@@ -196,7 +199,7 @@ def extra_figures(
     marks = [False] * len(cases) if corrected is None else corrected
     found: dict[str, Mean | float | None] = {}
     if "tokens" in measures.extras:
-        found |= _tokens(model, cases, marks)
+        found |= _tokens(model, cases, marks, tokens_before)
     if "chat" in measures.extras:
         found |= _chat(model, cases, progress, marks)
     if "questions" in measures.extras:
@@ -206,8 +209,6 @@ def extra_figures(
             found |= {f"{name}{figure}": value for figure, value in asked.items()}
     if "fluency" in measures.extras:
         found |= _fluency(model, cases)
-    if "latency" in measures.extras:
-        found |= _latency(model, cases)
     if "retrieval" in measures.extras:
         found |= {name: _optional(value) for name, value in measure_retrieval(model, cases, marks).items()}
     return {name: value for name, value in found.items() if value is not None}
@@ -240,23 +241,58 @@ def mean_of(found: Estimate) -> Mean:
     return Mean(mean=found.mean, count=found.count, low=found.low, high=found.high)
 
 
-def _tokens(model: LanguageModel, cases: Sequence[EvaluationCase], corrected: Sequence[bool]) -> dict[str, Mean | None]:
-    """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2)."""
-    asked: dict[str, list[list[Pair]]] = {"prompts": [], "paraphrases": [], "neighbors": []}
+def _tokens(
+    model: LanguageModel,
+    cases: Sequence[EvaluationCase],
+    corrected: Sequence[bool],
+    before: TokenChoices | None,
+) -> dict[str, Mean | None]:
+    """ZsRE token accuracy of the new target, and of the neighbors' own answers (metrics.md G.2).
+
+    If the tokens ``before`` the edits are given, token-level locality of the neighbors as well (G.4).
+    """
+    asked: dict[str, list[list[Pair]]] = {"prompts": [], "paraphrases": []}
     for case, mark in zip(cases, corrected, strict=True):
         new, joint = case.fact.target_new, case.fact.joint
         if not mark:
             asked["prompts"].append([(case.fact.text, new, joint)])
             asked["paraphrases"].append([(text, new, joint) for text in case.paraphrases])
-        asked["neighbors"].append([(probe.prompt, probe.target, joint) for probe in case.neighbors if probe.target])
-    return {f"token accuracy, {kind}": _token_accuracy(model, pairs) for kind, pairs in asked.items()}
+    outcomes = {kind: _choose(model, pairs) for kind, pairs in asked.items()}
+    outcomes["neighbors"] = _choose(model, _answered_neighbors(cases))
+    found = {
+        f"token accuracy, {kind}": _mean_over_records([[each.accuracy for each in record] for record in records])
+        for kind, records in outcomes.items()
+    }
+    if before is None:
+        return found
+    now = [[each.chosen for each in record] for record in outcomes["neighbors"]]
+    pairs = [list(zip(old, new, strict=True)) for old, new in zip(before, now, strict=True)]
+    return {
+        **found,
+        "match ratio, neighbors": _mean_over_records([[equal_share(*pair) for pair in record] for record in pairs]),
+        "exact match, neighbors": _mean_over_records([[float(a == b) for a, b in record] for record in pairs]),
+    }
 
 
-def _token_accuracy(model: LanguageModel, records: Sequence[Sequence[Pair]]) -> Mean | None:
-    """The mean over a record's pairs of prompt and target, then over the records that have any."""
+def neighbor_tokens(model: LanguageModel, cases: Sequence[EvaluationCase]) -> TokenChoices:
+    """By case, the model's choice of tokens at the places of each neighbor's own answer, that answer given."""
+    return [[each.chosen for each in record] for record in _choose(model, _answered_neighbors(cases))]
+
+
+def _answered_neighbors(cases: Sequence[EvaluationCase]) -> list[list[Pair]]:
+    return [
+        [(probe.prompt, probe.target, case.fact.joint) for probe in case.neighbors if probe.target] for case in cases
+    ]
+
+
+def _choose(model: LanguageModel, records: Sequence[Sequence[Pair]]) -> list[list[TokenOutcome]]:
     outcomes = iter(choose_tokens(model, [pair for record in records for pair in record]))
-    shares = [[next(outcomes).accuracy for _ in record] for record in records if record]
-    return _optional(estimate([math.fsum(record) / len(record) for record in shares]))
+    return [[next(outcomes) for _ in record] for record in records]
+
+
+def _mean_over_records(records: Sequence[Sequence[float]]) -> Mean | None:
+    """The mean over a record's pairs of prompt and target, then over the records that have any."""
+    return _optional(estimate([math.fsum(record) / len(record) for record in records if record]))
 
 
 def _chat(
@@ -321,11 +357,6 @@ def _fluency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str,
 def _openings(cases: Sequence[EvaluationCase]) -> list[str]:
     """The openings for free text whose continuations are measured."""
     return [prompt for case in cases for prompt in case.generation_prompts][:_FLUENCY_PROMPTS]
-
-
-def _latency(model: LanguageModel, cases: Sequence[EvaluationCase]) -> dict[str, float]:
-    latency = measure_latency(model, [case.fact.text for case in cases[:_LATENCY_PROMPTS]])
-    return {"seconds per 50 tokens": latency.mean, "peak memory, GiB": peak_memory(model.device).process / 2**30}
 
 
 def _optional(found: Estimate | None) -> Mean | None:

@@ -42,6 +42,10 @@ class Mean(Record):
     high: float
 
 
+Figures = dict[str, Mean | float]
+"""Further figures by name (``experiments.tables`` has their groups and units)."""
+
+
 class EditFigure(Record):
     """One edit metric in both forms (metrics.md G.1); ``None`` if no record has the prompts for it."""
 
@@ -195,7 +199,7 @@ class Checkpoint(Record):
     corrected: int = 0
     layers: dict[int, LayerState]
     abilities: dict[str, Ability] = {}
-    measures: dict[str, Mean | float] = {}
+    measures: Figures = {}
     worst: list[WorstPrompt] = []
     hidden: HiddenView | None = None
     seconds_editing: float = 0.0

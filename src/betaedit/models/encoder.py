@@ -41,6 +41,11 @@ class SentenceEncoder:
         """Of a vector."""
         return int(self.model.config.hidden_size)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        return int(self.model.get_memory_footprint())  # type: ignore[no-untyped-call] # transformers lacks the annotation
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """``(n, width)`` float32 vectors, in order. Texts of similar length share passes."""

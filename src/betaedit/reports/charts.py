@@ -17,6 +17,7 @@ from betaedit.experiments.record import (
     RunSetup,
     mean_known,
 )
+from betaedit.experiments.tables import is_listed, unit_of
 
 Scale = Literal["share", "percent", "plain", "wide"]
 Cell = str | int | float | None
@@ -202,9 +203,12 @@ def ability_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def measure_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Every further figure."""
-    names = _names(c.measures for run in runs for c in run.checkpoints)
-    return _present(_over_edits(runs, f"measure-{name}", name, "", "plain", _measure(name)) for name in names)
+    """Every further figure that tables have."""
+    names = [name for name in _names(c.measures for run in runs for c in run.checkpoints) if is_listed(name)]
+    return _present(
+        _over_edits(runs, f"measure-{name}", name, "", "share" if unit_of(name) == "share" else "plain", _measure(name))
+        for name in names
+    )
 
 
 def drift_charts(runs: Sequence[Run]) -> list[Chart]:

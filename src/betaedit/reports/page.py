@@ -14,6 +14,7 @@ from betaedit.errors import ConfigError
 from betaedit.experiments.folder import RunFolder
 from betaedit.experiments.record import METRICS, Checkpoint, Mean, WorstPrompt
 from betaedit.experiments.side_by_side import Comparison, compare_runs, facts_by_run
+from betaedit.experiments.tables import FigureTable, figure_tables, show
 from betaedit.experiments.verdict import LIMITS, Verdict, judge, percent, shown_damage
 from betaedit.extras import import_extra
 from betaedit.reports import charts, figures
@@ -43,12 +44,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: what is shown beside the plain values it sorts and downloads by."""
+    """A table of the page: what is shown beside the plain values it sorts and downloads by, and a note above it."""
 
     key: str
     title: str
     data: Data
     shown: tuple[tuple[Shown, ...], ...]
+    note: str = ""
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -75,7 +77,8 @@ def render_report(folders: Sequence[RunFolder], title: str | None = None) -> str
     runs = charts.read_runs(folders)
     sections = _sections(runs)
     views = charts.clouds(runs)
-    tables = [_latest(runs), *([_differences(runs)] if len(runs) > 1 else [])]
+    further = figure_tables({run.name: run.checkpoints for run in runs})
+    tables = [_latest(runs), *map(_further, further), *([_differences(runs)] if len(runs) > 1 else [])]
     named = charts.name_folders(folders)
     comparisons = compare_runs(named)
     side_by_side = [table for table in (_comparisons(comparisons), _held(named)) if table]
@@ -204,7 +207,7 @@ def _run_summary(place: int, run: Run) -> dict[str, Any]:
 def _latest(runs: Sequence[Run]) -> Table:
     """The last checkpoint of every run, and its unedited one."""
     names = [f"{metric} ({form})" for metric in METRICS for form in ("argmax", "probability")]
-    columns = ("run", "edits", *names, "neighbors kept", "perplexity", "agreement", "KL", "seconds per edit")
+    columns = ("run", "edits", *names, "neighbors kept", "perplexity", "agreement", "KL")
     plain: list[tuple[Cell, ...]] = []
     shown: list[tuple[Shown, ...]] = []
     for run in runs:
@@ -216,6 +219,22 @@ def _latest(runs: Sequence[Run]) -> Table:
     return Table("latest", "First and last checkpoint", Data(columns, tuple(plain)), tuple(shown))
 
 
+def _further(figures: FigureTable) -> Table:
+    """One group of further figures, with intervals."""
+    plain: list[tuple[Cell, ...]] = []
+    shown: list[tuple[Shown, ...]] = []
+    for number, (run, edits, values) in enumerate(figures.rows):
+        plain.append((run, edits, *(value.mean if isinstance(value, Mean) else value for value in values)))
+        cells = zip(figures.names, values, figures.shown(number), strict=True)
+        shown.append((Shown(run), Shown(f"{edits:,}"), *(_further_cell(*cell) for cell in cells)))
+    columns = ("run", "edits", *(name.replace("_", " ") for name in figures.names))
+    return Table(figures.key, figures.title, Data(columns, tuple(plain)), tuple(shown), figures.note)
+
+
+def _further_cell(name: str, value: Mean | float | None, text: str) -> Shown:
+    return Shown(text, f"{show(name, value.low)}-{show(name, value.high)}") if isinstance(value, Mean) else Shown(text)
+
+
 def _figures(checkpoint: Checkpoint) -> tuple[list[Cell], list[Shown]]:
     plain: list[Cell] = [checkpoint.edits]
     shown = [Shown(f"{checkpoint.edits:,}")]
@@ -224,16 +243,14 @@ def _figures(checkpoint: Checkpoint) -> tuple[list[Cell], list[Shown]]:
             found = getattr(getattr(checkpoint, metric), form)
             plain.append(None if found is None else found.mean)
             shown.append(Shown(_NONE) if found is None else _with_interval(found))
-    each = checkpoint.seconds_editing / checkpoint.edits if checkpoint.edits else None
     kept = checkpoint.neighbors_kept
     plain.append(None if kept is None else kept.mean)
     shown.append(Shown(_NONE) if kept is None else _with_interval(kept))
-    plain += [checkpoint.perplexity, checkpoint.agreement, checkpoint.kl, each]
+    plain += [checkpoint.perplexity, checkpoint.agreement, checkpoint.kl]
     rest = (
         f"{checkpoint.perplexity:,.2f}",
         f"{checkpoint.agreement:.1%}",
         f"{checkpoint.kl:.3g}",
-        _NONE if each is None else f"{each:.2f}",
     )
     return plain, [*shown, *map(Shown, rest)]
 

@@ -17,8 +17,8 @@ from betaedit.editors.closed_form.engine import Engine
 from betaedit.editors.closed_form.live import LiveFact, sharing_a_key, sharing_an_id
 from betaedit.editors.closed_form.readable import check_readable
 from betaedit.editors.closed_form.recipes import Recipe
-from betaedit.editors.matrix import EditedMatrix, check_unedited
-from betaedit.editors.method import EditResult, EditsMatrices, Forgets, PlannedEdit, WrittenBatch
+from betaedit.editors.matrix import EditedMatrix, check_unedited, held_bytes
+from betaedit.editors.method import EditResult, EditsMatrices, Forgets, MemoryUse, PlannedEdit, WrittenBatch
 from betaedit.editors.resources import Resources
 from betaedit.errors import ConfigError, MethodError
 from betaedit.facts.fact import Fact
@@ -79,6 +79,14 @@ class ClosedForm(EditsMatrices, Associative):
     def matrices(self) -> Mapping[int, EditedMatrix]:
         """The edited matrices by layer."""
         return self.engine.matrices
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``: the edits are in the weights; solvers and matrices are held for editing."""
+        if self._engine is None:
+            return MemoryUse()
+        solvers = sum(memory.nbytes for memory in self._engine.memories.values())
+        return MemoryUse(editing={"solvers": solvers, **held_bytes(self._engine.matrices)})
 
     @property
     def live_facts(self) -> list[LiveFact]:

@@ -21,8 +21,8 @@ from betaedit.editors.asked import with_status
 from betaedit.editors.batches import BatchEditor
 from betaedit.editors.gradient.config import AdaptiveRankConfig, LowRankConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
-from betaedit.editors.matrix import EditedMatrix, check_modules_unedited, set_aside, undone_by_failure
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.matrix import EditedMatrix, check_modules_unedited, held_bytes, set_aside, undone_by_failure
+from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.extras import import_extra
 from betaedit.facts.fact import Fact
@@ -70,6 +70,12 @@ class AdapterTuning(BatchEditor):
             self._check_unedited()
             self._weights = {path: EditedMatrix(self.model.model, path) for path in self._paths}
         return self._weights
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``: the adapter is merged into the weights, and goes on being trained beside them."""
+        adapter = sum(tensor.nbytes for tensor in self._adapter.values())
+        return MemoryUse(editing={**held_bytes(self._weights), "adapter": adapter})
 
     def prepare(self) -> None:
         """Take up the matrices."""

@@ -16,7 +16,7 @@ from betaedit.editors.batches import MatrixEditor
 from betaedit.editors.gradient.config import UltraEditConfig
 from betaedit.editors.gradient.targets import TargetBatch, encode_targets
 from betaedit.editors.matrix import undone_by_failure
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.errors import NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.memory.update import Update
@@ -109,6 +109,13 @@ class UltraEdit(MatrixEditor):
         first, last = (n_layers * layer // _PUBLISHED_DEPTH for layer in _PUBLISHED_LAYERS)
         super().__init__(model, config.changed_layers or range(first, last + 1))
         self._moments: dict[str, RunningMoments] = {}
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``."""
+        moments = [getattr(each, part) for each in self._moments.values() for part in _PARTS]
+        known = sum(tensor.nbytes for tensor in moments)
+        return MemoryUse(editing={**super().memory_use.editing, "means and spreads of gradients": known})
 
     def replay(self, batch: WrittenBatch) -> None:
         """Add the updates that the batch made, and take over what it knew of gradients."""

@@ -16,7 +16,7 @@ from betaedit.editors.hypernet.passes import EditedLayers, Texts
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.editors.hypernet.training import edit_factors
 from betaedit.editors.matrix import undone_by_failure
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.errors import NumericalError
 from betaedit.evaluation.scoring import Continuation
 from betaedit.facts.fact import Fact
@@ -46,6 +46,12 @@ class HypernetEditing(MatrixEditor):
         trained.check_fits(model)
         super().__init__(model, trained.network.layers)
         trained.network.to(model.device)
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``: the hypernetwork is needed for editing alone."""
+        network = sum(tensor.nbytes for tensor in self._trained.network.state_dict().values())
+        return MemoryUse(editing={**super().memory_use.editing, "hypernetwork": network})
 
     @usual_gradients
     def replay(self, batch: WrittenBatch) -> None:

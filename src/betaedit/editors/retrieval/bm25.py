@@ -32,6 +32,13 @@ class BM25Index:
         self._lengths = array("i")
         self._total = 0
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Words, with the places and counts of each, and the texts' lengths."""
+        arrays = [*self._places.values(), *self._counts.values(), self._lengths]
+        numbers = sum(len(each) * each.itemsize for each in arrays)
+        return {"words": numbers + sum(len(word.encode()) for word in self._places)}
+
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Nothing: words are counted when texts are added."""
         return {}

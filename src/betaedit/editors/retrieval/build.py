@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from betaedit.editors.retrieval.config import RetrievalConfig
@@ -29,7 +29,7 @@ def make_memory(form: Form, model: LanguageModel, config: RetrievalConfig) -> Fa
     Raises:
         FactError: The file of demonstrations cannot be read.
     """
-    encoder = partial(load_encoder, config.encoder)
+    encoder = cache(partial(load_encoder, config.encoder))  # one, also where there are two indices
     memory = FactMemory(make_index(config.retriever, encoder))
     framing = Framing(model, config, memory)
     if form == "in context":
@@ -37,6 +37,7 @@ def make_memory(form: Form, model: LanguageModel, config: RetrievalConfig) -> Fa
         shown = make_index(config.retriever, encoder)
         in_context = InContext(framing, shown, cases, config.n_demonstrations)
         memory.put_before = in_context.put_before
+        memory.demonstrated = lambda: in_context.sizes
     else:
         memory.put_before = framing.confirmed if form == "confirmed" else framing.retrieved
     return memory

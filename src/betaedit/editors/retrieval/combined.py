@@ -12,9 +12,11 @@ from betaedit.editors.method import (
     EditResult,
     EditsMatrices,
     Forgets,
+    MemoryUse,
     MethodConfig,
     PlannedEdit,
     WrittenBatch,
+    memory_use,
 )
 from betaedit.editors.retrieval.memory import FactMemory
 from betaedit.facts.fact import Fact
@@ -51,6 +53,12 @@ class Combined:
     def results(self) -> Sequence[EditResult]:
         """The writer's, measured on framed prompts."""
         return self.writer.results
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """What both hold."""
+        writer = memory_use(self.writer)
+        return MemoryUse({**writer.answering, **self.memory.sizes}, writer.editing)
 
     def prepare(self) -> None:
         """Make what either needs before the first edit."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from betaedit.editors.asked import with_status
 from betaedit.editors.batches import BatchEditor
-from betaedit.editors.method import EditResult, Forgets, WrittenBatch
+from betaedit.editors.method import EditResult, Forgets, MemoryUse, WrittenBatch
 from betaedit.editors.retrieval.config import RetrievalConfig
 from betaedit.editors.retrieval.memory import FactMemory
 from betaedit.facts.fact import Fact
@@ -29,6 +29,11 @@ class FramingEditor(BatchEditor, Forgets):
     def __init__(self, model: LanguageModel, config: RetrievalConfig, memory: FactMemory) -> None:
         super().__init__(replace(model, frame=memory))
         self.config, self.memory = config, memory
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``."""
+        return MemoryUse(self.memory.sizes)
 
     def prepare(self) -> None:
         """Load the encoder, where there is one."""

@@ -18,6 +18,7 @@ from betaedit.editors.retrieval.prompts import (
     yes_or_no_prompt,
 )
 from betaedit.evaluation.continuing import complete_greedily
+from betaedit.evaluation.latency import timed_part
 from betaedit.evaluation.scoring import score_targets
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
@@ -49,8 +50,10 @@ class Framing:
 
     def confirmed(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt behind the one fact that is found for it and confirmed; as it is where there is none."""
-        found = self.confirm(prompts, self.memory.retrieve(prompts, self.config.top_k))
-        return self._framed(prompts, [[] if fact is None else [fact] for fact in found])
+        found = self.memory.retrieve(prompts, self.config.top_k)
+        with timed_part("confirmation"):
+            kept = self.confirm(prompts, found)
+        return self._framed(prompts, [[] if fact is None else [fact] for fact in kept])
 
     def retrieved(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt behind all facts that are found for it."""

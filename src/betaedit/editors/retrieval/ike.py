@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from betaedit.editors.retrieval.framing import Framing
 from betaedit.editors.retrieval.index import Index
 from betaedit.editors.retrieval.prompts import new_fact_prompt, sentence
+from betaedit.evaluation.latency import timed_part
 from betaedit.facts.fact import EvaluationCase
 
 
@@ -31,6 +32,17 @@ class InContext:
         self._n = n_demonstrations
         self._texts: list[str] = []
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the demonstrations and of what finds them, by what they are; nothing before the first prompt."""
+        if not self._texts:
+            return {}
+        texts = sum(len(text.encode()) for text in self._texts)
+        found_by = {
+            name if name == "encoder" else f"{name} of demonstrations": size for name, size in self._index.sizes.items()
+        }
+        return {"demonstrations": texts, **found_by}
+
     def put_before(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt behind its fact and the demonstrations nearest to both."""
         found = self._framing.memory.retrieve(prompts, 1)
@@ -52,7 +64,9 @@ class InContext:
         if not self._texts:
             self._texts = [text for case in self._cases for text in _demonstrations(case)]
             self._index.add(range(len(self._texts)), self._texts, self._index.encode(self._texts))
-        return [[self._texts[key] for key in keys] for keys in self._index.top(asked, self._n)]
+        with timed_part("retrieval"):
+            found = self._index.top(asked, self._n)
+        return [[self._texts[key] for key in keys] for keys in found]
 
 
 def _demonstrations(case: EvaluationCase) -> Iterator[str]:

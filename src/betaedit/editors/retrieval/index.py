@@ -19,6 +19,10 @@ _FUSED_DEPTH, _FUSED_CONSTANT = 100, 60
 class Index(Protocol):
     """Texts under keys: whole numbers that only grow."""
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of what ``top`` reads, by what it is."""
+
     def encode(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """What ``add`` needs of ``texts`` and takes long to make, by name, one row a text: to be kept and reused."""
 
@@ -52,6 +56,11 @@ class DenseIndex:
         if self._encoder is None:
             self._encoder = self._load()
         return self._encoder
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Vectors, with the room kept for more; and the weights of the encoder, which every query needs."""
+        return {"vectors": self._vectors.nbytes, "encoder": self.encoder.nbytes}
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """``embeddings``: ``(n, width)`` vectors."""
@@ -99,6 +108,11 @@ class FusedIndex:
 
     def __init__(self, parts: Sequence[Index]) -> None:
         self._parts = parts
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of its parts."""
+        return {name: size for part in self._parts for name, size in part.sizes.items()}
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What its parts encode."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from betaedit.editors.retrieval.index import Index
 from betaedit.editors.retrieval.prompts import sentence
+from betaedit.evaluation.latency import timed_part
 from betaedit.facts.fact import Fact
 
 _MOST_SHOWN = 10
@@ -25,11 +26,13 @@ class FactMemory:
     Args:
         index: Finds them; empty.
 
-    ``put_before`` is what prompts become; it is set once, by who has the memory.
+    ``put_before`` is what prompts become, and ``demonstrated`` gives the bytes of what it reads beside the facts, by
+    what they are; both are set once, by who has the memory.
     """
 
     def __init__(self, index: Index) -> None:
         self.put_before: PutBefore = list
+        self.demonstrated: Callable[[], Mapping[str, int]] = dict
         self._index = index
         self._facts: dict[int, Fact] = {}
         self._next = 0
@@ -42,9 +45,18 @@ class FactMemory:
         """Those kept, in the order in which they were added."""
         return [fact for key, fact in self._facts.items() if key not in self._hidden]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what answering reads, by what it is; nothing without facts."""
+        if not self._facts:
+            return {}
+        texts = sum(len(sentence(fact).encode()) for fact in self._facts.values())
+        return {"facts": texts, **self._index.sizes, **self.demonstrated()}
+
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[Fact]]:
         """The ``k`` facts that are nearest to each prompt, best first; fewer where the index finds fewer."""
-        found = self._index.top(prompts, k + len(self._hidden))
+        with timed_part("retrieval"):
+            found = self._index.top(prompts, k + len(self._hidden))
         return [[self._facts[key] for key in keys if key not in self._hidden][:k] for keys in found]
 
     def shown(self, prompts: Sequence[str]) -> list[list[Fact]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.editors.side_memory.base import SideEditor, Tensors, seed_of, tensors_of, with_last
 from betaedit.editors.side_memory.codebook import Codebook, Label
 from betaedit.editors.side_memory.config import GraceConfig
@@ -76,6 +76,16 @@ class Grace(SideEditor[_State]):
     def codebook(self) -> Codebook:
         """The entries as they are now."""
         return self._state.book
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``; what each fact came to is kept for forgetting."""
+        book = self.codebook
+        learned = [tensor for each in self._state.learned for tensor in vars(each).values() if tensor is not None]
+        return MemoryUse(
+            {"codebook": book.keys.nbytes + book.values.nbytes + book.radii.nbytes},
+            {"what the facts came to": sum(tensor.nbytes for tensor in learned)},
+        )
 
     def begin(self, entering: Tensor, leaving: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """The value of the entry that the last token of a row's prompt is within, in its output's place."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from betaedit.editors.asked import with_status
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.editors.resources import Resources
 from betaedit.editors.side_memory.base import SideEditor, Tensors, seed_of, tensors_of, with_last
 from betaedit.editors.side_memory.config import WiseConfig
@@ -89,6 +89,14 @@ class Wise(SideEditor[_State]):
     def memories(self) -> Sequence[Memory]:
         """Those that answer, the one being filled last."""
         return self._state.memories
+
+    @property
+    def memory_use(self) -> MemoryUse:
+        """See ``HoldsMemory``; the memories with which shards began are kept for forgetting."""
+        answering = {id(memory): memory.weight.nbytes for memory in self.memories}
+        earlier = {id(each): each.weight.nbytes for state in self._state.shards for each in state.memories}
+        kept = sum(size for memory, size in earlier.items() if memory not in answering)
+        return MemoryUse({"side memories": sum(answering.values())}, {"side memories of earlier shards": kept})
 
     @cached_property
     def contexts(self) -> tuple[str, ...]:
