@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 if TYPE_CHECKING:
     from betaedit.editors.closed_form.config import EditConfig
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from betaedit.models import LanguageModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+# On a busy machine examples are made slowly and run slowly, which says nothing about the code.
+hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy")
 
 _USERS_CACHE = os.environ.get("BETAEDIT_CACHE")
 

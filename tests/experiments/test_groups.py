@@ -83,6 +83,8 @@ def test_figures_of_facts_are_means_over_all_records_with_their_interval(tmp_pat
         "token accuracy, prompts": 5,
         "token accuracy, paraphrases": 4,
         "token accuracy, neighbors": 5,
+        "match ratio, neighbors": 5,
+        "exact match, neighbors": 5,
         "reliability": 5,
         "generalization": 4,
         "reasoning": 5,
