@@ -42,6 +42,11 @@ class FactMemory:
         """Those kept, in the order in which they were added."""
         return [fact for key, fact in self._facts.items() if key not in self._hidden]
 
+    @property
+    def encoded(self) -> list[Mapping[str, Tensor]]:
+        """What each of ``facts`` was added with, as ``adding`` takes it."""
+        return [self._index.encoded(key) for key in self._facts if key not in self._hidden]
+
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[Fact]]:
         """The ``k`` facts that are nearest to each prompt, best first; fewer where the index finds fewer."""
         found = self._index.top(prompts, k + len(self._hidden))
