@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from betaedit.editors.matrix import set_aside
 from betaedit.editors.saved import EDITS_FILE
 from betaedit.errors import ConfigError, ModelError
 from betaedit.evaluation.free_text import Answer, ask

@@ -174,16 +174,16 @@ class HeldWorkspace(Workspace):
         Raises:
             LedgerError: There is no such event, or its facts were purged.
         """
-        model, here, before = self.language_model, self.position, self._facts
+        model, before = self.language_model, [version for _, version in self._facts]
         then = self.store.live(self.store.event(event).id)
         if not self.store.has_arrays(version.id for version in then):
             raise LedgerError(f"the facts of event {event} were purged.", hint="Name a later event.")
-        self.position = UNKNOWN_EVENT
         try:
             self._take_up(then)
             yield model
         finally:
-            self._take_up([version for _, version in before])
+            here, self.position = self.position, UNKNOWN_EVENT
+            self._take_up(before)
             self.position = here
 
     def collect(self, *, purge: bool = False) -> int:
@@ -200,8 +200,10 @@ class HeldWorkspace(Workspace):
         """
         if problems := self.store.verify():
             return problems
-        before, here = self._own_tensors(), [version for _, version in self._facts]
+        before, here, event = self._own_tensors(), [version for _, version in self._facts], self.position
+        self.position = UNKNOWN_EVENT
         self._take_up(here)
+        self.position = event
         after = self._own_tensors()
         problems = [
             f"fact #{version.number} differs from what the ledger has"
