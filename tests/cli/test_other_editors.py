@@ -154,8 +154,8 @@ def test_a_workspace_keeps_and_forgets_what_is_beside_the_weights(
     assert "2 of 2 facts skipped" in again.out
     assert betaedit("forget", "Ana", "--workspace", folder).code == 0
     assert betaedit("replace", "Bob", "Oslo", "--workspace", folder).code == 0
-    listed = json.loads(betaedit("log", "--workspace", folder, "--json").out)
-    assert [fact["state"] for fact in listed["facts"]] == ["forgotten", "replaced", "live"]
+    listed = json.loads(betaedit("log", "--workspace", folder, "--json").out)["edits"]
+    assert [fact["state"] for fact in listed] == ["forgotten", "replaced", "live"]
     ran = betaedit("ask", "Bob lives in", "--workspace", folder)
     assert ran.code == 0, ran.err
     ran = betaedit("diff", "1", "--workspace", folder)

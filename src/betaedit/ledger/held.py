@@ -29,7 +29,7 @@ _ONLY = 0
 class HeldWorkspace(Workspace):
     """A ``Workspace`` whose editor ``HoldsFacts``: the ledger has the tensors of each fact, and replays them.
 
-    The facts of an event are always replayed in the order of their rows. So from the first fact on whose tensors an
+    Facts are replayed in the order of their rows. So from the first fact on whose tensors an
     event changed, all are stored again.
     """
 
