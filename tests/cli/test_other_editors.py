@@ -129,13 +129,48 @@ def test_what_changes_no_weights_is_not_saved_as_a_model(
     assert not (tmp_path / "saved").exists()
 
 
-@EVERY
+@pytest.mark.parametrize("method", ["counting", "ft", "lora", "memit-h+scr"])
 def test_what_a_workspace_cannot_undo_is_refused_by_name(
     betaedit, tiny_folder: Path, tmp_path: Path, method: str
 ) -> None:
     ran = betaedit("init", tmp_path / "workspace", "--model", tiny_folder, "--method", method)
     assert ran.code != 0
     assert f"{method} cannot be used in a workspace" in ran.err
+
+
+@pytest.mark.parametrize("method", ["grace", "wise", "scr"])
+def test_a_workspace_keeps_and_forgets_what_is_beside_the_weights(
+    betaedit, tiny_folder: Path, facts: Path, tmp_path: Path, method: str
+) -> None:
+    settings = {"scr": ["--set", "confirm=none"], "grace": ["--set", "steps=2"]}.get(
+        method, ["--set", "steps=2", "--set", 'unrelated_prompts=["It rains in"]', "--set", 'context_templates=["{}"]']
+    )
+    folder = tmp_path / "workspace"
+    ran = betaedit("init", folder, "--model", tiny_folder, "--method", method, *settings)
+    assert ran.code == 0, ran.err
+    assert f"{method}, no weight changes" in ran.out
+    assert betaedit("edit", "--from", facts, "--workspace", folder).code == 0
+    again = betaedit("edit", "--from", facts, "--workspace", folder)
+    assert "2 of 2 facts skipped" in again.out
+    assert betaedit("forget", "Ana", "--workspace", folder).code == 0
+    assert betaedit("replace", "Bob", "Oslo", "--workspace", folder).code == 0
+    listed = json.loads(betaedit("log", "--workspace", folder, "--json").out)["edits"]
+    assert [fact["state"] for fact in listed] == ["forgotten", "replaced", "live"]
+    ran = betaedit("ask", "Bob lives in", "--workspace", folder)
+    assert ran.code == 0, ran.err
+    ran = betaedit("diff", "1", "--workspace", folder)
+    assert "+ #3" in ran.out
+    assert "weights" not in ran.out
+    ran = betaedit("verify", "--replay", "--workspace", folder)
+    assert ran.code == 0, ran.out
+    ran = betaedit("export", folder, "--to", "facts", "--out", tmp_path / "kept.jsonl")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "kept.jsonl").read_text())["target_new"] == "Oslo"
+    for form in ("model", "adapter", "factors"):
+        ran = betaedit("export", folder, "--to", form, "--out", tmp_path / form)
+        assert ran.code != 0
+        assert f"{method} cannot be" in ran.err
+        assert not (tmp_path / form).exists()
 
 
 def test_a_setting_of_another_family_is_refused(betaedit, tiny_folder: Path, facts: Path) -> None:

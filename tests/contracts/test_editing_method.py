@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from betaedit import Fact
-from betaedit.editors.method import EditsMatrices, EditsWeights, Forgets, HoldsMemory, Method, memory_use
+from betaedit import Editor, Fact
+from betaedit.editors.method import (
+    EditsMatrices,
+    EditsWeights,
+    Forgets,
+    HoldsFacts,
+    HoldsMemory,
+    Method,
+    WrittenBatch,
+    memory_use,
+)
 from betaedit.editors.methods import METHODS, find_method
 from betaedit.errors import ConfigError, FactError, MethodError
 from betaedit.evaluation import score_targets
@@ -47,6 +56,11 @@ def answers(model: LanguageModel) -> list[float]:
 def moved(before: Mapping[str, torch.Tensor], model: LanguageModel) -> set[str]:
     """The weights that are not as ``before``."""
     return {name for name, now in weights(model).items() if not torch.equal(before[name], now)}
+
+
+def held(editor: Editor) -> Sequence[WrittenBatch]:
+    assert isinstance(editor.editing, HoldsFacts)
+    return editor.editing.held()
 
 
 class TestEveryMethod:
@@ -189,6 +203,32 @@ class TestEveryMethodThatForgets:
         assert not editor.results
         assert all(torch.allclose(before[name], now, atol=1e-5) for name, now in weights(model).items())
         assert answers(editor.language_model) == pytest.approx(said, abs=1e-3)
+
+
+class TestEveryMethodThatHoldsFacts:
+    """The capability ``HoldsFacts``."""
+
+    def test_what_it_holds_is_made_again_by_replaying_it_and_by_the_other_facts_alone(self, method: Method) -> None:
+        editor = small_editor(method, language_model("llama"))
+        if not isinstance(editor.editing, HoldsFacts):
+            return
+        editor.edit(FACTS[:3], batch_size=2)
+        before = {id(result): batch.tensors for result, batch in zip(editor.results, held(editor), strict=True)}
+        editor.editing.forget(editor.results[:1])
+        again, never = (small_editor(method, language_model("llama")) for _ in range(2))
+        for batch in held(editor):
+            again.replay(batch)
+        never.edit(FACTS[1:3])
+        for other in (again, never):
+            assert [result.fact for result in other.results] == FACTS[1:3]
+            assert [batch.results[0].fact for batch in held(other)] == FACTS[1:3]
+            for one, two in zip(held(editor), held(other), strict=True):
+                assert one.tensors.keys() == two.tensors.keys()
+                assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+            assert answers(other.language_model) == answers(editor.language_model)
+        for result, batch in zip(editor.results, held(editor), strict=True):
+            known = before.get(id(result), {})
+            assert all(torch.equal(tensor, batch.tensors[name]) for name, tensor in known.items())
 
 
 class TestEveryMethodThatEditsWeights:

@@ -71,7 +71,8 @@ def init(
     if json_:
         options.print_json(summary)
         return
-    say(console, f"made {folder}: {summary['model']}, {summary['method']}, layers {summary['layers']}")
+    where = f"layers {summary['layers']}" if summary["layers"] else "no weight changes"
+    say(console, f"made {folder}: {summary['model']}, {summary['method']}, {where}")
     say(console, f'write into it: cd {folder}; betaedit edit "The capital of [Japan] is" "Madrid"')
 
 

@@ -147,8 +147,9 @@ def diff(
     for sign, color, facts_ in (("-", "red", found.lost), ("+", "green", found.gained)):
         for fact in facts_:
             say(console, f"{sign} {describe(fact)}", color)
-    distance = "unknown: gc dropped what is needed to compute it" if moved is None else _by_layer(moved)
-    say(console, f"weights moved (Frobenius norm): {distance}")
+    if moved != {}:  # there are edited matrices
+        distance = "unknown: gc dropped what is needed to compute it" if moved is None else _by_layer(moved)
+        say(console, f"weights moved (Frobenius norm): {distance}")
     if measured is not None:
         moved_by = f"{measured.unedited_perplexity:.2f} -> {measured.perplexity:.2f}"
         say(console, f"perplexity on ordinary text: {moved_by}; same next token: {measured.agreement.mean:.2%}")

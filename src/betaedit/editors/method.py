@@ -3,7 +3,7 @@
 A family (closed form, fine-tuning, retrieval, ...) is a package beside this module. It subclasses ``Method`` for its
 rows and ``MethodConfig`` for its hyper-parameters, and builds objects that satisfy ``EditingMethod``. Nothing here
 imports a family, and no code outside a family checks for one: what only some editors can do is a protocol of its own
-(``Forgets``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``, ``HoldsMemory``).
+(``Forgets``, ``HoldsFacts``, ``EditsMatrices``, ``EditsWeights``, ``HasAdapter``, ``HoldsMemory``).
 """
 
 from __future__ import annotations
@@ -404,6 +404,21 @@ class Forgets(Protocol):
 
         Raises:
             NumericalError: The other facts cannot be written again; nothing has changed.
+        """
+
+
+@runtime_checkable
+class HoldsFacts(Forgets, Protocol):
+    """An editor whose whole state is what ``replay`` makes of the facts it holds: what a workspace keeps of it.
+
+    ``forget`` leaves the state, bit for bit, that the other facts make when they are written by themselves.
+    """
+
+    def held(self) -> Sequence[WrittenBatch]:
+        """The facts of ``results``, in order, each as a batch of its own.
+
+        ``replay`` of all of them on an editor that holds nothing makes this state again, bit for bit. A fact whose
+        tensors changed, because another one was forgotten, has a new entry in ``results``.
         """
 
 

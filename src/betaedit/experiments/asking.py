@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from betaedit.editors.matrix import set_aside
 from betaedit.editors.saved import EDITS_FILE
 from betaedit.errors import ConfigError, ModelError
 from betaedit.evaluation.free_text import Answer, ask
@@ -159,8 +158,7 @@ def open_conversation(
     with ExitStack() as opened:
         if (folder / LEDGER).is_file() and statistics is None and dtype is None:
             workspace = opened.enter_context(Workspace.open(folder, device=device))
-            model, matrices = workspace.language_model, workspace.matrices
-            yield _with_edits(model, lambda: set_aside(matrices), progress)
+            yield _with_edits(workspace.language_model, workspace.unedited, progress)
         elif (folder / LEDGER).is_file() or (folder / "run.json").is_file():
             editor = editor_of(name, statistics=statistics, dtype=dtype, device=device)
             yield _with_edits(editor.language_model, editor.unedited, progress)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from betaedit.editors.matrix import set_aside
 from betaedit.evaluation.drift import Drift, compare, held_out_prose
 from betaedit.evaluation.interval import Estimate, estimate
 from betaedit.evaluation.metrics import measure_edits
@@ -48,7 +47,7 @@ def check(workspace: Workspace, *, texts: Sequence[str] | None = None) -> Health
     asked = measure_edits(model, [EvaluationCase(version.fact) for version in live], progress=progress, label="asking")
     holds = [outcome.rewrite[0].wanted.argmax for outcome in asked.outcomes]
     prose = held_out_prose() if texts is None else texts
-    drift = compare(model, prose, lambda: set_aside(workspace.matrices), progress=progress)
+    drift = compare(model, prose, workspace.unedited, progress=progress)
     return Health(
         holding=estimate([float(held) for held in holds]),
         slipped=[version for version, held in zip(live, holds, strict=True) if not held],

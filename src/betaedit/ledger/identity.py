@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from betaedit.editors.closed_form.associative import Resumable
 from betaedit.editors.editor import Editor
-from betaedit.editors.method import require
+from betaedit.editors.method import HoldsFacts, require
 from betaedit.editors.methods import find_method
 from betaedit.errors import IdentityError, LedgerError, ModelNotFoundError
 from betaedit.files import atomic_write, file_errors
@@ -22,6 +23,8 @@ from betaedit.statistics.moments import Moments
 from betaedit.versions import library_versions
 
 STATISTICS = "statistics.safetensors"
+_USED = "be used in a workspace: it cannot take single facts out again as a workspace does"
+_INSTEAD = "Use memit-h, alphaedit, betaedit, grace, wise or scr; `betaedit edit --out` stores runs of every method."
 
 
 def identify(editor: Editor, storage: Storage | None) -> Identity:
@@ -42,6 +45,34 @@ def identify(editor: Editor, storage: Storage | None) -> Identity:
         shapes={layer: matrix.shape for layer, matrix in matrices.items()},
         storage=storage or exact,
         exact=exact,
+        versions=library_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def identify_holding(editor: Editor) -> Identity:
+    """The identity of a workspace whose editor ``HoldsFacts``.
+
+    What the editor says of itself under the name of a hyper-parameter, as sampled prompts, becomes part of the
+    configuration: an editor of another day has the same.
+    """
+    holding(editor)
+    model = editor.resources.model
+    found = editor.editing.describe()
+    found |= {"context_templates": found["contexts"]} if "contexts" in found else {}
+    config = editor.config.replace(**{name: found[name] for name in found if name in type(editor.config).model_fields})
+    return Identity(
+        model=model.place,
+        weights=model.fingerprint(),
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        method=editor.method.name,
+        recipe=_fingerprint(editor.editing.describe()),
+        config=json.loads(config.model_dump_json()),
+        statistics="",
+        origin={},
+        shapes={},
+        storage="float32",
+        exact="float32",
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -89,11 +120,21 @@ def editor_again(folder: Path, identity: Identity, model: LanguageModel, progres
     Raises:
         IdentityError: The statistics in the folder, or the recipe's definition, differ.
     """
+    if identity.holds_facts:
+        return _holding_again(folder, identity, model, progress)
     moments = Moments.load(folder / STATISTICS)
     _same(folder, "statistics", identity.statistics, moments.fingerprint)
     config = find_method(identity.method).configure(identity.config)
     editor = Editor(model, method=identity.method, config=config, statistics=moments, progress=progress)
     _same(folder, f"recipe {identity.method}", identity.recipe, _recipe(resumable(editor)))
+    return editor
+
+
+def _holding_again(folder: Path, identity: Identity, model: LanguageModel, progress: Progress) -> Editor:
+    config = find_method(identity.method).configure(identity.config)
+    editor = Editor(model, method=identity.method, config=config, progress=progress)
+    holding(editor)
+    _same(folder, f"method {identity.method}", identity.recipe, _fingerprint(editor.editing.describe()))
     return editor
 
 
@@ -103,6 +144,15 @@ def _same(folder: Path, what: str, wanted: str, found: str, further: str = "") -
         raise IdentityError(
             f"{folder} was made with another {what}: {wanted}, not {found}.", hint=f"{hint} {further}".strip()
         )
+
+
+def holding(editor: Editor) -> HoldsFacts:
+    """What the editor's method built, typed as ``HoldsFacts``.
+
+    Raises:
+        MethodError: This method cannot forget single facts exactly.
+    """
+    return require(editor.editing, HoldsFacts, editor.method, _USED, _INSTEAD)  # type: ignore[type-abstract]
 
 
 def resumable(editor: Editor) -> Resumable:
@@ -115,12 +165,16 @@ def resumable(editor: Editor) -> Resumable:
         editor.editing,
         Resumable,  # type: ignore[type-abstract]
         editor.method,
-        "be used in a workspace: those store the keys and values of facts, and take single facts out by them",
-        "Use memit-h, alphaedit or betaedit; `betaedit edit --out` stores runs of every method.",
+        _USED,
+        _INSTEAD,
     )
 
 
 def _recipe(editing: Resumable) -> str:
     """Fingerprint of what a method computes; names and notes are excluded."""
-    plain = json.dumps(editing.identity(), sort_keys=True)
+    return _fingerprint(editing.identity())
+
+
+def _fingerprint(values: Mapping[str, Any]) -> str:
+    plain = json.dumps(values, sort_keys=True)
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"

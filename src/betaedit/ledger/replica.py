@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from betaedit.ledger.weights import advance
-from betaedit.ledger.workspace import UNKNOWN_EVENT, Workspace
+from betaedit.ledger.workspace import Workspace
 from betaedit.models.load import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class Replica:
     ) -> None:
         self._workspace = Workspace.open(folder, model=model, device=device)
         self._lock = threading.RLock()
-        _ = self._workspace.matrices
+        _ = self._workspace.language_model
 
     @property
     def event(self) -> int:
@@ -51,23 +50,13 @@ class Replica:
     def sync(self) -> int:
         """Apply the events committed since; returns the last event.
 
-        Adds only the new updates. After a restore, after ``gc``, or after an interrupted sync it rebuilds the weights
-        from the last snapshot.
+        See ``Workspace.follow``.
 
         Raises:
             LedgerError: The ledger cannot be read.
         """
-        workspace, store = self._workspace, self._workspace.store
-        with self._lock, store.view():
-            matrices, head = workspace.matrices, store.head
-            following = store.following(workspace.position, head)
-            if following is None:
-                workspace.checkout_head()
-            elif following:
-                workspace.position = UNKNOWN_EVENT  # otherwise a sync after an interrupted one would add updates twice
-                advance(store, following, matrices)
-            workspace.position = head
-        return head
+        with self._lock:
+            return self._workspace.follow()
 
     @contextmanager
     def following(self, every: float = 1.0) -> Iterator[None]:

@@ -6,9 +6,10 @@ change by another program is found (``verify``).
 
 Tables (docs/file-formats.md): ``events``; ``writings``, a row for every time a fact was written; ``spans``, between
 which events a writing was in the model; ``asked``, its key and the output wanted in addition to that of the unedited
-matrix, for every layer; ``factors``, what an event added to a layer's matrix; ``snapshots``, all that was added to a
-matrix until an event, so that a long history loads quickly. Arrays are little-endian numbers without headers, of the
-type in the identity; this module handles only bytes and never imports torch.
+matrix, for every layer, or, where no matrix is edited, all its tensors as one safetensors file under layer 0;
+``factors``, what an event added to a layer's matrix; ``snapshots``, all that was added to a matrix until an event, so
+that a long history loads quickly. Arrays are little-endian numbers without headers, of the type in the identity; this
+module handles only bytes and never imports torch.
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ class Identity(BaseModel):
     exact: Storage
     versions: dict[str, str]
     created: str
+
+    @property
+    def holds_facts(self) -> bool:
+        """Whether the editor holds its facts beside the weights: no matrix is edited."""
+        return not self.shapes
 
 
 @dataclass(frozen=True)

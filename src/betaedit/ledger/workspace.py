@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -20,8 +20,8 @@ from torch import Tensor
 from betaedit.editors.closed_form.associative import Resumable
 from betaedit.editors.closed_form.live import LiveFact
 from betaedit.editors.editor import Editor
-from betaedit.editors.matrix import Changes, EditedMatrix, Snapshot, edited_matrices, recording
-from betaedit.editors.method import EditResult, WrittenBatch
+from betaedit.editors.matrix import Changes, EditedMatrix, Snapshot, edited_matrices, recording, set_aside
+from betaedit.editors.method import EditResult, HoldsFacts, WrittenBatch
 from betaedit.errors import ConfigError, LedgerError, NotHeldError, OutputError
 from betaedit.facts.fact import EARLIER_JOINT, EvaluationCase, Fact
 from betaedit.files import file_errors
@@ -32,6 +32,7 @@ from betaedit.ledger.query import find, find_one, latest
 from betaedit.ledger.store import (
     FIRST,
     FactVersion,
+    Identity,
     Kind,
     NewEvent,
     NewFactVersion,
@@ -40,7 +41,7 @@ from betaedit.ledger.store import (
     Store,
     scratch_files,
 )
-from betaedit.ledger.weights import factor_bytes, rebuild, snapshot_bytes
+from betaedit.ledger.weights import advance, factor_bytes, rebuild, snapshot_bytes
 from betaedit.models.load import DtypeName, LanguageModel
 from betaedit.progress import Progress, SilentProgress
 
@@ -99,26 +100,54 @@ class Workspace:
             ConfigError: The editor has edits.
         """
         folder = Path(folder)
-        editing = resumable(editor)
+        kind = cls._kind(isinstance(editor.editing, HoldsFacts))
         if editor.results:
             raise ConfigError("the model already holds edits.", hint="Call reset() first.")
         cut_off = {folder / STATISTICS, folder / _LOCK, *scratch_files(folder / LEDGER)}
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - cut_off):
             raise LedgerError(f"{folder} exists and is not empty.", hint="Name a new folder.")
-        matrices = editing.matrices  # before the folder is made: it may fail
+        kind._check_editor(editor, storage)  # before the folder is made
         with file_errors(folder, LedgerError):
             folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
-            _keep_statistics(editing, folder / STATISTICS)
-            store = Store.create(folder / LEDGER, identify(editor, storage))
+            kind._prepare_folder(editor, folder)
+            store = Store.create(folder / LEDGER, kind._identify(editor, storage))
         except BaseException:
             lock.release()
             raise
-        made = cls(folder, store, lambda: editor.language_model, editor.progress, lock)
-        made._model, made._editor, made._matrices = editor.language_model, editor, dict(matrices)
+        made = kind(folder, store, lambda: editor.resources.model, editor.progress, lock)
+        made._adopt(editor)
         made.position = FIRST
         return made
+
+    @classmethod
+    def _kind(cls, holds: bool) -> type[Workspace]:
+        """The class of workspaces whose editor holds its facts beside the weights, or of the others."""
+        if not holds:
+            return cls
+        from betaedit.ledger.held import HeldWorkspace  # noqa: PLC0415 - it is a subclass of this class
+
+        return HeldWorkspace
+
+    @classmethod
+    def _check_editor(cls, editor: Editor, storage: Storage | None) -> None:
+        """Refuse an editor that cannot have a workspace."""
+        _ = resumable(editor).matrices
+
+    @classmethod
+    def _identify(cls, editor: Editor, storage: Storage | None) -> Identity:
+        """The identity of a workspace made with ``editor``."""
+        return identify(editor, storage)
+
+    @classmethod
+    def _prepare_folder(cls, editor: Editor, folder: Path) -> None:
+        """Store in the new ``folder`` what the ledger does not."""
+        _keep_statistics(resumable(editor), folder / STATISTICS)
+
+    def _adopt(self, editor: Editor) -> None:
+        """Take up the editor that the workspace was made with."""
+        self._model, self._editor, self._matrices = editor.language_model, editor, dict(resumable(editor).matrices)
 
     @classmethod
     def open(
@@ -156,7 +185,7 @@ class Workspace:
                 return model
             return load_kept(folder, model or model_place(folder, store.identity.model), dtype=dtype, device=device)
 
-        return cls(folder, store, load, progress or SilentProgress(), lock)
+        return cls._kind(store.identity.holds_facts)(folder, store, load, progress or SilentProgress(), lock)
 
     def __enter__(self) -> Workspace:
         """The workspace itself."""
@@ -206,6 +235,10 @@ class Workspace:
         _ = self.language_model
         return self._matrices
 
+    def unedited(self) -> AbstractContextManager[None]:
+        """A context in which the model is unedited."""
+        return set_aside(self.matrices)
+
     @property
     def editor(self) -> Editor:
         """An editor with the facts of the ledger; to edit, use the workspace, which records every change.
@@ -241,6 +274,10 @@ class Workspace:
         self._check_writable()
         return self._editing
 
+    def _prepare_writing(self) -> None:
+        """Check that facts can be written, and bring the editor to those of the last event."""
+        _ = self._writable
+
     def _check_writable(self) -> None:
         if self._lock is None:
             raise LedgerError(f"{self.folder} is open only for reading.", hint="Open it with write=True.")
@@ -253,7 +290,7 @@ class Workspace:
         note: Mapping[str, Any] | None = None,
     ) -> Iterator[WrittenBatch]:
         """Write facts; each batch is in the ledger when it is yielded. See ``Editor.write`` for what is refused."""
-        _ = self._writable
+        self._prepare_writing()
         return self._commit_each(self.editor.write(facts, batch_size=batch_size), dict(note or {}))
 
     def edit(
@@ -307,7 +344,7 @@ class Workspace:
         chosen |= {fact.id: fact for fact in latest(self.store, last)}
         if not chosen:
             raise LedgerError("there is nothing to forget.", hint="Name a fact: a number, an id, or its subject.")
-        _ = self._writable
+        self._prepare_writing()
         with self.event("forget", "forgotten"):
             self._remove({fact.number for fact in chosen.values()})
         return list(chosen.values())
@@ -387,7 +424,7 @@ class Workspace:
             return
         self.position = UNKNOWN_EVENT  # before the commit, so that an interrupt after it is noticed
         self.store.append(replace(new_event, parent=event))
-        if self._matrices:
+        if self._matrices or self._editor is not None:
             self.checkout_head()
 
     def _rewrite_and_commit(self, versions: Iterable[FactVersion], new_event: NewEvent) -> None:
@@ -584,6 +621,25 @@ class Workspace:
             if self._editor is not None:
                 self._set_live_facts(self.store.live(head))
         self._rank, self.position = added, head
+
+    def follow(self) -> int:
+        """Bring a model that is at an event to the last one, and return that; only new updates are added.
+
+        After a restore, after ``gc``, or after an interrupted call the weights are rebuilt from the last snapshot.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        with self.store.view():
+            matrices, head = self.matrices, self.store.head
+            following = self.store.following(self.position, head)
+            if following is None:
+                self.checkout_head()
+            elif following:
+                self.position = UNKNOWN_EVENT  # otherwise a call after an interrupted one would add updates twice
+                advance(self.store, following, matrices)
+            self.position = head
+        return head
 
     def _set_live_facts(self, versions: Iterable[FactVersion]) -> None:
         """Make ``versions`` the live facts of the editor."""

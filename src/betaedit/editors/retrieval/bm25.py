@@ -55,6 +55,10 @@ class BM25Index:
                 self._places.setdefault(word, array("i")).append(key)
                 self._counts.setdefault(word, array("i")).append(count)
 
+    def encoded(self, key: int) -> dict[str, Tensor]:
+        """See ``Index.encoded``: nothing."""
+        return {}
+
     def remove(self, keys: Sequence[int]) -> None:
         """See ``Index.remove``."""
         for key in keys:

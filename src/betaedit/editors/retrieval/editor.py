@@ -10,15 +10,15 @@ from typing import Any
 
 from betaedit.editors.asked import with_status
 from betaedit.editors.batches import BatchEditor
-from betaedit.editors.method import EditResult, Forgets, MemoryUse, WrittenBatch
+from betaedit.editors.method import EditResult, HoldsFacts, MemoryUse, WrittenBatch
 from betaedit.editors.retrieval.config import RetrievalConfig
 from betaedit.editors.retrieval.memory import FactMemory
 from betaedit.facts.fact import Fact
 from betaedit.models.load import LanguageModel
 
 
-class FramingEditor(BatchEditor, Forgets):
-    """One model whose prompts are framed with facts: an ``EditingMethod`` that ``Forgets``.
+class FramingEditor(BatchEditor, HoldsFacts):
+    """One model whose prompts are framed with facts: an ``EditingMethod`` that ``HoldsFacts``.
 
     Args:
         model: The model, which answers and confirms.
@@ -49,6 +49,11 @@ class FramingEditor(BatchEditor, Forgets):
         """Drop facts: the model is the one that was never given them."""
         with self.memory.dropping([result.fact for result in results]):
             self._results = [result for result in self._results if result not in results]
+
+    def held(self) -> Sequence[WrittenBatch]:
+        """See ``HoldsFacts.held``."""
+        pairs = zip(self._results, self.memory.encoded, strict=True)
+        return [WrittenBatch((result,), encoded) for result, encoded in pairs]
 
     def unedited(self) -> AbstractContextManager[None]:
         """Prompts as they are."""

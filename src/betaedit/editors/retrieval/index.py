@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -28,6 +29,9 @@ class Index(Protocol):
 
     def add(self, keys: Sequence[int], texts: Sequence[str], encoded: Mapping[str, Tensor]) -> None:
         """Search ``texts``, too; their ``keys`` are larger than all before, and ``encoded`` is what ``encode`` made."""
+
+    def encoded(self, key: int) -> Mapping[str, Tensor]:
+        """What the text of ``key`` was added with, one row of each tensor."""
 
     def remove(self, keys: Sequence[int]) -> None:
         """Search the texts of these keys no longer."""
@@ -76,6 +80,11 @@ class DenseIndex:
         self._vectors[n:needed] = new
         self._keys += keys
 
+    def encoded(self, key: int) -> dict[str, Tensor]:
+        """See ``Index.encoded``."""
+        at = bisect_left(self._keys, key)
+        return {_EMBEDDINGS: self._vectors[at : at + 1]}
+
     def remove(self, keys: Sequence[int]) -> None:
         """See ``Index.remove``."""
         self._gone.update(keys)
@@ -122,6 +131,10 @@ class FusedIndex:
         """See ``Index.add``."""
         for part in self._parts:
             part.add(keys, texts, encoded)
+
+    def encoded(self, key: int) -> dict[str, Tensor]:
+        """See ``Index.encoded``."""
+        return {name: tensor for part in self._parts for name, tensor in part.encoded(key).items()}
 
     def remove(self, keys: Sequence[int]) -> None:
         """See ``Index.remove``."""

@@ -53,6 +53,11 @@ class FactMemory:
         texts = sum(len(sentence(fact).encode()) for fact in self._facts.values())
         return {"facts": texts, **self._index.sizes, **self.demonstrated()}
 
+    @property
+    def encoded(self) -> list[Mapping[str, Tensor]]:
+        """What each of ``facts`` was added with, as ``adding`` takes it."""
+        return [self._index.encoded(key) for key in self._facts if key not in self._hidden]
+
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[Fact]]:
         """The ``k`` facts that are nearest to each prompt, best first; fewer where the index finds fewer."""
         with timed_part("retrieval"):

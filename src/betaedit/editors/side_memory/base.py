@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 class SideEditor(ABC, Generic[State]):
-    """An ``EditingMethod`` that ``Forgets`` and whose whole memory is one immutable ``State``; no weight changes.
+    """An ``EditingMethod`` that ``HoldsFacts`` and whose whole memory is one immutable ``State``; no weight changes.
 
     The model is hooked while it holds facts. Facts are written one after another, those of a batch too: what a fact
     becomes does not depend on the batch it comes in.
@@ -135,7 +135,7 @@ class SideEditor(ABC, Generic[State]):
             started = time.perf_counter()
             state, figures, found = self._told(state, fact)
             results.append(EditResult(fact, time.perf_counter() - started, figures=figures))
-            tensors.update({f"{number}.{name}": tensor for name, tensor in found.items()})
+            tensors.update(numbered(number, found))
         self._set(state)
         try:
             asked = with_status(self.model, results)
@@ -158,6 +158,11 @@ def seed_of(seed: int, *parts: object) -> torch.Generator:
     """A random generator that depends on nothing but these."""
     digest = sha256(repr((seed, *parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def numbered(number: int, tensors: Tensors) -> Tensors:
+    """What ``_told`` gave for the fact ``number`` of a batch, under the names it has in the batch."""
+    return {f"{number}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def tensors_of(batch: WrittenBatch, number: int) -> Tensors:

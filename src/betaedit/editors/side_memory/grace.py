@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
-from betaedit.editors.side_memory.base import SideEditor, Tensors, seed_of, tensors_of, with_last
+from betaedit.editors.side_memory.base import SideEditor, Tensors, numbered, seed_of, tensors_of, with_last
 from betaedit.editors.side_memory.codebook import Codebook, Label
 from betaedit.editors.side_memory.config import GraceConfig
 from betaedit.editors.side_memory.tail import Pass, Tail
@@ -37,6 +37,10 @@ class _Learned:
     served: Tensor | None
     start: Tensor | None
     value: Tensor | None
+
+    def tensors(self) -> Tensors:
+        """Those there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Grace(SideEditor[_State]):
         dropped = {id(result) for result in results}
         self._set(self._rebuilt(self._state, [id(result) not in dropped for result in self._state.results]))
 
+    def held(self) -> Sequence[WrittenBatch]:
+        """See ``HoldsFacts.held``."""
+        pairs = zip(self._state.results, self._state.learned, strict=True)
+        return [WrittenBatch((result,), numbered(0, learned.tensors())) for result, learned in pairs]
+
     def _empty(self) -> _State:
         projection = self.model.anatomy.projection(self.layer)
         d_out, d_in = projection_shape(projection)
@@ -122,8 +131,7 @@ class Grace(SideEditor[_State]):
     def _told(self, state: _State, fact: Fact) -> tuple[_State, Mapping[str, Any], Tensors]:
         state = self._without(state, fact)
         book, learned, figures = self._learn(state.book, fact)
-        tensors = {name: value for name, value in vars(learned).items() if value is not None}
-        return state.with_one(EditResult(fact, 0.0), learned, book), figures, tensors
+        return state.with_one(EditResult(fact, 0.0), learned, book), figures, learned.tensors()
 
     def _replayed(self, batch: WrittenBatch) -> _State:
         state = self._state

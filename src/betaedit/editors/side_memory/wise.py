@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from betaedit.editors.asked import with_status
 from betaedit.editors.method import EditResult, MemoryUse, WrittenBatch
 from betaedit.editors.resources import Resources
-from betaedit.editors.side_memory.base import SideEditor, Tensors, seed_of, tensors_of, with_last
+from betaedit.editors.side_memory.base import SideEditor, Tensors, numbered, seed_of, tensors_of, with_last
 from betaedit.editors.side_memory.config import WiseConfig
 from betaedit.editors.side_memory.memories import (
     Memory,
@@ -45,12 +45,16 @@ class _State:
         stored: The memories of shards that are full.
         current: That of the shard being filled; none before its first fact.
         shards: The states in which each shard so far began.
+        entries: Of each shard so far, what its last fact left in the entries that it trains.
+        distances: Of each fact, the distance of its prompts when it was written.
     """
 
     results: tuple[EditResult, ...] = ()
     stored: tuple[Memory, ...] = ()
     current: Memory | None = None
     shards: tuple[_State, ...] = field(default=(), repr=False)
+    entries: tuple[Tensor, ...] = field(default=(), repr=False)
+    distances: tuple[float, ...] = ()
 
     @property
     def memories(self) -> tuple[Memory, ...]:
@@ -170,6 +174,17 @@ class Wise(SideEditor[_State]):
             raise
         self._state = self._with_results(self._state, asked)
 
+    def held(self) -> Sequence[WrittenBatch]:
+        """See ``HoldsFacts.held``: the last fact of a shard has its entries, the others their distances alone."""
+        state, size = self._state, self.config.shard_size
+        batches = []
+        for at, (result, least) in enumerate(zip(state.results, state.distances, strict=True)):
+            tensors = {"distance": _exactly(least)}
+            if at % size == size - 1 or at == len(state.results) - 1:
+                tensors["entries"] = state.entries[at // size]
+            batches.append(WrittenBatch((result,), numbered(0, tensors)))
+        return batches
+
     def _empty(self) -> _State:
         return _State()
 
@@ -177,8 +192,9 @@ class Wise(SideEditor[_State]):
         state, mask = self._shard(state)
         assert state.current is not None
         weight, least, figures = self._train(state.current.weight, mask, fact)
-        tensors = {"entries": weight[mask], "distance": torch.tensor(least, dtype=torch.float64)}
-        return self._with_fact(state, EditResult(fact, 0.0), weight, least), figures, tensors
+        entries = weight[mask]
+        state = self._with_fact(state, EditResult(fact, 0.0), weight, entries, least)
+        return state, figures, {"entries": entries, "distance": _exactly(least)}
 
     def _replayed(self, batch: WrittenBatch) -> _State:
         state = self._state
@@ -187,8 +203,9 @@ class Wise(SideEditor[_State]):
             state, mask = self._shard(state)
             assert state.current is not None
             weight = state.current.weight.clone()
-            weight[mask] = found["entries"].to(weight)
-            state = self._with_fact(state, result, weight, float(found["distance"]))
+            if "entries" in found:  # else a later fact of the shard has them
+                weight[mask] = found["entries"].to(weight)
+            state = self._with_fact(state, result, weight, weight[mask], float(found["distance"]))
         return state
 
     def _with_results(self, state: _State, results: Sequence[EditResult]) -> _State:
@@ -203,7 +220,7 @@ class Wise(SideEditor[_State]):
         drawn = torch.rand(original.shape, generator=generator) < self.config.mask_share
         return state, drawn.to(original.device)
 
-    def _with_fact(self, state: _State, result: EditResult, weight: Tensor, least: float) -> _State:
+    def _with_fact(self, state: _State, result: EditResult, weight: Tensor, entries: Tensor, least: float) -> _State:
         """One fact more, its shard stored if it is full, and shards merged if it is time."""
         assert state.current is not None
         current: Memory | None = Memory(weight, min(state.current.least, least))
@@ -212,7 +229,14 @@ class Wise(SideEditor[_State]):
             stored, current = (*stored, current), None
         if len(results) % self.config.merge_every == 0:
             stored = self._merged(stored)
-        return replace(state, results=results, stored=stored, current=current)
+        return replace(
+            state,
+            results=results,
+            stored=stored,
+            current=current,
+            entries=(*state.entries[: len(state.shards) - 1], entries),
+            distances=(*state.distances, least),
+        )
 
     def _merged(self, stored: tuple[Memory, ...]) -> tuple[Memory, ...]:
         """The memories of the last ``merge_every`` facts as one."""
@@ -294,6 +318,10 @@ def _taken(leaving: Tensor, outputs: Sequence[Tensor], chosen: Tensor) -> Tensor
     for number, output in enumerate(outputs):
         leaving = torch.where((chosen == number)[:, None, None], output, leaving)
     return leaving
+
+
+def _exactly(distance: float) -> Tensor:
+    return torch.tensor(distance, dtype=torch.float64)
 
 
 def _mean_positive(values: Tensor) -> Tensor:
