@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from betaedit.editors.hypernet.config import TrainingConfig
 from betaedit.editors.hypernet.examples import Example, fingerprint_examples, shuffled
 from betaedit.editors.hypernet.network import Architecture, Hypernetwork, Rule
-from betaedit.editors.hypernet.passes import Dense, EditedLayers, Factors, Texts, TokenGradients
+from betaedit.editors.hypernet.passes import (
+    Dense,
+    EditedLayers,
+    Factors,
+    Row,
+    Texts,
+    TokenGradients,
+    read_tokens,
+)
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.errors import AnatomyError, ConfigError, NumericalError, OutputError
 from betaedit.evaluation.scoring import Continuation
@@ -58,23 +66,18 @@ _Hits = tuple[list[bool], list[bool], list[bool]]
 
 @dataclass(frozen=True)
 class _Group:
-    """Facts that are edited in one step."""
+    """Facts that are edited together, and what the loss asks for each of them."""
 
     edits: Texts
-    asked: Texts
-    n: int
+    rephrased: tuple[Continuation, ...]
+    unrelated: tuple[Continuation, ...]
 
     @classmethod
     def of(cls, model: LanguageModel, examples: Sequence[Example], round_: int) -> _Group:
-        """``asked`` holds the rephrases first, then the unrelated prompts; which of several comes is the round's."""
-        rephrased = [_turn(example.rephrased, round_) for example in examples]
-        unrelated = [_turn(example.unrelated, round_) for example in examples]
+        """Which of several rephrases and unrelated prompts is asked, the round says."""
         edits = Texts.of(model, [example.edit for example in examples])
-        return cls(edits, Texts.of(model, [*rephrased, *unrelated]), len(examples))
-
-
-def _turn(several: Sequence[Continuation], round_: int) -> Continuation:
-    return several[round_ % len(several)]
+        rephrased, unrelated = zip(*(example.asked(round_) for example in examples), strict=True)
+        return cls(edits, rephrased, unrelated)
 
 
 class Training:
@@ -133,7 +136,7 @@ class Training:
                 {"params": own, "lr": config.edit_rate_learning_rate},
             ]
         )
-        self._layers = EditedLayers(model, layers, keep=True)
+        self._layers = EditedLayers(model, layers, again=self._rows())
         self.history: list[Validation] = []
         self.step, self._seconds = 0, 0.0
         self._losses: list[float] = []
@@ -184,7 +187,15 @@ class Training:
                 f"{len(examples)} records are too few: {held} are validated on, and a step takes {needed}.",
                 hint="Give more records, or lower validation_facts, batch or sequence.",
             )
-        self._examples, self._held_out = examples[:-held], examples[-held:]
+        self._examples, self._held_out = list(examples[:-held]), list(examples[-held:])
+
+    def _rows(self) -> Iterator[Row]:
+        """All texts, in the order in which they come first: those of later rounds after all of the first round."""
+        order = [self._examples[at] for at in shuffled(len(self._examples), 0, self.config.seed)] + self._held_out
+        rounds = max(max(len(each.rephrased), len(each.unrelated)) for each in order)
+        for round_ in range(rounds):
+            for each in order:
+                yield from (read_tokens(one) for one in (each.edit, *each.asked(round_)))
 
     def _optimize(self) -> float:
         """One optimizer step; the mean loss of its edits."""
@@ -239,15 +250,18 @@ class Training:
 
     def _loss(self, past: Sequence[_Group], base: Dense, changes: Mapping[int, Factors]) -> Tensor:
         """The loss on the group that ``changes`` write on top of ``base``, and on those before it in ``past``."""
-        config, loss = self.config, torch.zeros((), device=self.model.device)
-        repeated = {layer: change.repeated(2) for layer, change in changes.items()}
-        for back, group in enumerate(past):
-            with torch.no_grad():
-                was = self._layers.log_probabilities(group.asked, base, {})
-            now = self._layers.log_probabilities(group.asked, base, repeated)
-            edit = group.asked.losses(now)[: group.n].mean()
-            unrelated = group.asked.divergences(was, now)[group.n :].mean()
-            loss = loss + config.discount**back * (config.edit_weight * edit + config.unrelated_weight * unrelated)
+        config = self.config
+        rephrased = Texts.of(self.model, [one for group in past for one in group.rephrased])
+        unrelated = Texts.of(self.model, [one for group in past for one in group.unrelated])
+        weights = torch.tensor(
+            [config.discount**back / len(group.rephrased) for back, group in enumerate(past) for _ in group.rephrased],
+            device=self.model.device,
+        )
+        with torch.no_grad():
+            was = self._layers.log_probabilities(unrelated, base, {})
+        edit = rephrased.losses(self._layers.log_probabilities(rephrased, base, changes))
+        moved = unrelated.divergences(was, self._layers.log_probabilities(unrelated, base, changes))
+        loss = weights @ (config.edit_weight * edit + config.unrelated_weight * moved)
         if config.norm_weight:
             for change in changes.values():
                 loss = loss + config.norm_weight * change.squared_norm()
@@ -300,12 +314,17 @@ class Training:
             return losses, [self._hits(group, base, changes) for group in row]
 
     def _hits(self, group: _Group, base: Dense, changes: Mapping[int, Factors]) -> _Hits:
-        repeated = {layer: change.repeated(2) for layer, change in changes.items()}
-        own = self._layers.log_probabilities(group.edits, base, changes).argmax(dim=1)
-        was = self._layers.log_probabilities(group.asked, {}, {}).argmax(dim=1)
-        now = self._layers.log_probabilities(group.asked, base, repeated).argmax(dim=1)
-        said, stayed = group.asked.are_all(now == group.asked.target), group.asked.are_all(now == was)
-        return group.edits.are_all(own == group.edits.target), said[: group.n], stayed[group.n :]
+        rephrased, unrelated = Texts.of(self.model, group.rephrased), Texts.of(self.model, group.unrelated)
+        was = self._layers.log_probabilities(unrelated, {}, {}).argmax(dim=1)
+        own, other, now = (
+            self._layers.log_probabilities(texts, base, changes).argmax(dim=1)
+            for texts in (group.edits, rephrased, unrelated)
+        )
+        return (
+            group.edits.are_all(own == group.edits.target),
+            rephrased.are_all(other == rephrased.target),
+            unrelated.are_all(now == was),
+        )
 
     def _keep(self) -> None:
         state = {
