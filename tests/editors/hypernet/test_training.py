@@ -117,6 +117,29 @@ def test_it_ends_early_when_validation_no_longer_improves_and_keeps_the_best(tmp
     assert TrainedEditor.load(tmp_path, "mend").origin["validations"][-1]["step"] == made.best.step
 
 
+@pytest.mark.parametrize("average", [0.0, 0.15])
+def test_the_editor_is_the_running_mean_of_the_weights_with_the_newest_statistics(
+    average: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = training("mend", tmp_path, average=average, steps=3, validate_every=3)
+    weights = []
+    take = made._optimize
+
+    def taken() -> float:
+        loss = take()
+        weights.append({name: value.detach().clone() for name, value in made.network.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(made, "_optimize", taken)
+    network = made.run().network
+    second, third = min(average, 2 / 11), min(average, 3 / 12)
+    for name, value in network.named_parameters():
+        mean = second * weights[0][name] + (1 - second) * weights[1][name]
+        assert torch.allclose(value, third * mean + (1 - third) * weights[2][name], atol=1e-7)
+    newest = dict(made.network.named_buffers())
+    assert all(torch.equal(value, newest[name]) for name, value in network.named_buffers())
+
+
 def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
     training("mend", tmp_path).run()
     with pytest.raises(ConfigError, match="another setting rank"):
@@ -203,7 +226,7 @@ def test_the_loss_weighs_edits_before_by_the_discount_and_divergence_by_its_own_
     made = training("rledit", tmp_path, model=model, discount=0.5, norm_weight=0.0, edit_weight=2.0)
     groups = [made._group(0), made._group(1)]
     gradients, _ = made._layers.gradients(groups[1].edits, {})
-    changes = made._changes(gradients, groups[1])
+    changes = made._changes(made.network, gradients, groups[1])
     expected = 0.0
     for group, weight in ((groups[1], 1.0), (groups[0], 0.5)):
         for one, other in zip(group.rephrased, group.unrelated, strict=True):

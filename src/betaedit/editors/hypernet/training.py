@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from betaedit.editors.hypernet.config import TrainingConfig
 from betaedit.editors.hypernet.examples import Example, fingerprint_examples, shuffled
@@ -129,6 +130,7 @@ class Training:
                 config.seed,
             )
         ).to(model.device)
+        self._averaged = AveragedModel(self.network, avg_fn=self._mean)
         own = [self.network.rates, self.network.log_ridges]
         self._optimizer = torch.optim.Adam(
             [
@@ -149,6 +151,13 @@ class Training:
             "settings": config.model_dump(mode="json"),
         }
         self._resume()
+
+    @property
+    def _validated(self) -> Hypernetwork:
+        """The running mean of the weights, with the newest statistics."""
+        network = self._averaged.module
+        assert isinstance(network, Hypernetwork)
+        return network
 
     @property
     def best(self) -> Validation | None:
@@ -199,18 +208,24 @@ class Training:
 
     def _optimize(self) -> float:
         """One optimizer step; the mean loss of its edits."""
-        self.network.train(True)
         self._optimizer.zero_grad()
         size, sequence = self.config.batch, self.config.sequence
         groups = [self._group(number) for number in range(self.step * sequence, (self.step + 1) * sequence)]
         losses = self._edit(groups)
         self._optimizer.step()
+        self._averaged.update_parameters(self.network)
         if not all(bool(torch.isfinite(each).all()) for each in self.network.parameters()):
             raise NumericalError(
                 f"the training did not stay finite (step {self.step}, {size} facts).",
                 hint="Lower learning_rate or edit_rate_learning_rate; the last validated editor is kept.",
             )
         return sum(losses) / len(losses)
+
+    def _mean(self, mean: Tensor, value: Tensor, n_averaged: Tensor | int) -> Tensor:
+        """The running mean with one more value; the first steps weigh it less, so that the first weights soon go."""
+        steps = int(n_averaged)
+        decay = min(self.config.average, (1 + steps) / (10 + steps))
+        return decay * mean + (1 - decay) * value
 
     def _group(self, number: int) -> _Group:
         """The examples of the edit of that number: round after round through all of them, each in its own order."""
@@ -228,7 +243,7 @@ class Training:
             gradients, _ = self._layers.gradients(group.edits, base)
             for layer, found in gradients.items():
                 self.network.observe(layer, *counted_tokens(self.network, found, group.edits))
-            changes = self._changes(gradients, group)
+            changes = self._changes(self.network, gradients, group)
             loss = self._loss(self._past(groups, at), base, changes)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
@@ -241,10 +256,12 @@ class Training:
         """The group number ``at`` and those before it that the loss looks back at, the latest first."""
         return list(reversed(groups[max(0, at - self.config.look_back + 1) : at + 1]))
 
-    def _changes(self, gradients: Mapping[int, TokenGradients], group: _Group) -> dict[int, Factors]:
+    def _changes(
+        self, network: Hypernetwork, gradients: Mapping[int, TokenGradients], group: _Group
+    ) -> dict[int, Factors]:
         """The group's change of every layer, with the graph of the hypernetwork behind it."""
         return {
-            layer: Factors(*edit_factors(self.network, layer, found, group.edits, apart=True))
+            layer: Factors(*edit_factors(network, layer, found, group.edits, apart=True))
             for layer, found in gradients.items()
         }
 
@@ -270,7 +287,6 @@ class Training:
     def _validate(self, on_validation: Callable[[Validation], None] | None) -> None:
         """Measure, keep the editor where it is the best so far, and the checkpoint; in this order."""
         started = time.perf_counter()
-        self.network.train(False)
         size = self.config.batch
         groups = [
             _Group.of(self.model, self._held_out[at : at + size], 0) for at in range(0, len(self._held_out), size)
@@ -294,7 +310,7 @@ class Training:
         self.history.append(validation)
         if self.best is validation:
             origin = {**self._origin, "validations": [asdict(each) for each in self.history]}
-            TrainedEditor(self.method, self.network, origin).save(self.folder)
+            TrainedEditor(self.method, self._validated, origin).save(self.folder)
         self._keep()
         if on_validation is not None:
             on_validation(validation)
@@ -308,7 +324,7 @@ class Training:
             base = _summed(base, changes)
             gradients, _ = self._layers.gradients(group.edits, base)
             with torch.no_grad():
-                changes = self._changes(gradients, group)
+                changes = self._changes(self._validated, gradients, group)
                 losses.append(self._loss(self._past(row, at), base, changes).item())
         with torch.no_grad():
             return losses, [self._hits(group, base, changes) for group in row]
@@ -333,6 +349,7 @@ class Training:
             "seconds": self._seconds,
             "history": [asdict(each) for each in self.history],
             "network": self.network.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
         file = self.folder / CHECKPOINT
@@ -359,6 +376,7 @@ class Training:
         self.step, self._seconds = state["step"], state["seconds"]
         self.history = [Validation(**each) for each in state["history"]]
         self.network.load_state_dict(state["network"])
+        self._averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 
