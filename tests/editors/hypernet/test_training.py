@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from betaedit import Editor, Fact
+from betaedit.editors.hypernet import passes
 from betaedit.editors.hypernet.config import TrainingConfig
 from betaedit.editors.hypernet.examples import encode_examples, shuffled
 from betaedit.editors.hypernet.methods import Hypernet
-from betaedit.editors.hypernet.passes import EditedLayers, Texts
+from betaedit.editors.hypernet.passes import EditedLayers, Texts, read_tokens
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.editors.hypernet.training import CHECKPOINT, Training, Validation
 from betaedit.editors.methods import METHODS
@@ -116,6 +117,29 @@ def test_it_ends_early_when_validation_no_longer_improves_and_keeps_the_best(tmp
     assert TrainedEditor.load(tmp_path, "mend").origin["validations"][-1]["step"] == made.best.step
 
 
+@pytest.mark.parametrize("average", [0.0, 0.15])
+def test_the_editor_is_the_running_mean_of_the_weights_with_the_newest_statistics(
+    average: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = training("mend", tmp_path, average=average, steps=3, validate_every=3)
+    weights = []
+    take = made._optimize
+
+    def taken() -> float:
+        loss = take()
+        weights.append({name: value.detach().clone() for name, value in made.network.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(made, "_optimize", taken)
+    network = made.run().network
+    second, third = min(average, 2 / 11), min(average, 3 / 12)
+    for name, value in network.named_parameters():
+        mean = second * weights[0][name] + (1 - second) * weights[1][name]
+        assert torch.allclose(value, third * mean + (1 - third) * weights[2][name], atol=1e-7)
+    newest = dict(made.network.named_buffers())
+    assert all(torch.equal(value, newest[name]) for name, value in network.named_buffers())
+
+
 def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
     training("mend", tmp_path).run()
     with pytest.raises(ConfigError, match="another setting rank"):
@@ -177,6 +201,41 @@ def test_captured_inputs_and_gradients_make_the_gradient_of_the_weight(family: s
         expected = slope if slope.shape[0] == HIDDEN else slope.T
         assert torch.allclose(gradient, expected, atol=1e-5)
         assert not each.v[~each.real].any()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "gpt-neox"])
+def test_texts_that_come_again_are_read_as_they_are_alone_and_to_the_same_bits_in_any_order(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_WINDOW", 4)
+    monkeypatch.setattr(passes, "_TOGETHER", 2)
+    model = language_model(family)
+    asked = Continuation.encode(model, [(f"Ana {'of Rome ' * n}is in", "Oslo") for n in (3, 0, 5, 1, 4, 2)])
+    rows = [read_tokens(one) for one in asked]
+    forth, back = EditedLayers(model, (2, 3), again=rows), EditedLayers(model, (2, 3), again=rows)
+    backwards = {one: back.log_probabilities(Texts.of(model, [one]), {}, {}) for one in reversed(asked)}
+    for one in asked:
+        texts = Texts.of(model, [one])
+        found = forth.log_probabilities(texts, {}, {})
+        assert torch.equal(found, backwards[one])
+        assert torch.allclose(found, EditedLayers(model, (2, 3)).log_probabilities(texts, {}, {}), atol=1e-5)
+
+
+def test_the_loss_weighs_edits_before_by_the_discount_and_divergence_by_its_own_weight(tmp_path: Path) -> None:
+    model = language_model("llama")
+    made = training("rledit", tmp_path, model=model, discount=0.5, norm_weight=0.0, edit_weight=2.0)
+    groups = [made._group(0), made._group(1)]
+    gradients, _ = made._layers.gradients(groups[1].edits, {})
+    changes = made._changes(made.network, gradients, groups[1])
+    expected = 0.0
+    for group, weight in ((groups[1], 1.0), (groups[0], 0.5)):
+        for one, other in zip(group.rephrased, group.unrelated, strict=True):
+            edit, unrelated = Texts.of(model, [one]), Texts.of(model, [other])
+            was = made._layers.log_probabilities(unrelated, {}, {})
+            loss = edit.losses(made._layers.log_probabilities(edit, {}, changes))
+            moved = unrelated.divergences(was, made._layers.log_probabilities(unrelated, {}, changes))
+            expected += weight * (2.0 * loss + made.config.unrelated_weight * moved).item() / len(group.rephrased)
+    assert made._loss([groups[1], groups[0]], {}, changes).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_editor_without_training_is_refused_with_the_command_that_trains_it() -> None:

@@ -42,6 +42,9 @@ class TrainingConfig(MethodConfig):
         1.0, description="Weight of the loss on the other wording of the fact (0.1 in MEND's code)."
     )
     unrelated_weight: NotNegative = Field(1.0, description="Weight of the divergence on the unrelated prompt.")
+    average: float = Field(
+        0.98, ge=0, lt=1, description="The editor has a running mean of the weights with this decay; 0: the last ones."
+    )
     batch: int = Field(8, ge=1, description="Facts per step: each edited by itself (mend), or all together.")
     sequence: int = Field(1, ge=1, description="Edits in a row, on ever more edited weights, before an optimizer step.")
     look_back: int = Field(10, ge=1, description="In a row, how many edits back the loss asks for the facts.")
@@ -49,8 +52,8 @@ class TrainingConfig(MethodConfig):
     norm_weight: NotNegative = Field(0.0, description="Weight of the squared norm of each change.")
     clip: Positive = Field(100.0, description="Longest gradient of the hypernetwork.")
     steps: int = Field(400, ge=1, description="Optimizer steps at most.")
-    validate_every: int = Field(50, ge=1, description="Optimizer steps between validations, each of them kept.")
-    validation_facts: int = Field(50, ge=1, description="Facts at the end of the file that are only validated on.")
+    validate_every: int = Field(40, ge=1, description="Optimizer steps between validations, each of them kept.")
+    validation_facts: int = Field(64, ge=1, description="Facts at the end of the file that are only validated on.")
     patience: int = Field(4, ge=1, description="Validations in a row without a lower loss that end the training.")
 
     @field_validator("layers")

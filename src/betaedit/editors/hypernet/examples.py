@@ -30,6 +30,10 @@ class Example:
     rephrased: tuple[Continuation, ...]
     unrelated: tuple[Continuation, ...]
 
+    def asked(self, round_: int) -> tuple[Continuation, Continuation]:
+        """The rephrase and the unrelated prompt whose turn it is in a round through all examples."""
+        return self.rephrased[round_ % len(self.rephrased)], self.unrelated[round_ % len(self.unrelated)]
+
 
 def encode_examples(model: LanguageModel, cases: Sequence[EvaluationCase]) -> list[Example]:
     """The records as token ids, in order.

@@ -124,6 +124,7 @@ METHODS: tuple[Hypernet, ...] = (
             "look_back": 10,
             "unrelated_weight": 0.6,
             "norm_weight": 1e-4,
+            "edit_rate_learning_rate": 1e-5,
             "clip": 1.0,
             "steps": 60,
             "validate_every": 10,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,14 @@ from betaedit.evaluation.scoring import Continuation
 from betaedit.models.load import LanguageModel
 from betaedit.models.lookup import EncodedPrompts, pad_rows, pad_token_id
 from betaedit.models.replay import hooks, record, run_layers
+
+Row = tuple[int, ...]
+"""Token ids of one text."""
+
+
+def read_tokens(asked: Continuation) -> Row:
+    """Prompt and answer, whose last token is only said and never read."""
+    return (*asked.prompt, *asked.target[:-1])
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Texts:
         weight: ``(t,)`` one over the number of its row's answer tokens.
     """
 
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[Row, ...]
     prompts: EncodedPrompts
     row: Tensor
     place: Tensor
@@ -40,7 +48,7 @@ class Texts:
     @classmethod
     def of(cls, model: LanguageModel, asked: Sequence[Continuation]) -> Texts:
         """One row for each of ``asked``."""
-        rows = tuple((*one.prompt, *one.target[:-1]) for one in asked)
+        rows = tuple(read_tokens(one) for one in asked)
         ids, mask = (each.to(model.device) for each in pad_rows(rows, pad_token_id(model.tokenizer)))
         tokens = [
             (row, len(one.prompt) - 1 + offset, token, 1 / len(one.target))
@@ -85,12 +93,6 @@ class Factors:
     left: Tensor
     right: Tensor
 
-    def repeated(self, times: int) -> Factors:
-        """For a batch that holds the rows so many times, one after another."""
-        if self.left.dim() == 2:  # noqa: PLR2004 - shared by all rows
-            return self
-        return Factors(self.left.repeat(times, 1, 1), self.right.repeat(times, 1, 1))
-
     def added(self, inputs: Tensor) -> Tensor:
         """What ``inputs`` ``(n, length, d_in)`` get more at the output: ``(n, length, d_out)``."""
         return inputs @ self.right.to(inputs) @ self.left.mT.to(inputs)
@@ -127,20 +129,26 @@ class TokenGradients:
     real: Tensor
 
 
+_WINDOW, _TOGETHER = 128, 16
+"""How many texts that come again are looked at in one go, and how many of about one length then run in one pass."""
+
+
 class EditedLayers:
     """The layers from the first edited one on.
 
     Args:
         model: The model; its weights below the first layer must not change.
         layers: The edited layers.
-        keep: Whether the hidden states that enter the first layer are kept for the texts that come again:
-            ``4 hidden_size`` bytes per token in float32.
+        again: Texts that come again, in the order in which they come first. The hidden states that enter the first
+            layer are kept for them: ``4 hidden_size`` bytes per token in float32. Which texts run in one pass follows
+            from this order alone, and not from what is asked when: so a resumed training finds the same bits.
     """
 
-    def __init__(self, model: LanguageModel, layers: Sequence[int], *, keep: bool = False) -> None:
+    def __init__(self, model: LanguageModel, layers: Sequence[int], *, again: Iterable[Row] = ()) -> None:
         self.model, self.layers = model, tuple(layers)
-        self._keep = keep
-        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._again = tuple(dict.fromkeys(again))
+        self._number = {row: number for number, row in enumerate(self._again)}
+        self._kept: dict[Row, Tensor] = {}
 
     def log_probabilities(self, texts: Texts, base: Dense, changes: Mapping[int, Factors]) -> Tensor:
         """``(t, vocabulary)`` log-probabilities at the answers' places.
@@ -201,17 +209,24 @@ class EditedLayers:
             hidden[row, : len(state)] = state
         return hidden
 
-    def _state(self, row: tuple[int, ...]) -> Tensor:
-        """``(length, hidden_size)`` of one text, run by itself: so the same bits whatever it is batched with."""
-        if row in self._kept:
-            return self._kept[row]
-        ids = torch.tensor([row], device=self.model.device)
-        alone = EncodedPrompts(ids, torch.ones_like(ids), torch.tensor([len(row) - 1], device=ids.device))
-        first = self.layers[0]
-        state = record(self.model.anatomy, alone, run=first, keep=(first,)).inputs[first][0]
-        if self._keep:
-            self._kept[row] = state
-        return state
+    def _state(self, row: Row) -> Tensor:
+        """``(length, hidden_size)`` of one text; one that does not come again is run by itself."""
+        if row not in self._number:
+            return self._below([row])[0]
+        if row not in self._kept:
+            first = self._number[row] // _WINDOW * _WINDOW
+            window = sorted(self._again[first : first + _WINDOW], key=len)
+            for at in range(0, len(window), _TOGETHER):
+                together = window[at : at + _TOGETHER]
+                self._kept.update(zip(together, self._below(together), strict=True))
+        return self._kept[row]
+
+    def _below(self, rows: Sequence[Row]) -> list[Tensor]:
+        """``(length, hidden_size)`` of each text, run in one pass."""
+        ids, mask = (each.to(self.model.device) for each in pad_rows(rows, pad_token_id(self.model.tokenizer)))
+        prompts, first = EncodedPrompts(ids, mask, mask.sum(dim=1) - 1), self.layers[0]
+        states = record(self.model.anatomy, prompts, run=first, keep=(first,)).inputs[first]
+        return [state[: len(row)].clone() for row, state in zip(rows, states, strict=True)]
 
     @contextmanager
     def _changed(self, base: Dense, changes: Mapping[int, Factors], n: int) -> Iterator[None]:

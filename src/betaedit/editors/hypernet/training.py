@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from betaedit.editors.hypernet.config import TrainingConfig
 from betaedit.editors.hypernet.examples import Example, fingerprint_examples, shuffled
 from betaedit.editors.hypernet.network import Architecture, Hypernetwork, Rule
-from betaedit.editors.hypernet.passes import Dense, EditedLayers, Factors, Texts, TokenGradients
+from betaedit.editors.hypernet.passes import (
+    Dense,
+    EditedLayers,
+    Factors,
+    Row,
+    Texts,
+    TokenGradients,
+    read_tokens,
+)
 from betaedit.editors.hypernet.trained import TrainedEditor
 from betaedit.errors import AnatomyError, ConfigError, NumericalError, OutputError
 from betaedit.evaluation.scoring import Continuation
@@ -58,23 +67,18 @@ _Hits = tuple[list[bool], list[bool], list[bool]]
 
 @dataclass(frozen=True)
 class _Group:
-    """Facts that are edited in one step."""
+    """Facts that are edited together, and what the loss asks for each of them."""
 
     edits: Texts
-    asked: Texts
-    n: int
+    rephrased: tuple[Continuation, ...]
+    unrelated: tuple[Continuation, ...]
 
     @classmethod
     def of(cls, model: LanguageModel, examples: Sequence[Example], round_: int) -> _Group:
-        """``asked`` holds the rephrases first, then the unrelated prompts; which of several comes is the round's."""
-        rephrased = [_turn(example.rephrased, round_) for example in examples]
-        unrelated = [_turn(example.unrelated, round_) for example in examples]
+        """Which of several rephrases and unrelated prompts is asked, the round says."""
         edits = Texts.of(model, [example.edit for example in examples])
-        return cls(edits, Texts.of(model, [*rephrased, *unrelated]), len(examples))
-
-
-def _turn(several: Sequence[Continuation], round_: int) -> Continuation:
-    return several[round_ % len(several)]
+        rephrased, unrelated = zip(*(example.asked(round_) for example in examples), strict=True)
+        return cls(edits, rephrased, unrelated)
 
 
 class Training:
@@ -126,6 +130,7 @@ class Training:
                 config.seed,
             )
         ).to(model.device)
+        self._averaged = AveragedModel(self.network, avg_fn=self._mean)
         own = [self.network.rates, self.network.log_ridges]
         self._optimizer = torch.optim.Adam(
             [
@@ -133,7 +138,7 @@ class Training:
                 {"params": own, "lr": config.edit_rate_learning_rate},
             ]
         )
-        self._layers = EditedLayers(model, layers, keep=True)
+        self._layers = EditedLayers(model, layers, again=self._rows())
         self.history: list[Validation] = []
         self.step, self._seconds = 0, 0.0
         self._losses: list[float] = []
@@ -146,6 +151,13 @@ class Training:
             "settings": config.model_dump(mode="json"),
         }
         self._resume()
+
+    @property
+    def _validated(self) -> Hypernetwork:
+        """The running mean of the weights, with the newest statistics."""
+        network = self._averaged.module
+        assert isinstance(network, Hypernetwork)
+        return network
 
     @property
     def best(self) -> Validation | None:
@@ -184,22 +196,36 @@ class Training:
                 f"{len(examples)} records are too few: {held} are validated on, and a step takes {needed}.",
                 hint="Give more records, or lower validation_facts, batch or sequence.",
             )
-        self._examples, self._held_out = examples[:-held], examples[-held:]
+        self._examples, self._held_out = list(examples[:-held]), list(examples[-held:])
+
+    def _rows(self) -> Iterator[Row]:
+        """All texts, in the order in which they come first: those of later rounds after all of the first round."""
+        order = [self._examples[at] for at in shuffled(len(self._examples), 0, self.config.seed)] + self._held_out
+        rounds = max(max(len(each.rephrased), len(each.unrelated)) for each in order)
+        for round_ in range(rounds):
+            for each in order:
+                yield from (read_tokens(one) for one in (each.edit, *each.asked(round_)))
 
     def _optimize(self) -> float:
         """One optimizer step; the mean loss of its edits."""
-        self.network.train(True)
         self._optimizer.zero_grad()
         size, sequence = self.config.batch, self.config.sequence
         groups = [self._group(number) for number in range(self.step * sequence, (self.step + 1) * sequence)]
         losses = self._edit(groups)
         self._optimizer.step()
+        self._averaged.update_parameters(self.network)
         if not all(bool(torch.isfinite(each).all()) for each in self.network.parameters()):
             raise NumericalError(
                 f"the training did not stay finite (step {self.step}, {size} facts).",
                 hint="Lower learning_rate or edit_rate_learning_rate; the last validated editor is kept.",
             )
         return sum(losses) / len(losses)
+
+    def _mean(self, mean: Tensor, value: Tensor, n_averaged: Tensor | int) -> Tensor:
+        """The running mean with one more value; the first steps weigh it less, so that the first weights soon go."""
+        steps = int(n_averaged)
+        decay = min(self.config.average, (1 + steps) / (10 + steps))
+        return decay * mean + (1 - decay) * value
 
     def _group(self, number: int) -> _Group:
         """The examples of the edit of that number: round after round through all of them, each in its own order."""
@@ -217,7 +243,7 @@ class Training:
             gradients, _ = self._layers.gradients(group.edits, base)
             for layer, found in gradients.items():
                 self.network.observe(layer, *counted_tokens(self.network, found, group.edits))
-            changes = self._changes(gradients, group)
+            changes = self._changes(self.network, gradients, group)
             loss = self._loss(self._past(groups, at), base, changes)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
@@ -230,24 +256,29 @@ class Training:
         """The group number ``at`` and those before it that the loss looks back at, the latest first."""
         return list(reversed(groups[max(0, at - self.config.look_back + 1) : at + 1]))
 
-    def _changes(self, gradients: Mapping[int, TokenGradients], group: _Group) -> dict[int, Factors]:
+    def _changes(
+        self, network: Hypernetwork, gradients: Mapping[int, TokenGradients], group: _Group
+    ) -> dict[int, Factors]:
         """The group's change of every layer, with the graph of the hypernetwork behind it."""
         return {
-            layer: Factors(*edit_factors(self.network, layer, found, group.edits, apart=True))
+            layer: Factors(*edit_factors(network, layer, found, group.edits, apart=True))
             for layer, found in gradients.items()
         }
 
     def _loss(self, past: Sequence[_Group], base: Dense, changes: Mapping[int, Factors]) -> Tensor:
         """The loss on the group that ``changes`` write on top of ``base``, and on those before it in ``past``."""
-        config, loss = self.config, torch.zeros((), device=self.model.device)
-        repeated = {layer: change.repeated(2) for layer, change in changes.items()}
-        for back, group in enumerate(past):
-            with torch.no_grad():
-                was = self._layers.log_probabilities(group.asked, base, {})
-            now = self._layers.log_probabilities(group.asked, base, repeated)
-            edit = group.asked.losses(now)[: group.n].mean()
-            unrelated = group.asked.divergences(was, now)[group.n :].mean()
-            loss = loss + config.discount**back * (config.edit_weight * edit + config.unrelated_weight * unrelated)
+        config = self.config
+        rephrased = Texts.of(self.model, [one for group in past for one in group.rephrased])
+        unrelated = Texts.of(self.model, [one for group in past for one in group.unrelated])
+        weights = torch.tensor(
+            [config.discount**back / len(group.rephrased) for back, group in enumerate(past) for _ in group.rephrased],
+            device=self.model.device,
+        )
+        with torch.no_grad():
+            was = self._layers.log_probabilities(unrelated, base, {})
+        edit = rephrased.losses(self._layers.log_probabilities(rephrased, base, changes))
+        moved = unrelated.divergences(was, self._layers.log_probabilities(unrelated, base, changes))
+        loss = weights @ (config.edit_weight * edit + config.unrelated_weight * moved)
         if config.norm_weight:
             for change in changes.values():
                 loss = loss + config.norm_weight * change.squared_norm()
@@ -256,7 +287,6 @@ class Training:
     def _validate(self, on_validation: Callable[[Validation], None] | None) -> None:
         """Measure, keep the editor where it is the best so far, and the checkpoint; in this order."""
         started = time.perf_counter()
-        self.network.train(False)
         size = self.config.batch
         groups = [
             _Group.of(self.model, self._held_out[at : at + size], 0) for at in range(0, len(self._held_out), size)
@@ -280,7 +310,7 @@ class Training:
         self.history.append(validation)
         if self.best is validation:
             origin = {**self._origin, "validations": [asdict(each) for each in self.history]}
-            TrainedEditor(self.method, self.network, origin).save(self.folder)
+            TrainedEditor(self.method, self._validated, origin).save(self.folder)
         self._keep()
         if on_validation is not None:
             on_validation(validation)
@@ -294,18 +324,23 @@ class Training:
             base = _summed(base, changes)
             gradients, _ = self._layers.gradients(group.edits, base)
             with torch.no_grad():
-                changes = self._changes(gradients, group)
+                changes = self._changes(self._validated, gradients, group)
                 losses.append(self._loss(self._past(row, at), base, changes).item())
         with torch.no_grad():
             return losses, [self._hits(group, base, changes) for group in row]
 
     def _hits(self, group: _Group, base: Dense, changes: Mapping[int, Factors]) -> _Hits:
-        repeated = {layer: change.repeated(2) for layer, change in changes.items()}
-        own = self._layers.log_probabilities(group.edits, base, changes).argmax(dim=1)
-        was = self._layers.log_probabilities(group.asked, {}, {}).argmax(dim=1)
-        now = self._layers.log_probabilities(group.asked, base, repeated).argmax(dim=1)
-        said, stayed = group.asked.are_all(now == group.asked.target), group.asked.are_all(now == was)
-        return group.edits.are_all(own == group.edits.target), said[: group.n], stayed[group.n :]
+        rephrased, unrelated = Texts.of(self.model, group.rephrased), Texts.of(self.model, group.unrelated)
+        was = self._layers.log_probabilities(unrelated, {}, {}).argmax(dim=1)
+        own, other, now = (
+            self._layers.log_probabilities(texts, base, changes).argmax(dim=1)
+            for texts in (group.edits, rephrased, unrelated)
+        )
+        return (
+            group.edits.are_all(own == group.edits.target),
+            rephrased.are_all(other == rephrased.target),
+            unrelated.are_all(now == was),
+        )
 
     def _keep(self) -> None:
         state = {
@@ -314,6 +349,7 @@ class Training:
             "seconds": self._seconds,
             "history": [asdict(each) for each in self.history],
             "network": self.network.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
         file = self.folder / CHECKPOINT
@@ -340,6 +376,7 @@ class Training:
         self.step, self._seconds = state["step"], state["seconds"]
         self.history = [Validation(**each) for each in state["history"]]
         self.network.load_state_dict(state["network"])
+        self._averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 
