@@ -1,26 +1,72 @@
 """Residuals that one layer adds at the tokens whose key matches a stored one (a gated memory, methods.md B.11).
 
-The decision is made token by token, from what enters the layer's MLP output projection there. So padding, a cache,
+The decision is made token by token, from what enters an MLP's output projection there. So padding, a cache,
 and transformers' own ``generate`` change nothing about it, and where no key matches the layer's output is left as it
 is, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from betaedit.models.anatomy import Anatomy, projection_shape
 from betaedit.models.prompt_hook import add_hook, check_no_hook
 
-_MOST_PRODUCTS = 1 << 24
+_MOST_PRODUCTS = 1 << 22
+_MOST_PAIRS = 1 << 13
+_INDEXED_FROM = 4096
+_INDEX_WIDTH = 320
+_INDEX_SAMPLE = 4096
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class KeyIndex:
+    """Few numbers for each of many keys, by which most of them are ruled out without reading them whole.
+
+    For an orthonormal basis ``B``, keys ``k`` and ``q`` of length one and what is left of them outside the basis,
+    ``cos(k, q) <= (B^T k)^T (B^T q) + |rest of k| |rest of q|``. The bound holds for any basis; one that fits the keys
+    rules out more.
+
+    Args:
+        basis: ``(d_in, r)``, orthonormal columns.
+        bounds: ``(m, r + 1)`` of each key its part in the basis, and the length of the rest.
+    """
+
+    basis: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor) -> KeyIndex:
+        """Of ``keys`` ``(m, d_in)``, in the basis of the largest eigenvectors of a sample's second moment."""
+        sample = keys[:: max(len(keys) // _INDEX_SAMPLE, 1)].double()
+        _, vectors = torch.linalg.eigh(sample.T @ sample)
+        basis = vectors[:, -_INDEX_WIDTH:].to(keys).contiguous()
+        return cls(basis, _in_basis(keys, basis))
+
+    def candidates(self, queries: Tensor, thresholds: Tensor) -> Tensor:
+        """``(c, 2)`` pairs of a query, of length one, and a key that may match it."""
+        bounds = _in_basis(queries, self.basis) @ self.bounds.T
+        return (bounds > thresholds - _ROUNDING).nonzero()
+
+    def with_more(self, keys: Tensor) -> KeyIndex:
+        """Of further keys, too."""
+        return KeyIndex(self.basis, torch.cat([self.bounds, _in_basis(keys, self.basis)]))
+
+    def take(self, rows: Tensor) -> KeyIndex:
+        """Of some of the keys."""
+        return KeyIndex(self.basis, self.bounds[rows])
+
+
+def _in_basis(keys: Tensor, basis: Tensor) -> Tensor:
+    inside = keys @ basis
+    rest = (1 - inside.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat([inside, rest], dim=1)
 
 
 @dataclass(frozen=True)
@@ -32,12 +78,14 @@ class GatedResiduals:
         thresholds: ``(m,)`` cosine above which a key matches.
         owner: ``(m,)`` row of the residual that a key stands for.
         residuals: ``(n, d_out)`` float32.
+        index: Of the keys, where there are many.
     """
 
     keys: Tensor
     thresholds: Tensor
     owner: Tensor
     residuals: Tensor
+    index: KeyIndex | None = None
 
     @classmethod
     def empty(cls, d_in: int, d_out: int, device: torch.device) -> GatedResiduals:
@@ -52,25 +100,42 @@ class GatedResiduals:
     def find(self, entering: Tensor) -> Tensor:
         """``(n,)`` row of the residual for each of ``entering`` ``(n, d_in)``; ``-1`` where no key matches.
 
-        The key of largest cosine decides, by its own threshold.
+        Of the keys whose threshold it passes, that of largest cosine decides.
         """
-        if not len(self.keys):
+        if not len(self.keys) or not len(entering):
             return torch.full((len(entering),), -1, device=entering.device)
         step = max(_MOST_PRODUCTS // len(self.keys), 1)
-        return torch.cat([self._find(part) for part in entering.split(step)])
+        return torch.cat([self._find(unit(part)) for part in torch.split(entering, step)])
 
-    def _find(self, entering: Tensor) -> Tensor:
-        queries = unit(entering)
-        cosines, nearest = (queries @ self.keys.T).max(dim=1)
-        return self.owner[nearest].where(cosines > self.thresholds[nearest], -1)
+    def _find(self, queries: Tensor) -> Tensor:
+        if self.index is not None:
+            return self._find_indexed(queries, self.index)
+        cosines = queries @ self.keys.T
+        best, nearest = cosines.where(cosines > self.thresholds, -torch.inf).max(dim=1)
+        return self.owner[nearest].where(best > -torch.inf, -1)
+
+    def _find_indexed(self, queries: Tensor, index: KeyIndex) -> Tensor:
+        best = queries.new_full((len(queries),), -torch.inf)
+        found = torch.full_like(best, -1, dtype=torch.long)
+        for pairs in torch.split(index.candidates(queries, self.thresholds), _MOST_PAIRS):
+            row, key = pairs.unbind(dim=1)
+            cosines = (queries[row] * self.keys[key]).sum(dim=1)
+            matching = (cosines > self.thresholds[key]).nonzero()[:, 0].tolist()
+            for at in matching:  # few: a token seldom matches any key
+                if cosines[at] > best[row[at]]:
+                    best[row[at]], found[row[at]] = cosines[at], self.owner[key[at]]
+        return found
 
     def with_more(self, other: GatedResiduals) -> GatedResiduals:
         """Those of ``other`` behind these."""
+        keys = torch.cat([self.keys, other.keys.to(self.keys)])
+        index = _index(keys) if self.index is None else self.index.with_more(other.keys.to(self.keys))
         return GatedResiduals(
-            torch.cat([self.keys, other.keys.to(self.keys)]),
+            keys,
             torch.cat([self.thresholds, other.thresholds.to(self.thresholds)]),
             torch.cat([self.owner, other.owner.to(self.owner) + len(self)]),
             torch.cat([self.residuals, other.residuals.to(self.residuals)]),
+            index,
         )
 
     def take(self, kept: Sequence[bool]) -> GatedResiduals:
@@ -82,23 +147,23 @@ class GatedResiduals:
             self.thresholds[of_keys],
             (rows.cumsum(0) - 1)[self.owner[of_keys]],
             self.residuals[rows],
+            None if self.index is None else self.index.take(of_keys),
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
-        return dict(vars(self))
-
-    def save(self, file: Path, layer: int) -> None:
-        """Write a safetensors file, the number of the layer in its metadata."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, file, metadata={"layer": str(layer)})
+        """All of it by name; the index follows from the keys."""
+        return {"keys": self.keys, "thresholds": self.thresholds, "owner": self.owner, "residuals": self.residuals}
 
     @classmethod
-    def load(cls, file: Path, device: torch.device) -> tuple[GatedResiduals, int]:
-        """What ``save`` wrote, and the layer."""
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name).to(device) for name in opened.keys()}  # noqa: SIM118
-            return cls(**tensors), int(opened.metadata()["layer"])
+    def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> GatedResiduals:
+        """What ``tensors`` returned."""
+        found = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return cls(**found, index=_index(found["keys"]))
+
+
+def _index(keys: Tensor) -> KeyIndex | None:
+    """An index where one pays."""
+    return KeyIndex.of(keys) if len(keys) >= _INDEXED_FROM and keys.shape[1] > 2 * _INDEX_WIDTH else None
 
 
 def unit(keys: Tensor) -> Tensor:
@@ -107,19 +172,20 @@ def unit(keys: Tensor) -> Tensor:
 
 
 class GateHook:
-    """Adds ``residuals`` to what the MLP of one layer gives the residual stream, while it is ``attached``.
+    """Adds ``residuals`` to the hidden state behind one layer, while it is ``attached``.
 
-    The keys are read before the MLP's output projection. The residuals are added behind it, or behind the norm that
-    some families have there: a residual is always a change of the hidden state itself.
+    Keys are read before the MLP's output projection of ``key_layer``. Residuals are added to what the MLP of ``layer``
+    gives the residual stream: behind its output projection, or behind the norm that some families have there.
 
     Args:
         anatomy: The model.
-        layer: Which decoder layer.
+        key_layer: Where keys are read.
+        layer: Where residuals are added; the same layer or a later one.
     """
 
-    def __init__(self, anatomy: Anatomy, layer: int) -> None:
-        self._anatomy, self.layer = anatomy, layer
-        projection = anatomy.projection(layer)
+    def __init__(self, anatomy: Anatomy, key_layer: int, layer: int) -> None:
+        self._anatomy, self.key_layer, self.layer = anatomy, key_layer, layer
+        projection = anatomy.projection(key_layer)
         d_out, d_in = projection_shape(projection)
         self.residuals = GatedResiduals.empty(d_in, d_out, projection.get_parameter("weight").device)
         self._found: Tensor | None = None
@@ -139,9 +205,9 @@ class GateHook:
         if self.attached:
             return
         check_no_hook(self._anatomy.model)
-        projection = self._anatomy.projection(self.layer)
-        last = self._anatomy.norm_after_mlp(self.layer) or projection
-        self._handles = [projection.register_forward_pre_hook(self._look), last.register_forward_hook(self._add)]
+        changed = self._anatomy.norm_after_mlp(self.layer) or self._anatomy.projection(self.layer)
+        read = self._anatomy.projection(self.key_layer)
+        self._handles = [read.register_forward_pre_hook(self._look), changed.register_forward_hook(self._add)]
         add_hook(self._anatomy.model, self)
 
     def detach(self) -> None:
@@ -159,6 +225,7 @@ class GateHook:
         if found is None:
             return None
         hits = (found >= 0).nonzero()[:, 0]
+        added = self.residuals.residuals[found[hits]].to(output)
         rows = output.flatten(0, -2)
-        added = rows.index_copy(0, hits, rows[hits] + self.residuals.residuals[found[hits]].to(rows))
-        return added.view(output.shape)
+        places = hits.to(rows.device)
+        return rows.index_copy(0, places, rows[places] + added).view(output.shape)

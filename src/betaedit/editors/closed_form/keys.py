@@ -61,7 +61,8 @@ class LayerWalk:
         ``write`` is given the keys ``(d_in, c)`` of ``layer``, those of one fact after another, and the output
         ``(d_out, c)`` that the last edited layer has at the lookup token of each key's first prompt, both under the
         weights as they are when it is called. Meanwhile ``bare_keys`` holds, for each of them, the ``(d_in, c)`` key
-        of its fact's bare prompt alone, and ``prompt_keys``, for each fact, the ``(wordings, d_in)`` keys of its prompts.
+        of its fact's bare prompt alone, and ``prompt_keys``, for each fact, the ``(wordings, d_in)`` keys of its
+        prompts.
         """
         self._hidden = self._runner.run(self._calls, self._hidden, self._next, layer - 1)
         self._next = layer

@@ -19,8 +19,13 @@ class GatedConfig(ValueConfig):
     layer: int | None = Field(
         None,
         ge=0,
-        description="Decoder layer that gets the residuals; at 8/30 of the depth if not given, as in the SmolLM2 that "
-        "it was measured on.",
+        description="Decoder layer that gets the residuals, where values are sought; at 8/30 of the depth if not "
+        "given, as layer 8 of SmolLM2 is.",
+    )
+    key_layer: int | None = Field(
+        None,
+        ge=0,
+        description="Decoder layer where keys are read: `layer`, or one below it; at 3/30 of the depth if not given.",
     )
     gate: Cosine | None = Field(
         None, description="Cosine above which a key matches; from data, for each key by itself, if not given."
@@ -34,10 +39,10 @@ class GatedConfig(ValueConfig):
     gate_corpus: str = Field("self", description="Ordinary text: self, a text or JSONL file, or dataset:owner/name.")
     gate_tokens: int = Field(20_000, ge=1, description="Tokens of ordinary text that no key may match.")
 
-    def search(self, layer: int) -> EditConfig:
-        """The settings of a value search at ``layer``."""
+    def search(self, key_layer: int, layer: int) -> EditConfig:
+        """The settings of a value search at ``layer``, and of the walk to it from ``key_layer``."""
         values = {name: getattr(self, name) for name in ValueConfig.model_fields}
-        return EditConfig(**values, layers=(layer,), shared_subjects="apart")
+        return EditConfig(**values, layers=tuple(sorted({key_layer, layer})), shared_subjects="apart")
 
     def leaving(self, held: Sequence[Fact], facts: Sequence[Fact]) -> list[Fact]:
         """A fact leaves when a later one gives its prompt another answer."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from betaedit.editors.gated.ordinary import OrdinaryKeys
 from betaedit.editors.matrix import check_unedited
 from betaedit.editors.method import EditResult, Forgets, PlannedEdit, WrittenBatch
 from betaedit.editors.resources import Resources
-from betaedit.errors import NumericalError
+from betaedit.errors import ConfigError, NumericalError
 from betaedit.facts.fact import Fact
 from betaedit.models.gate import GatedResiduals, GateHook, unit
 from betaedit.models.gradients import usual_gradients
@@ -35,7 +34,7 @@ from betaedit.statistics.corpus import corpus_from
 
 logger = logging.getLogger(__name__)
 
-_MEASURED_LAYER, _MEASURED_DEPTH = 8, 30
+_KEY_LAYER, _LAYER, _DEPTH = 3, 8, 30
 
 
 class Gated(BatchEditor, Forgets):
@@ -51,19 +50,29 @@ class Gated(BatchEditor, Forgets):
 
     Raises:
         AnatomyError: The model has no such layer.
+        ConfigError: ``key_layer`` is above ``layer``.
         ModelError: Its layers cannot be run on a subset of the positions, or it holds edits of another editor.
     """
 
     def __init__(self, model: LanguageModel, config: GatedConfig, resources: Resources) -> None:
         super().__init__(model)
         self.config, self._resources = config, resources
-        n_layers = model.anatomy.n_layers
-        self.layer = n_layers * _MEASURED_LAYER // _MEASURED_DEPTH if config.layer is None else config.layer
+        depth = model.anatomy.n_layers
+        self.layer = depth * _LAYER // _DEPTH if config.layer is None else config.layer
+        measured = min(depth * _KEY_LAYER // _DEPTH, self.layer)
+        self.key_layer = measured if config.key_layer is None else config.key_layer
         check_layer(model, self.layer)
-        check_unedited(model.anatomy, [self.layer])
+        if self.key_layer > self.layer:
+            raise ConfigError(
+                f"key_layer is {self.key_layer}, above layer {self.layer}: the gate would be decided too late.",
+                hint="Give a key_layer that is not above the layer.",
+            )
+        check_unedited(model.anatomy, [self.key_layer, self.layer])
         check_replay(model.anatomy)
-        self._search = config.search(self.layer)
-        self._hook = GateHook(model.anatomy, self.layer)
+        self._search = config.search(self.key_layer, self.layer)
+        self._hook = GateHook(model.anatomy, self.key_layer, self.layer)
+        self._contexts: tuple[str, ...] | None = None
+        self._ordinary: OrdinaryKeys | None = None
 
     @property
     def memory(self) -> GatedResiduals:
@@ -72,21 +81,23 @@ class Gated(BatchEditor, Forgets):
 
     def prepare(self) -> None:
         """Sample the contexts, and take the keys of ordinary text."""
-        _ = self._contexts
-        if self.config.gate is None:
-            _ = self._ordinary
+        with self.unedited():
+            if self._contexts is None:
+                self._contexts = self._resources.contexts(self.config)
+            if self._ordinary is None and self.config.gate is None:
+                corpus = corpus_from(self.config.gate_corpus, seed=self.config.seed)
+                self._ordinary = OrdinaryKeys(self.model, self.key_layer, corpus, self.config.gate_tokens)
 
     def plan(self, fact: Fact) -> PlannedEdit:
         """See ``EditingMethod.plan``."""
         prompt = Prompt.fill("{}", fact.prompt, fact.subject)
         lookup = find_lookup_token(self.model.tokenizer, prompt, self.config.lookup)
-        check_readable(self.model, fact, self._search, self.__dict__.get("_contexts"))
+        check_readable(self.model, fact, self._search, self._contexts)
         return replace(super().plan(fact), lookup=lookup)
 
     def replay(self, batch: WrittenBatch) -> None:
         """Take up what the batch was."""
-        found = {name: tensor.to(self.memory.keys.device) for name, tensor in batch.tensors.items()}
-        self._add(batch.results, GatedResiduals(**found))
+        self._add(batch.results, GatedResiduals.from_tensors(batch.tensors, self.memory.keys.device))
 
     @usual_gradients
     def forget(self, results: Sequence[EditResult]) -> None:
@@ -110,36 +121,25 @@ class Gated(BatchEditor, Forgets):
         self._keep_only([False] * len(self._results))
 
     def describe(self) -> dict[str, Any]:
-        """The layer, and the contexts if they were sampled already."""
-        contexts = self.__dict__.get("_contexts")
-        return {"layer": self.layer, "contexts": None if contexts is None else list(contexts)}
-
-    @cached_property
-    def _contexts(self) -> tuple[str, ...]:
-        with self.unedited():
-            return self._resources.contexts(self.config)
-
-    @cached_property
-    def _ordinary(self) -> OrdinaryKeys:
-        corpus = corpus_from(self.config.gate_corpus, seed=self.config.seed)
-        with self.unedited():
-            return OrdinaryKeys(self.model, self.layer, corpus, self.config.gate_tokens)
+        """The layers, and the contexts; ``None`` if not made yet."""
+        contexts = None if self._contexts is None else list(self._contexts)
+        return {"layer": self.layer, "key_layer": self.key_layer, "contexts": contexts}
 
     def _keep(self, results: Sequence[EditResult]) -> None:
         """They are counted where their residuals are added."""
 
     def _write(self, facts: Sequence[Fact]) -> WrittenBatch:
         started = time.perf_counter()
-        contexts = self._contexts
+        self.prepare()
         with self.unedited():
-            encoded = encode_batch(self.model, facts, contexts, self._search)
+            encoded = encode_batch(self.model, facts, self._contexts or (), self._search)
             values = optimize_values(self.model, encoded, self._search)
             keys = self._prompt_keys(encoded)
-        found, margins = self._gated(encoded, values, keys)
+        found, gates = self._gated(encoded, values, keys)
         seconds = (time.perf_counter() - started) / len(facts)
         results = [
-            EditResult(fact, seconds, figures=_figures(value, *margin))
-            for fact, value, margin in zip(facts, values, margins, strict=True)
+            EditResult(fact, seconds, figures=_figures(value, each))
+            for fact, value, each in zip(facts, values, gates, strict=True)
         ]
         before = self._results, self.memory
         try:
@@ -161,38 +161,33 @@ class Gated(BatchEditor, Forgets):
     def _prompt_keys(self, encoded: EncodedBatch) -> list[Tensor]:
         """``(wordings, d_in)`` keys of each fact, one for each of its prompts."""
         walk = LayerWalk(self.model, encoded, range(len(encoded)), self._search)
-        walk.pass_layer(self.layer, lambda *_: None)
+        walk.pass_layer(self.key_layer, lambda *_: None)
         return walk.prompt_keys
 
     def _gated(
         self, encoded: EncodedBatch, values: Sequence[Value], prompt_keys: Sequence[Tensor]
-    ) -> tuple[GatedResiduals, list[tuple[float, float]]]:
-        """Keys, gates and residuals of some facts; of each, its smallest cosine with its own and its gate.
+    ) -> tuple[GatedResiduals, list[Tensor]]:
+        """Keys, gates and residuals of some facts; and of each its gates.
 
         Raises:
             NumericalError: A residual is not finite.
         """
-        keys, gates, owner, margins = [], [], [], []
-        for fact, each in enumerate(prompt_keys):
-            weights = encoded.key_weights(fact).to(each)
-            stored = unit(weights @ each)
-            own = (stored @ unit(each).T).where(weights > 0, 1.0).amin(dim=1)
-            gate = self._gates(stored, own)
-            keys.append(stored)
-            gates.append(gate)
-            owner += [fact] * len(stored)
-            margins.append((float(own.min()), float(gate.max())))
         residuals = torch.stack([value.target - value.initial for value in values])
         if not bool(torch.isfinite(residuals).all()):
             raise NumericalError("the search for a value did not stay finite.", hint="Lower value_clamp.")
-        device = self.memory.keys.device
-        found = (torch.cat(keys), torch.cat(gates), torch.tensor(owner), residuals)
-        return GatedResiduals(*(tensor.to(device).contiguous() for tensor in found)), margins
+        keys, gates = [], []
+        for fact, found in enumerate(prompt_keys):
+            stored, own = stored_keys(found, encoded.key_weights(fact).to(found))
+            keys.append(stored)
+            gates.append(self._gates(stored, own))
+        owner = torch.tensor([fact for fact, stored in enumerate(keys) for _ in stored])
+        tensors = {"keys": torch.cat(keys), "thresholds": torch.cat(gates), "owner": owner, "residuals": residuals}
+        return GatedResiduals.from_tensors(tensors, self.memory.keys.device), gates
 
     def _gates(self, keys: Tensor, own: Tensor) -> Tensor:
         """``(c,)`` cosine above which each of ``keys`` ``(c, d_in)`` matches, of which ``own`` does in its contexts."""
-        if self.config.gate is not None:
-            return torch.full_like(own, self.config.gate)
+        if self._ordinary is None:
+            return torch.full_like(own, self.config.gate or 1.0)
         ordinary = self._ordinary.largest_cosines(keys).to(own)
         between = ordinary + self.config.gate_share * (own - ordinary).clamp(min=0)
         return between.clamp(min=self.config.gate_least)
@@ -218,12 +213,32 @@ class Gated(BatchEditor, Forgets):
             self._hook.detach()
 
 
-def _figures(value: Value, own: float, gate: float) -> dict[str, Any]:
+def stored_keys(found: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys of a fact, of length one; and of each the smallest cosine with a key that it stands for.
+
+    A prompt that begins a text has a key unlike those that it has behind other text. So a prompt and its contexts give
+    two keys: that of the bare prompt, and the mean of the others.
+
+    Args:
+        found: ``(wordings, d_in)`` key of each prompt.
+        weights: ``(keys, wordings)`` share of each in the keys that an update would be solved for.
+    """
+    keys, own = [], []
+    prompts = unit(found)
+    for row in weights:
+        first, *others = row.nonzero()[:, 0].tolist()
+        for group in filter(None, ([first], others)):
+            key = unit(found[group].mean(dim=0, keepdim=True))
+            keys.append(key)
+            own.append((prompts[group] @ key[0]).amin())
+    return torch.cat(keys), torch.stack(own)
+
+
+def _figures(value: Value, gates: Tensor) -> dict[str, Any]:
     return {
         "sought_probability": value.target_probability,
         "value_length": value.relative_length,
         "evaluations": value.n_evaluations,
-        "keys": value.n_keys,
-        "own_cosine": own,
-        "gate": gate,
+        "keys": len(gates),
+        "gate": float(gates.amax()),
     }

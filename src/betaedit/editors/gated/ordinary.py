@@ -52,7 +52,7 @@ class OrdinaryKeys:
     @torch.no_grad()
     def largest_cosines(self, keys: Tensor) -> Tensor:
         """``(c,)`` of each of ``keys`` ``(c, d_in)``, of length one, the largest cosine with any of these."""
-        parts = [(keys @ part.float().T).amax(dim=1) for part in self._keys.split(_KEYS_PER_PRODUCT)]
+        parts = [(keys @ part.float().T).amax(dim=1) for part in torch.split(self._keys, _KEYS_PER_PRODUCT)]
         return torch.stack(parts).amax(dim=0)
 
 
