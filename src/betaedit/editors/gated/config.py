@@ -35,7 +35,7 @@ class GatedConfig(ValueConfig):
         description="Where the gate stands between the largest cosine with ordinary text (0) and the smallest with the "
         "fact's own prompt in other contexts (1).",
     )
-    gate_least: Cosine = Field(0.8, description="No gate from data is below this cosine: names are alike.")
+    gate_least: Cosine = Field(0.82, description="No gate from data is below this cosine: names are alike.")
     gate_corpus: str = Field("self", description="Ordinary text: self, a text or JSONL file, or dataset:owner/name.")
     gate_tokens: int = Field(20_000, ge=1, description="Tokens of ordinary text that no key may match.")
 
