@@ -430,6 +430,14 @@ class HasAdapter(Protocol):
         """Write it into ``folder`` as peft does; returns its rank."""
 
 
+@runtime_checkable
+class SavesFiles(Protocol):
+    """An editor that changes no weights and keeps its edits in files beside those of the model."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write them into the folder of the saved model; ``load_language_model`` reads them."""
+
+
 Capability = TypeVar("Capability")
 
 

@@ -71,6 +71,7 @@ _SINGLE = ("rome", "r-rome")
 _SMOLLM2_OTHERS: dict[str, dict[str, Any]] = {
     "ultraedit": {"learning_rate": 3e-4},
     "wise": {"layer": 20, "learning_rate": 0.3},
+    "gated": {"context_openings": ("The", "Because", "You")},
 }
 
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy, projection_shape
 from betaedit.models.prompt_hook import add_hook, check_no_hook
+
+GATE_FILE = Path("betaedit", "gated.safetensors")
+"""In its own folder: servers read every safetensors file beside those of a model as part of it."""
 
 _MOST_PRODUCTS = 1 << 22
 _MOST_PAIRS = 1 << 13
@@ -204,17 +211,53 @@ class GateHook:
         """
         if self.attached:
             return
-        check_no_hook(self._anatomy.model)
-        changed = self._anatomy.norm_after_mlp(self.layer) or self._anatomy.projection(self.layer)
-        read = self._anatomy.projection(self.key_layer)
+        model = self._anatomy.model
+        check_no_hook(model)
+        read, changed = map(model.get_submodule, self._places())
         self._handles = [read.register_forward_pre_hook(self._look), changed.register_forward_hook(self._add)]
-        add_hook(self._anatomy.model, self)
+        add_hook(model, self)
 
     def detach(self) -> None:
         """Leave the model's passes as they are."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._found = [], None
+
+    def save(self, folder: Path) -> None:
+        """Write ``GATE_FILE`` into the folder of a model: what is added, at which layers, and the modules there."""
+        read, changed = self._places()
+        layers = {"key_layer": str(self.key_layer), "layer": str(self.layer)}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.residuals.tensors().items()}
+        (folder / GATE_FILE).parent.mkdir(exist_ok=True)
+        save_file(tensors, folder / GATE_FILE, metadata={**layers, "read": read, "changed": changed})
+
+    @classmethod
+    def load(cls, anatomy: Anatomy, folder: Path) -> GateHook:
+        """What ``save`` wrote, not attached yet.
+
+        Raises:
+            ModelError: The file is damaged, or of another model.
+        """
+        try:
+            with safe_open(folder / GATE_FILE, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+                layers = opened.metadata()
+            hook = cls(anatomy, int(layers["key_layer"]), int(layers["layer"]))
+            hook.residuals = hook.residuals.with_more(GatedResiduals.from_tensors(tensors, anatomy.model.device))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{folder / GATE_FILE} cannot be used: {error}",
+                hint="Save the edited model again; without this file the folder is the unedited model.",
+            ) from error
+        return hook
+
+    def _places(self) -> tuple[str, str]:
+        """The modules where keys are read and residuals are added."""
+        anatomy = self._anatomy
+        norm, block = anatomy.norm_after_mlp(self.layer), anatomy.layers[self.layer]
+        names = [name for name, module in block.named_children() if module is norm]
+        changed = f"{anatomy.layers_path}.{self.layer}.{names[0]}" if names else anatomy.projection_path(self.layer)
+        return anatomy.projection_path(self.key_layer), changed
 
     def _look(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         found = self.residuals.find(args[0].detach().flatten(0, -2))

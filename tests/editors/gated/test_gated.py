@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from betaedit import Editor, Fact
 from betaedit.editors.gated.editor import Gated, stored_keys
 from betaedit.errors import AnatomyError, ConfigError, ModelError
 from betaedit.evaluation.scoring import score_targets
 from betaedit.models import LanguageModel
+from betaedit.models.gate import GATE_FILE
 from betaedit.models.generate import complete
+from betaedit.models.load import load_language_model
 from support.edits import CONTEXTS, FACTS, NEAR, unchanged, weights
 from support.families import language_model
 
@@ -73,12 +77,16 @@ def test_facts_are_held_no_weight_changes_and_other_text_stays_bit_for_bit(famil
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_fact_is_held_behind_other_text(family: str) -> None:
+def test_a_fact_gets_its_residual_behind_other_text(family: str) -> None:
     model = language_model(family)
     editor = gated(model, gate=0.9)
-    editor.edit(SHORT[0])
-    asked = Fact(f"I know this. {SHORT[0].prompt}", SHORT[0].subject, SHORT[0].target_new, joint="")
-    assert says(editor.language_model, asked)
+    editor.edit(SHORT)
+    for fact in SHORT:
+        asked = (f"I know this. {fact.text}", fact.target_new, "")
+        (after,) = score_targets(editor.language_model, [asked])
+        with editor.unedited():
+            (before,) = score_targets(editor.language_model, [asked])
+        assert after.nll < before.nll - 0.5
 
 
 def test_the_hidden_state_at_the_lookup_token_gets_the_residual_and_none_before_it_does() -> None:
@@ -192,6 +200,24 @@ def test_the_bare_prompt_and_the_mean_of_its_contexts_are_the_keys_of_a_fact() -
     assert torch.allclose(keys, wanted / wanted.norm(dim=1, keepdim=True), atol=1e-6)
     cosines = torch.cosine_similarity(found[1:3], mean[None], dim=1)
     assert torch.allclose(own, torch.tensor([1.0, float(cosines.min()), 1.0]), atol=1e-6)
+
+
+def test_a_saved_folder_answers_as_before_and_is_the_unedited_model_to_transformers(tmp_path: Path) -> None:
+    model = language_model("gemma2")
+    unedited = logits(model, SHORT[0].text)
+    editor = gated(model)
+    editor.edit(SHORT)
+    folder = editor.save_pretrained(tmp_path / "saved")
+    loaded = load_language_model(str(folder))
+    plain = LanguageModel.wrap(AutoModelForCausalLM.from_pretrained(folder), model.tokenizer)
+    for fact in SHORT:
+        assert torch.equal(logits(loaded, fact.text), logits(model, fact.text))
+    assert torch.equal(logits(plain, SHORT[0].text), unedited)
+    with pytest.raises(ModelError, match="gated memory of another editor"):
+        gated(loaded)
+    (folder / GATE_FILE).write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="cannot be used"):
+        load_language_model(str(folder))
 
 
 def test_layers_that_cannot_be_are_refused() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from betaedit.editors.asked import with_status
 from betaedit.editors.batches import BatchEditor, check_layer
 from betaedit.editors.closed_form.encode import EncodedBatch, encode_batch
 from betaedit.editors.closed_form.keys import LayerWalk
+from betaedit.editors.closed_form.live import sharing_a_key
 from betaedit.editors.closed_form.readable import check_readable
 from betaedit.editors.closed_form.values import Value, optimize_values
 from betaedit.editors.gated.config import GatedConfig
 from betaedit.editors.gated.ordinary import OrdinaryKeys
 from betaedit.editors.matrix import check_unedited
-from betaedit.editors.method import EditResult, Forgets, PlannedEdit, WrittenBatch
+from betaedit.editors.method import EditResult, Forgets, PlannedEdit, SavesFiles, WrittenBatch
 from betaedit.editors.resources import Resources
 from betaedit.errors import ConfigError, NumericalError
 from betaedit.facts.fact import Fact
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 _KEY_LAYER, _LAYER, _DEPTH = 3, 8, 30
 
 
-class Gated(BatchEditor, Forgets):
+class Gated(BatchEditor, Forgets, SavesFiles):
     """One model with a gated memory.
 
     What a fact becomes depends on no other fact, but that a later answer to its prompt takes its place. So forgetting
@@ -95,6 +97,18 @@ class Gated(BatchEditor, Forgets):
         check_readable(self.model, fact, self._search, self._contexts)
         return replace(super().plan(fact), lookup=lookup)
 
+    def check(self, facts: Sequence[Fact], batch_size: int) -> None:
+        """Warn of facts that share a subject: they may share a key."""
+        held = [result.fact for result in self._results]
+        if sharing := sharing_a_key(held, facts, self._search):
+            logger.warning(
+                "%d of %d facts share their subject with another fact (%s): where their keys match, too, one of them "
+                "answers for both. lookup=last takes the keys where the prompts end.",
+                len(sharing),
+                len(facts),
+                sharing[0].subject,
+            )
+
     def replay(self, batch: WrittenBatch) -> None:
         """Take up what the batch was."""
         self._add(batch.results, GatedResiduals.from_tensors(batch.tensors, self.memory.keys.device))
@@ -119,6 +133,10 @@ class Gated(BatchEditor, Forgets):
     def reset(self) -> None:
         """Forget all facts."""
         self._keep_only([False] * len(self._results))
+
+    def save_files(self, folder: Path) -> None:
+        """See ``GateHook.save``."""
+        self._hook.save(folder)
 
     def describe(self) -> dict[str, Any]:
         """The layers, and the contexts; ``None`` if not made yet."""
