@@ -77,16 +77,17 @@ def test_facts_are_held_no_weight_changes_and_other_text_stays_bit_for_bit(famil
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_fact_gets_its_residual_behind_other_text(family: str) -> None:
+def test_a_fact_is_found_behind_the_text_of_its_contexts(family: str) -> None:
     model = language_model(family)
-    editor = gated(model, gate=0.6)
+    editor = gated(model, gate=0.05, value_steps=2)
     editor.edit(SHORT)
-    for fact in SHORT:
-        asked = (f"I know this. {fact.text}", fact.target_new, "")
-        (after,) = score_targets(editor.language_model, [asked])
-        with editor.unedited():
-            (before,) = score_targets(editor.language_model, [asked])
-        assert after.nll < before.nll - 0.5
+    found: list[Tensor] = []
+    handle = model.anatomy.projection(1).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    for number, fact in enumerate(SHORT):
+        for context in CONTEXTS:
+            logits(model, context.format(fact.text))
+            assert editing(editor).memory.find(found.pop().flatten(0, -2))[-1] == number
+    handle.remove()
 
 
 def test_the_hidden_state_at_the_lookup_token_gets_the_residual_and_none_before_it_does() -> None:
