@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from betaedit import Editor, Fact, Workspace
 from betaedit.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GATED = (ROOT / "docs" / "gated-memory.md").read_text(encoding="utf-8")
 PYTHON_API = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
 TABLE = README.partition("## What you can do")[2].partition("\n## ")[0]
 COMMANDS = [cell for cell in re.findall(r"`(betaedit [^`]+)`", TABLE) if not cell.startswith("betaedit calibrate")]
@@ -55,6 +57,20 @@ def test_the_python_api_runs_from_beginning_to_end() -> None:
         workspace.edit(Fact("The capital of {} is", "Peru", "Lisbon"))
     names = run_listings(PYTHON_API)
     assert names["report"].after.edits == len(names["file"].cases)
+
+
+@pytest.mark.usefixtures("desk")
+def test_transformers_gives_the_answers_of_a_saved_gated_memory_by_the_lines_of_its_page() -> None:
+    fact = Fact("The capital of {} is", "Peru", "Lisbon")
+    editor = Editor.from_pretrained("smollm2", method="gated", gate=0.9, value_steps=2)
+    editor.edit(fact)
+    editor.save_pretrained("edited")
+    model = run_listings(GATED)["model"]
+    ids = torch.tensor([[*editor.language_model.encode([fact.text])[0], 5]] * 2)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, editor.model(ids).logits, atol=1e-5)
+        with editor.unedited():
+            assert not torch.allclose(model(ids).logits, editor.model(ids).logits, atol=1e-5)
 
 
 @pytest.mark.usefixtures("desk")

@@ -29,6 +29,13 @@ def test_a_codebook_is_a_key_a_value_and_a_radius_per_entry() -> None:
     assert use.answering == {"codebook": len(editor.editing.codebook) * (MLP + HIDDEN + 1) * FLOAT}
 
 
+def test_a_gated_memory_is_its_keys_and_residuals() -> None:
+    use, editor = use_of("gated")
+    memory = editor.editing.memory
+    per_key = (MLP + 1) * FLOAT + 8  # a key, its threshold, and the number of its residual
+    assert use.answering == {"gated memory": len(memory.keys) * per_key + 3 * HIDDEN * FLOAT}
+
+
 def test_a_side_memory_is_a_whole_matrix_and_earlier_ones_are_kept_for_forgetting() -> None:
     use, _ = use_of("wise", shard_size=2, merge_every=2)
     # One merged from the first shard, one of the shard being filled. The second shard began with the first of them.

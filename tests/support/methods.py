@@ -30,6 +30,7 @@ FAMILY_SETTINGS: dict[str, Mapping[str, Any]] = {
     "LoRA": {"steps": 3, "learning_rate": 0.02},
     "AdaLoRA": {"steps": 3, "learning_rate": 0.02},
     "UltraEdit": {"changed_layers": (1, 2), "learning_rate": 1e-3},
+    "gated memory": {"layer": 2, "context_templates": CONTEXTS, "value_steps": 2, "gate": 0.9},
     "retrieval": {"confirm": "none", "template": "continue"},
     "codebook": {"layer": 2, "steps": 4},
     "side memory": {

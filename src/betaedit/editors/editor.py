@@ -19,6 +19,7 @@ from betaedit.editors.method import (
     Method,
     MethodConfig,
     PlannedEdit,
+    SavesFiles,
     WrittenBatch,
     require,
 )
@@ -289,13 +290,15 @@ class Editor:
     def saved_into(self, folder: Path) -> Iterator[Path]:
         """``save_pretrained`` as a context, for adding files to the folder before it appears."""
         self.check_can_be_saved(folder)
-        weights = self.weights()
+        weights = self._saved_weights()
         for matrix in weights.values():
             matrix.check()
         with file_errors(folder, OutputError), atomic_folder(folder) as scratch:
             save_language_model(self.language_model, scratch, tuple(weights))
+            if isinstance(self.editing, SavesFiles):
+                self.editing.save_files(scratch)
             if self.resources.moments is not None:
-                (scratch / STATISTICS_FILE).parent.mkdir()
+                (scratch / STATISTICS_FILE).parent.mkdir(exist_ok=True)
                 self.resources.moments.save(scratch / STATISTICS_FILE)
             plain = json.dumps({**self.to_dict(), **self._record(scratch)}, indent=2, ensure_ascii=False)
             (scratch / EDITS_FILE).write_text(f"{plain}\n", encoding="utf-8")
@@ -305,10 +308,10 @@ class Editor:
         """Refuse what ``save_pretrained`` would refuse, before facts are written.
 
         Raises:
-            MethodError: The method changes no weights.
+            MethodError: The method changes no weights and saves no files.
             ModelError: Something is attached to the model, it frames its prompts, or an adapter lies in ``folder``.
         """
-        if not isinstance(self.editing, EditsWeights):
+        if not isinstance(self.editing, EditsWeights | SavesFiles):
             self._editing_matrices("be saved as a model: it changes no weights")
         check_can_be_saved(self.language_model, Path(folder))
 
@@ -345,10 +348,14 @@ class Editor:
         hint = "Store its run with --out, or use a method that edits MLP output matrices."
         return require(self.editing, EditsMatrices, self.method, what, hint)  # type: ignore[type-abstract]
 
+    def _saved_weights(self) -> Mapping[str, EditedMatrix]:
+        """``weights``; none for a method that saves files instead."""
+        return {} if isinstance(self.editing, SavesFiles) else self.weights()
+
     def _record(self, folder: Path) -> dict[str, Any]:
         """What a saved folder records in addition to ``to_dict``, so that it can be used as a model again."""
         anatomy, saved = self.language_model.anatomy, self.resources.saved
-        tails = tuple(f"{path.removeprefix(anatomy.layers_path)}.weight" for path in self.weights())
+        tails = tuple(f"{path.removeprefix(anatomy.layers_path)}.weight" for path in self._saved_weights())
         return {
             "base": self.language_model.place if saved is None else saved.base,
             "preset_settings": self.preset.to_dict(),

@@ -296,7 +296,7 @@ def check_unedited(anatomy: Anatomy, layers: Iterable[int]) -> None:
     """``check_modules_unedited`` for the MLP output projections of some layers.
 
     Raises:
-        ModelError: As there, or the model answers with another editor's codebook or side memory.
+        ModelError: As there, or the model answers with another editor's codebook, side memory or gated memory.
     """
     check_no_hook(anatomy.model)
     check_modules_unedited(anatomy.projection(layer) for layer in layers)

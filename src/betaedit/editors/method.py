@@ -478,6 +478,14 @@ def memory_use(editing: EditingMethod) -> MemoryUse:
     return editing.memory_use if isinstance(editing, HoldsMemory) else MemoryUse()
 
 
+@runtime_checkable
+class SavesFiles(Protocol):
+    """An editor that changes no weights and keeps its edits in files beside those of the model."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write them into the folder of the saved model; ``load_language_model`` reads them."""
+
+
 Capability = TypeVar("Capability")
 
 

@@ -83,6 +83,7 @@ class MethodTable(Mapping[str, Method]):
 METHODS = MethodTable(
     (
         "betaedit.editors.closed_form.recipes",
+        "betaedit.editors.gated.methods",
         "betaedit.editors.gradient.methods",
         "betaedit.editors.hypernet.methods",
         "betaedit.editors.retrieval.methods",

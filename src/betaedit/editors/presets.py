@@ -73,6 +73,7 @@ _SMOLLM2_OTHERS: dict[str, dict[str, Any]] = {
     "adalora": {"learning_rate": 1e-3, "steps": 20},
     "ultraedit": {"learning_rate": 3e-4},
     "wise": {"layer": 20, "learning_rate": 0.3},
+    "gated": {"context_openings": ("The", "Because", "You")},
 }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -26,6 +27,7 @@ from betaedit.models.diagnosis import (
     why_no_tokenizer,
     why_no_weights,
 )
+from betaedit.models.gate import GATE_FILE, GateHook
 from betaedit.models.gguf import gguf_folder
 from betaedit.models.gradients import usual_gradients
 from betaedit.models.lookup import encode_target, tokenize
@@ -194,7 +196,7 @@ def load_language_model(
     device_map: str | dict[str, Any] | None = None,
     runner: RunnerName = "auto",
 ) -> LanguageModel:
-    """The model of that name, ready to be edited.
+    """The model of that name, ready to be edited; one that was saved with a gated memory answers with it.
 
     Args:
         name: ``smollm2`` or another of ``BUNDLES``, a local folder, a ``.gguf`` file, or a Hugging Face id.
@@ -217,7 +219,10 @@ def load_language_model(
     model = _load_weights(name, place, DTYPES[dtype], device_map)
     if device_map is None:
         torch.nn.Module.to(model, usable_device(device))
-    return LanguageModel.wrap(model, tokenizer, name, runner=runner)
+    loaded = LanguageModel.wrap(model, tokenizer, name, runner=runner)
+    if (Path(place) / GATE_FILE).is_file():
+        GateHook.load(loaded.anatomy, Path(place)).attach()
+    return loaded
 
 
 def _resolve(name: str) -> str:

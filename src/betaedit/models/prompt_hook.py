@@ -95,7 +95,7 @@ class PromptHook:
             stack.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
             module.register_forward_hook(self._changed),
         ]
-        _hooks.setdefault(self._model, WeakSet()).add(self)
+        add_hook(self._model, self)
 
     def detach(self) -> None:
         """Leave the model's passes as they are."""
@@ -128,8 +128,21 @@ class PromptHook:
         return changed.view(output.shape)
 
 
-_hooks: WeakKeyDictionary[nn.Module, WeakSet[PromptHook]] = WeakKeyDictionary()
+class Hook(Protocol):
+    """What changes a model's passes while it is attached."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether it does."""
+
+
+_hooks: WeakKeyDictionary[nn.Module, WeakSet[Any]] = WeakKeyDictionary()
 """All that there are, by their models."""
+
+
+def add_hook(model: nn.Module, hook: Hook) -> None:
+    """Let ``check_no_hook`` know of a hook."""
+    _hooks.setdefault(model, WeakSet()).add(hook)
 
 
 def check_no_hook(model: nn.Module) -> None:
@@ -140,7 +153,7 @@ def check_no_hook(model: nn.Module) -> None:
     """
     if any(hook.attached for hook in _hooks.get(model, ())):
         raise ModelError(
-            "the model answers with the codebook or side memory of another editor.",
+            "the model answers with the codebook, side memory or gated memory of another editor.",
             hint="Go on with that one, call its reset() first, or load the model once more.",
         )
 

@@ -28,8 +28,8 @@ Lookup = Literal["subject_last", "subject_first", "subject_first_after_last", "l
 _RENAMED = {("value_optimizer", "spectral"): "projected_bb"}
 
 
-class EditConfig(ContextConfig, StatisticsConfig):
-    """Hyper-parameters of locate-then-edit methods; unknown names and impossible values are refused."""
+class ValueConfig(ContextConfig):
+    """How the value of a fact is sought: at which token, in which prompts, and until when."""
 
     lookup: Lookup = Field("subject_last", description="Lookup token: where the key of a fact is read.")
 
@@ -82,6 +82,25 @@ class EditConfig(ContextConfig, StatisticsConfig):
         0.0,
         description="After the search the value change is scaled by 1 + value_margin, within the clamp.",
     )
+    value_norm_anchor: Positive | None = Field(
+        None,
+        description="Length to which every value is scaled at the MLP's output (NAS); facts that would need more than "
+        "twice this length are not written.",
+    )
+    kl_weight: NotNegative = Field(0.0625, description="Weight of the KL term at the subject.")
+    kl_template: str = Field("{} is a", description="Prompt of the KL term.")
+
+    @field_validator("kl_template")
+    @classmethod
+    def _kl_slotted(cls, template: str) -> str:
+        if template.count(SLOT) != 1:
+            raise ValueError("needs exactly one {}")
+        return template
+
+
+class EditConfig(ValueConfig, StatisticsConfig):
+    """Hyper-parameters of locate-then-edit methods; unknown names and impossible values are refused."""
+
     retries: int = Field(
         0,
         ge=0,
@@ -92,11 +111,6 @@ class EditConfig(ContextConfig, StatisticsConfig):
         True,
         description="Whether a fact that the model still does not answer stays in the weights (published).",
     )
-    value_norm_anchor: Positive | None = Field(
-        None,
-        description="Length to which every value is scaled at the MLP's output (NAS); facts that would need more than "
-        "twice this length are not written.",
-    )
     value_per_layer: bool = Field(
         False,
         description="A value is sought for each edited layer in turn, on weights in which the layers before it are "
@@ -105,8 +119,6 @@ class EditConfig(ContextConfig, StatisticsConfig):
     value_look_ahead: int = Field(
         1, ge=1, description="Batches whose values are searched together before the first is written."
     )
-    kl_weight: NotNegative = Field(0.0625, description="Weight of the KL term at the subject.")
-    kl_template: str = Field("{} is a", description="Prompt of the KL term.")
 
     leakage_weight: NotNegative = Field(3000.0, description="lambda1: weight of C0 (mom2_update_weight).")
     ridge: NotNegative = Field(10.0, description="lambda2: ridge (L2).")
@@ -159,13 +171,6 @@ class EditConfig(ContextConfig, StatisticsConfig):
     @classmethod
     def _renamed(cls, values: Any) -> Any:
         return with_current_names(values) if isinstance(values, Mapping) else values
-
-    @field_validator("kl_template")
-    @classmethod
-    def _kl_slotted(cls, template: str) -> str:
-        if template.count(SLOT) != 1:
-            raise ValueError("needs exactly one {}")
-        return template
 
     def passes(self) -> tuple[EditConfig, ...]:
         """The settings of each pass of search and writing: all layers in one, or with ``value_per_layer`` one each."""

@@ -52,6 +52,7 @@ class LayerWalk:
         entry[prompts[prompts >= 0]] = pack.starts[prompts >= 0]
         self._leaders = entry[leaders.prompts] + leaders.positions
         self.bare_keys: Tensor
+        self.prompt_keys: list[Tensor]
 
     @torch.no_grad()
     def pass_layer(self, layer: int, write: Callable[[Tensor, Tensor], None]) -> None:
@@ -60,7 +61,8 @@ class LayerWalk:
         ``write`` is given the keys ``(d_in, c)`` of ``layer``, those of one fact after another, and the output
         ``(d_out, c)`` that the last edited layer has at the lookup token of each key's first prompt, both under the
         weights as they are when it is called. Meanwhile ``bare_keys`` holds, for each of them, the ``(d_in, c)`` key
-        of its fact's bare prompt alone.
+        of its fact's bare prompt alone, and ``prompt_keys``, for each fact, the ``(wordings, d_in)`` keys of its
+        prompts.
         """
         self._hidden = self._runner.run(self._calls, self._hidden, self._next, layer - 1)
         self._next = layer
@@ -70,6 +72,7 @@ class LayerWalk:
             keys = [
                 rows[: w.shape[1]].float() for rows, w in zip(_at(entering, self._lookup), self._weights, strict=True)
             ]
+            self.prompt_keys = keys
             self.bare_keys = torch.cat(
                 [rows[:1].expand(len(w), -1) for rows, w in zip(keys, self._weights, strict=True)]
             ).T

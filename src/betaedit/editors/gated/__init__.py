@@ -1,0 +1,1 @@
+"""Gated memory: residuals beside the model, added only where a token's key matches (methods.md B.11)."""
