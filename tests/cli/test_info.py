@@ -35,7 +35,7 @@ UNREPLAYED: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
 }
 COMMANDS = [
-    *("edit", "ask", "demo", "eval", "compare", "align", "calibrate", "train-editor", "report", "export"),
+    *("edit", "ask", "demo", "eval", "compare", "align", "keys", "calibrate", "train-editor", "report", "export"),
     *("statistics", "bench"),
     *("methods", "models", "doctor", "env", "init", "log", "show", "status", "diff", "forget", "replace", "restore"),
     *("import", "check", "verify", "gc", "locate"),

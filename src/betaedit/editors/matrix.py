@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from betaedit.errors import ModelError, WeightsChangedError
 from betaedit.memory.update import Update
 from betaedit.models.anatomy import Anatomy, is_transposed
-from betaedit.models.prompt_hook import check_no_hook
+from betaedit.models.module_hook import check_no_hook
 
 _NARROWER = (torch.float32, torch.bfloat16, torch.float16)
 """Types to which a weight may have been cast in between."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy, projection_shape
-from betaedit.models.prompt_hook import add_hook, check_no_hook
+from betaedit.models.module_hook import ModuleHook
 
 GATE_FILE = Path("betaedit", "gated.safetensors")
 """In its own folder: servers read every safetensors file beside those of a model as part of it."""
@@ -184,7 +184,7 @@ def unit(keys: Tensor) -> Tensor:
     return nn.functional.normalize(keys.float(), dim=1)
 
 
-class GateHook:
+class GateHook(ModuleHook):
     """Adds ``residuals`` to the hidden state behind one layer, while it is ``attached``.
 
     Keys are read before the MLP's output projection of ``key_layer``. Residuals are added to what the MLP of ``layer``
@@ -197,37 +197,19 @@ class GateHook:
     """
 
     def __init__(self, anatomy: Anatomy, key_layer: int, layer: int) -> None:
+        super().__init__(anatomy.model)
         self._anatomy, self.key_layer, self.layer = anatomy, key_layer, layer
         projection = anatomy.projection(key_layer)
         d_out, d_in = projection_shape(projection)
         self.residuals = GatedResiduals.empty(d_in, d_out, projection.get_parameter("weight").device)
         self._found: Tensor | None = None
-        self._handles: list[Any] = []
 
-    @property
-    def attached(self) -> bool:
-        """Whether the model's passes are changed."""
-        return bool(self._handles)
+    def _register(self) -> Sequence[Any]:
+        read, changed = map(self._model.get_submodule, self._places())
+        return read.register_forward_pre_hook(self._look), changed.register_forward_hook(self._add)
 
-    def attach(self) -> None:
-        """Change the model's passes from now on.
-
-        Raises:
-            ModelError: Another hook does already.
-        """
-        if self.attached:
-            return
-        model = self._anatomy.model
-        check_no_hook(model)
-        read, changed = map(model.get_submodule, self._places())
-        self._handles = [read.register_forward_pre_hook(self._look), changed.register_forward_hook(self._add)]
-        add_hook(model, self)
-
-    def detach(self) -> None:
-        """Leave the model's passes as they are."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._found = [], None
+    def _detached(self) -> None:
+        self._found = None
 
     def save(self, folder: Path) -> None:
         """Write ``GATE_FILE`` into the folder of a model: what is added, at which layers, and the modules there."""

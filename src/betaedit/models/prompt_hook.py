@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transformers import Cache
 
 from betaedit.errors import ModelError
 from betaedit.models.anatomy import Anatomy
+from betaedit.models.module_hook import ModuleHook
 
 _lengths: ContextVar[Sequence[int] | None] = ContextVar("prompt_lengths", default=None)
 
@@ -58,7 +59,7 @@ class PromptChange(Protocol):
         """What takes the output's place for tokens behind those of an earlier pass, whose attention is in a cache."""
 
 
-class PromptHook:
+class PromptHook(ModuleHook):
     """A ``PromptChange`` on one module of a model, while it is ``attached``.
 
     Args:
@@ -68,40 +69,22 @@ class PromptHook:
     """
 
     def __init__(self, anatomy: Anatomy, path: str, change: PromptChange) -> None:
-        self._model = anatomy.model
+        super().__init__(anatomy.model)
         self._stack = anatomy.layers_path.rpartition(".")[0]
         self._path, self._change = path, change
         self._known: WeakKeyDictionary[Cache, Tensor | None] = WeakKeyDictionary()
-        self._handles: list[Any] = []
         self._pass: _Pass | None = None
 
-    @property
-    def attached(self) -> bool:
-        """Whether the model's passes are changed."""
-        return bool(self._handles)
-
-    def attach(self) -> None:
-        """Change the model's passes from now on.
-
-        Raises:
-            ModelError: Another hook does already.
-        """
-        if self.attached:
-            return
-        check_no_hook(self._model)
+    def _register(self) -> Sequence[Any]:
         stack, module = self._model.get_submodule(self._stack), self._model.get_submodule(self._path)
-        self._handles = [
+        return (
             stack.register_forward_pre_hook(self._enter, with_kwargs=True),
             stack.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
             module.register_forward_hook(self._changed),
-        ]
-        add_hook(self._model, self)
+        )
 
-    def detach(self) -> None:
-        """Leave the model's passes as they are."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._pass = [], None
+    def _detached(self) -> None:
+        self._pass = None
         self._known.clear()
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,36 +109,6 @@ class PromptHook:
         else:  # begun without this hook
             changed = leaving
         return changed.view(output.shape)
-
-
-class Hook(Protocol):
-    """What changes a model's passes while it is attached."""
-
-    @property
-    def attached(self) -> bool:
-        """Whether it does."""
-
-
-_hooks: WeakKeyDictionary[nn.Module, WeakSet[Any]] = WeakKeyDictionary()
-"""All that there are, by their models."""
-
-
-def add_hook(model: nn.Module, hook: Hook) -> None:
-    """Let ``check_no_hook`` know of a hook."""
-    _hooks.setdefault(model, WeakSet()).add(hook)
-
-
-def check_no_hook(model: nn.Module) -> None:
-    """Refuse a model whose passes a hook changes: its edits would pass for the model's own.
-
-    Raises:
-        ModelError: There is one.
-    """
-    if any(hook.attached for hook in _hooks.get(model, ())):
-        raise ModelError(
-            "the model answers with the codebook, side memory or gated memory of another editor.",
-            hint="Go on with that one, call its reset() first, or load the model once more.",
-        )
 
 
 class _Pass:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,16 +133,9 @@ class Gated(BatchEditor, Forgets, HoldsMemory, SavesFiles):
         dropped = {id(result) for result in results}
         self._keep_only([id(result) not in dropped for result in self._results])
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
+    def unedited(self) -> AbstractContextManager[None]:
         """The model without its memory."""
-        was_attached = self._hook.attached
-        self._hook.detach()
-        try:
-            yield
-        finally:
-            if was_attached:
-                self._hook.attach()
+        return self._hook.aside()
 
     def reset(self) -> None:
         """Forget all facts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
@@ -93,16 +93,9 @@ class SideEditor(ABC, Generic[State]):
         """Take up what the batch was."""
         self._set(self._replayed(batch))
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
+    def unedited(self) -> AbstractContextManager[None]:
         """The model without its hook."""
-        was_attached = self._hook.attached
-        self._hook.detach()
-        try:
-            yield
-        finally:
-            if was_attached:
-                self._hook.attach()
+        return self._hook.aside()
 
     def reset(self) -> None:
         """Drop all facts."""
